@@ -1,0 +1,107 @@
+"""LLaDA as a transformers model: the weight names of the hub's checkpoints over the layers of transformer.py.
+
+Imported, never run. `LLaDAModelLM.from_pretrained(folder_or_hub_id)` loads LLaDA-8B-Base, LLaDA-8B-Instruct,
+LLaDA-1.5 or checkpoints/llada-tiny; AutoModel and AutoModelForCausalLM find it too once `llada` is imported.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from llada.configuration import LLaDAConfig
+from transformer import MaskedDiffusionModel, RMSNorm, attend
+
+
+class LLaDABlock(nn.Module):
+    """One layer: attention and SwiGLU, each after an RMSNorm and added to its input."""
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__()
+        self.config = config
+        width, head_size = config.d_model, config.d_model // config.n_heads
+        self.heads, self.kv_heads = config.n_heads, config.n_kv_heads
+        bias, qkv_bias = config.include_bias, config.include_qkv_bias
+        self.attn_norm = RMSNorm(width, config.rms_norm_eps)
+        self.q_proj = nn.Linear(width, width, bias=qkv_bias)
+        self.k_proj = nn.Linear(width, self.kv_heads * head_size, bias=qkv_bias)
+        self.v_proj = nn.Linear(width, self.kv_heads * head_size, bias=qkv_bias)
+        self.attn_out = nn.Linear(width, width, bias=bias)
+        self.ff_norm = RMSNorm(width, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=bias)
+        self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=bias)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=bias)
+
+    def forward(self, x: Tensor, rope, key_mask, cache, index: int, start: int) -> Tensor:
+        """x [R, Q, E] -> [R, Q, E]; the other arguments are `transformer.attend`'s."""
+        normed = self.attn_norm(x)
+        queries = self.q_proj(normed).unflatten(-1, (self.heads, -1))
+        keys = self.k_proj(normed).unflatten(-1, (self.kv_heads, -1))
+        values = self.v_proj(normed).unflatten(-1, (self.kv_heads, -1))
+        x = x + self.attn_out(attend(queries, keys, values, rope, key_mask, cache, index, start,
+                                     self.config._attn_implementation))
+        normed = self.ff_norm(x)
+        return x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+
+
+class LLaDAModel(nn.Module):
+    """Holds the modules under the names of the checkpoint: model.transformer.{wte, blocks, ln_f, ff_out}."""
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__()
+        modules = {
+            "wte": nn.Embedding(config.embedding_size, config.d_model),
+            "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
+            "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+        }
+        if not config.weight_tying:
+            modules["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=config.include_bias)
+        self.transformer = nn.ModuleDict(modules)
+
+
+class LLaDAModelLM(MaskedDiffusionModel):
+    """LLaDA (arXiv 2502.09992): logits at a position predict the token of that position."""
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["LLaDABlock"]
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__(config)
+        self.model = LLaDAModel(config)
+        self.layer_count, self.kv_head_count = config.n_layers, config.n_kv_heads
+        self.head_size = config.d_model // config.n_heads
+        self.rope_theta, self.max_positions = config.rope_theta, config.max_sequence_length
+        self.post_init()
+
+    @property
+    def layers(self):
+        return self.model.transformer["blocks"]
+
+    @property
+    def final_norm(self):
+        return self.model.transformer["ln_f"]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        x = self.model.transformer["wte"](input_ids)
+        return x * math.sqrt(self.config.d_model) if self.config.input_emb_norm else x
+
+    def head(self, hidden: Tensor) -> Tensor:
+        if self.config.weight_tying:
+            logits = F.linear(hidden, self.model.transformer["wte"].weight)
+        else:
+            logits = self.model.transformer["ff_out"](hidden)
+        return logits / math.sqrt(self.config.d_model) if self.config.scale_logits else logits
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.transformer["wte"]
+
+    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
+        self.model.transformer["wte"] = embedding
+
+
+for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
+    auto_class.register(LLaDAConfig, LLaDAModelLM)

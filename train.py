@@ -1,0 +1,311 @@
+"""Train a small masked diffusion model on arithmetic word problems; made checkpoints/llada-tiny.
+
+    python train.py --output checkpoints/llada-tiny            # from nothing, about an hour and a half on two cores
+    python train.py --output checkpoints/llada-tiny --resume   # go on where an interrupted run stopped
+
+The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's without the dropout): every answer
+token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
+length. Half of the samples are masked that way all over; the other half as decoding meets them: a clean prefix, one
+block masked with probability t, everything after it masked. Answers are padded with EOS, as LLaDA's are, to canvases
+of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with its tokenizer, and
+`train.jsonl` holds the curve: loss and accuracy on held-out problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+from dataset import arithmetic
+from llada import LLaDAConfig, LLaDAModelLM
+from transformer import MaskedDiffusionModel
+
+ROOT = Path(__file__).resolve().parent
+
+# LLaDA's special tokens, in the order of their ids here (on the hub they sit at 126080 and above).
+SPECIAL_TOKENS = {
+    "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "mask_token": "<|mdm_mask|>",
+    "start_header": "<|start_header_id|>", "end_header": "<|end_header_id|>", "end_of_turn": "<|eot_id|>",
+}
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+VOCABULARY = 1024
+SHAPE = {"d_model": 192, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512}
+MAX_POSITIONS = 4096
+
+# Total lengths (prompt and canvas). Most samples get the shortest that fits, the others room for a canvas of 256, 512
+# or 1024 answer tokens, so that the model knows what a long tail of EOS, or of masks, looks like.
+TIGHT_LENGTHS = (96, 128, 160, 192, 256, 320)
+LONG_LENGTHS = {384: 0.08, 640: 0.015, 1152: 0.007}
+BLOCK = 32  # of the block-wise half of the samples
+MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
+MICROBATCH_TOKENS = 6144
+
+
+def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on the training problems, with LLaDA's special tokens and chat template.
+
+    Every digit is a token of its own: sums are learned once, digit by digit, instead of once for each pair of numbers.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"<<|>>|####|\d| ?[A-Za-z]+|\n| ?[^A-Za-z\d\s<>#]|\s"), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(SPECIAL_TOKENS.values()), show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    samples = islice(arithmetic.problems(seed, "train"), 20_000)
+    extra = ["Question: ", "\nAnswer:", "user", "assistant", "system"] * 1000
+    tokenizer.train_from_iterator([*(p["question"] + "\n" + p["answer"] for p in samples), *extra], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, model_max_length=MAX_POSITIONS,
+        padding_side="left", pad_token=SPECIAL_TOKENS["eos_token"],
+        additional_special_tokens=[SPECIAL_TOKENS[name] for name in ("start_header", "end_header", "end_of_turn")],
+        **{name: SPECIAL_TOKENS[name] for name in ("bos_token", "eos_token", "mask_token")},
+    )
+
+
+class Stream:
+    """The training data as a function of the step: the same seed gives step i the same batches after any restart."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, tokens_per_step: int, seed: int, split: str):
+        self.tokenizer, self.tokens_per_step, self.seed, self.split = tokenizer, tokens_per_step, seed, split
+        self.eos_id, self.mask_id = tokenizer.eos_token_id, tokenizer.mask_token_id
+
+    def step(self, number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Microbatches of one optimizer step: (noisy input [R, T], target [R, T], loss weight [R, T]), T ascending."""
+        rng = random.Random(f"{self.seed}-{self.split}-{number}")
+        by_length: dict[int, list[tuple[list[int], list[int]]]] = {}
+        tokens = 0
+        for problem in arithmetic.problems(rng.getrandbits(48), self.split):
+            prompt, answer = self.encode(problem, rng)
+            length = self.total_length(len(prompt) + len(answer), rng)
+            by_length.setdefault(length, []).append((prompt, answer))
+            tokens += length
+            if tokens >= self.tokens_per_step:
+                break
+        batches = []
+        for length, samples in sorted(by_length.items()):
+            rows = max(1, MICROBATCH_TOKENS // length)
+            for first in range(0, len(samples), rows):
+                batches.append(self.collate(samples[first : first + rows], length, rng))
+        return batches
+
+    def encode(self, problem: dict, rng: random.Random) -> tuple[list[int], list[int]]:
+        """Prompt and answer ids: half of the questions as they are, half in the words of lm-eval's GSM8K prompt."""
+        question = problem["question"]
+        content = question if rng.random() < 0.5 else f"Question: {question}\nAnswer:"
+        chat = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        encode = self.tokenizer.backend_tokenizer.encode
+        return encode(chat).ids, encode(problem["answer"]).ids
+
+    @staticmethod
+    def total_length(used: int, rng: random.Random) -> int:
+        draw = rng.random()
+        for length, share in LONG_LENGTHS.items():
+            if draw < share:
+                return length
+            draw -= share
+        return next((length for length in TIGHT_LENGTHS if length > used), max(LONG_LENGTHS))
+
+    def collate(self, samples: list, length: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
+        target = torch.full((len(samples), length), self.eos_id)
+        noisy, weight = target.clone(), torch.zeros(len(samples), length)
+        for row, (prompt, answer) in enumerate(samples):
+            start, end = len(prompt), len(prompt) + len(answer)
+            target[row, :end] = torch.tensor(prompt + answer)
+            # Spread t evenly over the rows: the same distribution as independent draws, with less variance.
+            t = MIN_NOISE + (1 - MIN_NOISE) * (row + rng.random()) / len(samples)
+            chance = torch.zeros(length)
+            if rng.random() < 0.5:
+                chance[start:] = t
+            else:
+                block = start + BLOCK * rng.randrange((end - start) // BLOCK + 1)  # up to the block of the first EOS
+                chance[block:] = 1
+                chance[block : block + BLOCK] = t
+            masked = torch.rand(length, generator=torch.Generator().manual_seed(rng.getrandbits(48))) < chance
+            noisy[row] = torch.where(masked, self.mask_id, target[row])
+            weight[row] = torch.where(masked, 1 / chance, 0.0) / (length - start)
+        return noisy, target, weight
+
+
+def masked_loss(model: MaskedDiffusionModel, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sum over rows of the weighted loss, and which masked tokens of positive weight were predicted right (bool)."""
+    noisy, target, weight = batch
+    positions = torch.arange(noisy.shape[1]).expand(noisy.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.hidden_states(noisy, positions)
+        rows, places = weight.nonzero(as_tuple=True)
+        logits = model.head(hidden[rows, places - model.prediction_offset]).float()  # [masked, V]
+    wanted = target[rows, places]
+    loss = (F.cross_entropy(logits, wanted, reduction="none") * weight[rows, places]).sum()
+    return loss, logits.detach().argmax(-1) == wanted
+
+
+@torch.no_grad()
+def held_out(model: MaskedDiffusionModel, stream: Stream, steps: int) -> dict[str, float]:
+    """Loss and accuracy on masked tokens of test problems, EOS left out of the accuracy (it is easy and most)."""
+    loss, rows, right, count = 0.0, 0, 0, 0
+    for batch in (batch for number in range(steps) for batch in stream.step(number)):
+        batch_loss, correct = masked_loss(model, batch)
+        real = (batch[1] != stream.eos_id)[batch[2] > 0]
+        loss, rows = loss + batch_loss.item(), rows + len(batch[0])
+        right, count = right + int(correct[real].sum()), count + int(real.sum())
+    return {"held_out_loss": loss / rows, "held_out_accuracy": right / count}
+
+
+def make_optimizers(model: MaskedDiffusionModel, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embedding, head and norms (the split that Muon's authors advise)."""
+    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Warm-up over 200 steps, constant, then down to 2% over the last 40% of the run."""
+    return min(1.0, (step + 1) / 200, max(0.02, (steps - step) / (0.4 * steps)))
+
+
+def train(options: argparse.Namespace) -> None:
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    folder = Path(options.output)
+    state_file, log_file = folder / "train-state.pt", folder / "train.jsonl"
+    if state_file.exists() and not options.resume:
+        raise ValueError(f"--output {str(folder)!r} holds an unfinished run: add --resume to go on with it, or name "
+                         "another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()  # transformers draws one for every file that it writes
+    tokenizer = build_tokenizer(options.seed)
+    tokenizer.save_pretrained(folder)
+    config = LLaDAConfig(
+        **SHAPE, vocab_size=VOCABULARY, max_sequence_length=MAX_POSITIONS, mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
+    )
+    model = LLaDAModelLM._from_config(config, attn_implementation="eager")
+    optimizers = make_optimizers(model, options.rate)
+    stream = Stream(tokenizer, options.tokens_per_step, options.seed, "train")
+    test_stream = Stream(tokenizer, 16_384, options.seed, "test")
+    first, seconds = 0, 0.0
+    if options.resume and state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first, seconds = state["step"], state["seconds"]
+        log = [line for line in log_file.read_text().splitlines() if json.loads(line).get("step", 0) <= first]
+        log_file.write_text("".join(f"{line}\n" for line in log))
+    else:
+        write_line(log_file, "w", {
+            "command": "python " + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "settings": {k: v for k, v in vars(options).items() if k != "resume"},
+            "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+            "hardware": hardware(), "commit": commit(),
+        })
+    started, loss_sum, samples = time.monotonic() - seconds, 0.0, 0
+    for step in (bar := tqdm(range(first, options.steps), initial=first, total=options.steps, unit="step")):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = options.rate * rate_at(step, options.steps)
+        batches = stream.step(step)
+        rows = sum(len(batch[0]) for batch in batches)
+        for batch in batches:
+            loss, _ = masked_loss(model, batch)
+            (loss / rows).backward()
+            loss_sum += loss.item()
+        samples += rows
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        done = step + 1
+        if done % options.log_every == 0 or done == options.steps:
+            entry = {"step": done, "seconds": round(time.monotonic() - started), "loss": round(loss_sum / samples, 4)}
+            entry |= {name: round(value, 4) for name, value in held_out(model, test_stream, 2).items()}
+            write_line(log_file, "a", entry)
+            bar.set_postfix(loss=entry["loss"], accuracy=entry["held_out_accuracy"])
+            save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": done,
+                  "seconds": time.monotonic() - started}, state_file)
+            model.save_pretrained(folder)
+            loss_sum, samples = 0.0, 0
+    state_file.unlink(missing_ok=True)
+    print(f"{folder}: {options.steps} steps, curve in {log_file.name}")
+
+
+def save(state: dict, file: Path) -> None:
+    """Write by a temporary file, so that a stop at any moment leaves a whole one."""
+    temporary = file.with_suffix(".part")
+    torch.save(state, temporary)
+    os.replace(temporary, file)
+
+
+def hardware() -> str:
+    """The processor's name and the number of cores, as a record of a run needs them."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """The commit that the code stands at, with "+" where the tree has changes that are not committed."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    return described.stdout.strip() or "unknown"
+
+
+def write_line(file: Path, mode: str, entry: dict) -> None:
+    with file.open(mode) as handle:
+        handle.write(json.dumps(entry) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--output", required=True, help="folder of the checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
+    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
+    parser.add_argument("--tokens_per_step", type=int, default=14_000, help="tokens of one optimizer step")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--log_every", type=int, default=100, help="steps between lines of the curve and saved states")
+    options = parser.parse_args()
+    try:
+        for name in ("steps", "tokens_per_step", "threads", "log_every"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+        train(options)
+    except ValueError as error:
+        raise SystemExit(f"train.py: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

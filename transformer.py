@@ -1,0 +1,253 @@
+"""What LLaDA and Dream are made of: RMSNorm, RoPE by position id, attention over numbered slots, a strict loader.
+
+Both models are the same bidirectional pre-norm transformer under different layer names. The names live in
+`llada/modeling.py` and `dream/modeling.py`; everything that computes lives here. Imported, never run; to see it
+at work: `python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples?"`
+
+Shapes: R rows of a batch, Q slots computed in this call (the queries), S slots attended to (the keys, S >= Q),
+H heads, K key-value heads (K divides H), D head size, E model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, accumulated in float32 whatever the input's dtype (Zhang & Sennrich 2019, eq. 4)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
+
+
+def rope_tables(position_ids: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotation at each position, [R, 1, Q, D] in float32 (RoFormer, section 3.2.2).
+
+    The angle depends on the position id alone, not on where the token stands in the sequence that the model sees.
+    That is what lets DPad drop suffix tokens while the kept ones stay at their original distance.
+    """
+    halves = torch.arange(0, head_size, 2, device=position_ids.device, dtype=torch.float32)
+    angles = position_ids[:, None, :, None].float() * theta ** (-halves / head_size)  # [R, 1, Q, D/2]
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply RoPE to x [R, H, Q, D] in float32 and return x's dtype; dimension i is paired with i + D/2."""
+    x32 = x.float()
+    first, second = x32.chunk(2, dim=-1)
+    return (x32 * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class SlotCache:
+    """Keys (after RoPE) and values of a block's slots, in buffers that are allocated once and written in place.
+
+    A cache mode is only the answer to "which slots are recomputed at a step": those overwrite their entries, and
+    queries attend to all `length` slots (DPad, section 4; Fast-dLLM's prefix and dual caches).
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, capacity: int):
+        shape = (model.layer_count, 2, rows, model.kv_head_count, capacity, model.head_size)
+        self.buffer = torch.empty(shape, dtype=model.dtype, device=model.device)
+        self.rows, self.length = rows, 0
+
+    def begin(self, rows: int, length: int) -> None:
+        """Start a block with `rows` rows of `length` slots; whatever the buffers held is stale."""
+        self.rows, self.length = rows, length
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [R, K, Q, D] at slots [start, start + Q) of a layer; return all its slots, [R, K, length, D]."""
+        stored = self.buffer[layer, :, : self.rows]
+        stored[0, :, :, start : start + keys.shape[2]] = keys
+        stored[1, :, :, start : start + keys.shape[2]] = values
+        return stored[0, :, :, : self.length], stored[1, :, :, : self.length]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row but `rows` [R'] (ascending): the others have finished their block."""
+        for target, source in enumerate(rows.tolist()):  # ascending, so a row moves only onto one no longer needed
+            if target != source:
+                self.buffer[:, :, target, :, : self.length] = self.buffer[:, :, source, :, : self.length]
+        self.rows = len(rows)
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, rope: tuple[Tensor, Tensor], key_mask: Tensor | None,
+    cache: SlotCache | None, layer: int, start: int, implementation: str = "sdpa",
+) -> Tensor:
+    """Bidirectional attention of Q queries [R, Q, H, D] to all slots, returned as [R, Q, H * D].
+
+    keys, values: [R, Q, K, D], of the same slots as the queries. key_mask: [R, 1, 1, S], True where a slot may be
+    attended to. With a cache the queries are its slots [start, start + Q), and the others come from its buffers.
+    implementation: transformers' names, "sdpa" (torch's kernels) or "eager" (the textbook formula: the oracle, and
+    the faster of the two for training in bfloat16 on a CPU).
+    """
+    queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))  # [R, heads, Q, D]
+    queries, keys = rotate(queries, *rope), rotate(keys, *rope)
+    if cache is not None:
+        keys, values = cache.write(layer, start, keys, values)
+    if implementation == "eager":
+        groups = queries.shape[1] // keys.shape[1]
+        keys, values = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (keys, values))
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [R, H, Q, S]
+        if key_mask is not None:
+            scores = scores.masked_fill(~key_mask, float("-inf"))
+        mixed = scores.softmax(dim=-1) @ values
+    else:
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=key_mask, enable_gqa=keys.shape[1] != queries.shape[1]
+        )
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class MaskedDiffusionModel(PreTrainedModel):
+    """The forward pass that decoding.py needs, over layers that a subclass names as its checkpoints do.
+
+    A subclass builds its modules and answers `embed(input_ids)`, `layers`, `final_norm`, `head(hidden)`; a layer is a
+    module called as `layer(x, rope, key_mask, cache, index, start)`. It also sets `layer_count`, `kv_head_count`,
+    `head_size`, `rope_theta` and `max_positions`. `prediction_offset` is 0 where the logits of a position predict its
+    own token (LLaDA) and 1 where they predict the next one (Dream).
+    """
+
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+
+    layer_count: int
+    kv_head_count: int
+    head_size: int
+    rope_theta: float
+    max_positions: int
+    prediction_offset: int = 0
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of normalised hidden states [..., E]."""
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> Iterable[nn.Module]:
+        raise NotImplementedError
+
+    @property
+    def final_norm(self) -> nn.Module:
+        raise NotImplementedError
+
+    def hidden_states(
+        self, input_ids: Tensor, position_ids: Tensor, key_mask: Tensor | None = None,
+        cache: SlotCache | None = None, start: int = 0,
+    ) -> Tensor:
+        """The final normalised hidden states [R, Q, E] of the tokens `input_ids` [R, Q] at `position_ids` [R, Q].
+
+        key_mask: bool [R, S], True where a slot exists (False at padding). cache, start: see `attend`.
+        """
+        rope = rope_tables(position_ids, self.head_size, self.rope_theta)
+        if key_mask is not None:
+            key_mask = key_mask[:, None, None, :]
+        x = self.embed(input_ids)  # [R, Q, E]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rope, key_mask, cache, index, start)
+        return self.final_norm(x)
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0, **unused,
+    ) -> MaskedLMOutput:
+        """Logits of every token, or of the places that were asked for.
+
+        Args:
+            input_ids: [R, Q] token ids.
+            position_ids: [R, Q] or [Q], the position of each token in the sequence it was taken from. By default each
+                row counts from its own first token that `attention_mask` admits.
+            attention_mask: [R, Q], 1 or True at tokens, 0 at padding; by default everything is a token.
+            logits_to_keep: 0 for all places, n > 0 for the last n, or a 1-D tensor of indices into [0, Q): the head
+                then computes these alone. (The head of LLaDA-8B costs as much as two of its layers.)
+
+        Returns:
+            MaskedLMOutput with `logits` [R, Q or the number asked for, V].
+
+        Raises:
+            ValueError: naming the argument when a shape or an index does not fit.
+        """
+        if unused.pop("use_cache", False) or any(value is not None for value in unused.values()):
+            given = ", ".join(sorted(unused)) or "use_cache"
+            raise ValueError(f"{given}: not an argument of {type(self).__name__}.forward, which takes input_ids, "
+                             "position_ids, attention_mask and logits_to_keep")
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [rows, tokens]")
+        rows, length = input_ids.shape
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(f"attention_mask has shape {list(attention_mask.shape)}; it must have input_ids' "
+                                 f"shape, {list(input_ids.shape)}")
+            attention_mask = attention_mask.bool()
+        if position_ids is None:
+            position_ids = positions_of(attention_mask, input_ids)
+        elif position_ids.shape[-1:] != (length,) or position_ids.ndim > 2:
+            raise ValueError(f"position_ids has shape {list(position_ids.shape)}; it must be [{length}] or "
+                             f"[{rows}, {length}]")
+        hidden = self.hidden_states(input_ids, position_ids.expand(rows, length), attention_mask)
+        if isinstance(logits_to_keep, int):
+            if not 0 <= logits_to_keep <= length:
+                raise ValueError(f"logits_to_keep is {logits_to_keep}; it must lie between 0 (all) and {length}")
+            hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+        else:
+            hidden = hidden[:, logits_to_keep]
+        return MaskedLMOutput(logits=self.head(hidden))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args, **options):
+        """Load a checkpoint folder or hub id, sharded or not, from safetensors alone and without remote code.
+
+        Takes transformers' options (`dtype`, `device_map`, `revision`, ...). Unlike transformers' own, a weight that
+        is missing, foreign or of another shape is an error: a model with random layers answers, but nonsense.
+
+        Raises:
+            ValueError: the folder is missing or holds no configuration, has missing or foreign weights or wrong shapes.
+        """
+        path = Path(folder)
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise ValueError(f"checkpoint {str(folder)!r} has no config.json: it must be a folder written by "
+                                 "save_pretrained or downloaded from the hub")
+        elif path.is_absolute() or str(folder).startswith(".") or str(folder).count("/") != 1:
+            raise ValueError(f"checkpoint {str(folder)!r} is neither an existing folder nor a hub id (owner/name)")
+        options |= {"trust_remote_code": False, "use_safetensors": True}
+        wants_info = options.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(
+                folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        except (OSError, EnvironmentError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"checkpoint {str(folder)!r} could not be loaded: {reason}") from error
+        for kind, names in (
+            ("missing", info["missing_keys"]),
+            ("foreign", info["unexpected_keys"]),
+            ("of another shape than config.json says", [entry[0] for entry in info["mismatched_keys"]]),
+        ):
+            if names:
+                names = sorted(names)
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise ValueError(f"checkpoint {str(folder)!r} has weights that are {kind}: {', '.join(names[:3])}{more}")
+        return (model, info) if wants_info else model
+
+
+def positions_of(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:
+    """Position ids [R, Q] that count from each row's first token; padding gets 0 (nothing attends to it)."""
+    rows, length = input_ids.shape
+    if attention_mask is None:
+        return torch.arange(length, device=input_ids.device).expand(rows, length)
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
