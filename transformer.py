@@ -116,7 +116,7 @@ class MaskedDiffusionModel(PreTrainedModel):
 
     A subclass builds its modules and answers `embed(input_ids)`, `layers`, `final_norm`, `head(hidden)`; a layer is a
     module called as `layer(x, rope, key_mask, cache, index, start)`. It also sets `layer_count`, `kv_head_count`,
-    `head_size`, `rope_theta` and `max_positions`. `prediction_offset` is 0 where the logits of a position predict its
+    `head_size`, `rope_theta`, `max_positions` and `vocabulary_size`. `prediction_offset` is 0 where the logits of a position predict its
     own token (LLaDA) and 1 where they predict the next one (Dream).
     """
 
@@ -128,6 +128,7 @@ class MaskedDiffusionModel(PreTrainedModel):
     head_size: int
     rope_theta: float
     max_positions: int
+    vocabulary_size: int
     prediction_offset: int = 0
 
     def embed(self, input_ids: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class LLaDAModelLM(MaskedDiffusionModel):
         self.layer_count, self.kv_head_count = config.n_layers, config.n_kv_heads
         self.head_size = config.d_model // config.n_heads
         self.rope_theta, self.max_positions = config.rope_theta, config.max_sequence_length
+        self.vocabulary_size = config.embedding_size
         self.post_init()
 
     @property

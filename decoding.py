@@ -1,0 +1,379 @@
+"""The one block loop: slots, cache modes, early termination, batches and statistics, for every model and sampler.
+
+An answer of G masks is decoded block by block. Before a block starts, a sampler chooses which positions after it (the
+suffix) the model may see. What the model then computes is a list of *slots*: everything up to the block's end, then the
+kept suffix, each at its original position. A cache mode is only "which slots are recomputed at a step":
+
+    none     every slot, at every step
+    prefix   every slot at the block's first step, later the block and the kept suffix
+    dual     every slot at the block's first step, later the block alone
+
+A model adds two things (`UnmaskingRule`): which positions compete at a step, and which of them are decoded. Imported,
+never run: `llada.generate.generate(model, input_ids, ...)` is the way in.
+
+Shapes: R rows, P prompt columns, G answer columns, L block length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+from transformers.utils import ModelOutput
+
+from sampler import FullSuffix, SuffixSampler
+from transformer import MaskedDiffusionModel, SlotCache
+
+CACHE_MODES = ("none", "prefix", "dual")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingSettings:
+    """What the block loop needs to know; checks itself.
+
+    gen_length: answer tokens. block_length: divides gen_length. steps: forwards of a fixed schedule in all, a multiple
+    of the number of blocks (None: one token a forward). cache: one of CACHE_MODES. suffix_sampler: None keeps the whole
+    suffix. early_termination: stop after a block that holds EOS. seed: of every draw.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+
+    gen_length: int
+    block_length: int
+    mask_id: int
+    eos_id: int
+    steps: int | None = None
+    cache: str = "none"
+    suffix_sampler: SuffixSampler = field(default_factory=FullSuffix)
+    early_termination: bool = False
+    seed: int = 1234
+
+    def __post_init__(self):
+        for name in ("gen_length", "block_length", "steps"):
+            value = getattr(self, name)
+            if not (name == "steps" and value is None):
+                check_integer(name, value, 1)
+        for name in ("mask_id", "eos_id", "seed"):
+            check_integer(name, getattr(self, name), 0)
+        if self.gen_length % self.block_length:
+            raise ValueError(f"block_length is {self.block_length}; it must divide gen_length ({self.gen_length})")
+        if self.steps is None:
+            object.__setattr__(self, "steps", self.gen_length)
+        if self.steps % self.blocks or self.steps > self.gen_length:
+            raise ValueError(f"steps is {self.steps}; it must be a multiple of the number of blocks ({self.blocks}) and "
+                             f"at most one a token ({self.gen_length})")
+        if self.cache not in CACHE_MODES:
+            raise ValueError(f"cache is {self.cache!r}; it must be one of {', '.join(CACHE_MODES)}")
+        if self.suffix_sampler is None:
+            object.__setattr__(self, "suffix_sampler", FullSuffix())
+        if not isinstance(self.suffix_sampler, SuffixSampler):
+            raise ValueError(f"suffix_sampler is {self.suffix_sampler!r}; it must be a SuffixSampler (sampler.py) or "
+                             "None for the whole suffix")
+        self.suffix_sampler.check(self.gen_length)
+        if self.mask_id == self.eos_id:
+            raise ValueError(f"mask_id is {self.mask_id}; it must differ from eos_id")
+
+    @property
+    def blocks(self) -> int:
+        return self.gen_length // self.block_length
+
+    @property
+    def steps_per_block(self) -> int:
+        return self.steps // self.blocks
+
+
+@dataclass
+class DecodingOutput(ModelOutput):
+    """What a generate call returns.
+
+    sequences: int64 [R, P + G], prompt and answer. forwards: int64 [R], the forwards each row took part in (NFE).
+    decided_at: int64 [R, G], the row's own 0-based forward that decoded each token; -1 where early termination filled
+    in EOS. kept_suffix: for each block that was entered, the suffix positions kept, as in a row without padding.
+    tokens_processed: slots computed in all, over rows and forwards; padding is not counted.
+    """
+
+    sequences: Tensor | None = None
+    forwards: Tensor | None = None
+    decided_at: Tensor | None = None
+    kept_suffix: list[list[int]] | None = None
+    tokens_processed: int | None = None
+
+
+class UnmaskingRule(ABC):
+    """Which masked positions of a block are decoded at a step, and to what. One subclass a model, in its generate.py.
+
+    Steps count from 0 in each block. The loop stops a block when nothing in it is masked.
+    """
+
+    def eligible(self, step: int, masked: Tensor) -> Tensor:
+        """Which masked positions compete at this step: bool [R, L], given `masked` bool [R, L]."""
+        return masked
+
+    @abstractmethod
+    def quota(self, step: int, left: int) -> int | None:
+        """How many of a row's `left` masks this step decodes; None when the confidences decide it.
+
+        A step with a quota of 0 needs no forward and gets none.
+        """
+
+    @abstractmethod
+    def candidates(self, logits: Tensor, columns: Tensor, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """The token that each competing position would become, int64 [M], and its confidence, float64 [M].
+
+        Args:
+            logits: [M, V] of the competing positions of all rows.
+            columns: int64 [M], each one's place in its block, in [0, length).
+            generator: a CPU generator that depends on seed, block and step alone. Draw for a whole block and index by
+                `columns`, so that a row gets the same noise in any batch.
+        """
+
+    @abstractmethod
+    def choose(self, confidence: Tensor, quota: int | None) -> Tensor:
+        """Which positions to decode: bool [R, L], given confidences float64 [R, L] (-inf where nothing competes)."""
+
+
+# --- Selection rules that models share -------------------------------------------------------------------------------
+
+
+def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax(logits)[tokens] in float64 over the whole vocabulary: logits [M, V], tokens [M] -> [M]."""
+    logits = logits.double()
+    return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def without_mask(logits: Tensor, mask_id: int) -> Tensor:
+    """A copy of the logits in which the mask token can not be chosen (confidence stays that of the originals)."""
+    return logits.index_fill(-1, torch.tensor([mask_id], device=logits.device), float("-inf"))
+
+
+def choose_most_confident(confidence: Tensor, count: int) -> Tensor:
+    """The `count` most confident positions of each row, the leftmost first among equals: bool [R, L]."""
+    order = confidence.argsort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(confidence, dtype=torch.bool).scatter_(1, order[:, :count], True)
+
+
+def choose_above(confidence: Tensor, threshold: float) -> Tensor:
+    """Every position with confidence >= threshold, and always the most confident one (Fast-dLLM, algorithm 1)."""
+    return (confidence >= threshold) | choose_most_confident(confidence, 1)
+
+
+# --- Checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+
+
+def check_number(name: str, value: object, above: float, most: float, *, or_equal: bool = False) -> None:
+    """Raise ValueError unless above < value <= most (above <= value with `or_equal`)."""
+    allowed = isinstance(value, (int, float)) and not isinstance(value, bool) and above <= value <= most
+    if not allowed or (value == above and not or_equal):
+        bounds = f"{'at least' if or_equal else 'above'} {above:g}" + (f" and at most {most:g}" if most < 1e9 else "")
+        raise ValueError(f"{name} is {value!r}; it must be a number {bounds}")
+
+
+def check_prompt(model: MaskedDiffusionModel, input_ids: Tensor, attention_mask: Tensor | None,
+                 settings: DecodingSettings) -> Tensor:
+    """How many padding columns each row has on its left, int64 [R]; ValueError when the prompt can not be used."""
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise ValueError(f"input_ids is a {input_ids.dtype} tensor of shape {list(input_ids.shape)}; it must hold "
+                         "integers and be [rows, tokens]")
+    rows, columns = input_ids.shape
+    if not rows or not columns:
+        raise ValueError(f"input_ids has shape {list(input_ids.shape)}: the prompt is empty; it must have a token at least")
+    for name, token in (("mask_id", settings.mask_id), ("eos_id", settings.eos_id)):
+        if token >= model.vocabulary_size:
+            raise ValueError(f"{name} is {token}; it must be below the vocabulary's size ({model.vocabulary_size})")
+    least, most = input_ids.min().item(), input_ids.max().item()
+    if least < 0 or most >= model.vocabulary_size:
+        wrong = least if least < 0 else most
+        raise ValueError(f"input_ids holds {wrong}; every id must lie in [0, {model.vocabulary_size})")
+    if attention_mask is None:
+        padding = torch.zeros(rows, dtype=torch.long, device=input_ids.device)
+    else:
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(f"attention_mask has shape {list(attention_mask.shape)}; it must have input_ids' shape, "
+                             f"{list(input_ids.shape)}")
+        mask = attention_mask.to(input_ids.device).bool()
+        if (mask[:, :-1] & ~mask[:, 1:]).any() or not torch.equal(mask, attention_mask.to(mask.device) == 1):
+            raise ValueError("attention_mask is not a left padding: every row must be zeros, then ones up to its end")
+        padding = (~mask).sum(1)
+        if (padding == columns).any():
+            raise ValueError(f"attention_mask has no token in row {int((padding == columns).nonzero()[0])}: the prompt is "
+                             "empty; it must have a token at least")
+    longest = columns - padding.min().item()
+    if longest + settings.gen_length > model.max_positions:
+        raise ValueError(f"gen_length is {settings.gen_length}; with a prompt of {longest} tokens it must be at most "
+                         f"{max(0, model.max_positions - longest)}: the model has {model.max_positions} positions")
+    return padding
+
+
+# --- The loop --------------------------------------------------------------------------------------------------------
+
+
+class _Canvas:
+    """The sequences being written, and what is counted about each row."""
+
+    def __init__(self, input_ids: Tensor, padding: Tensor, settings: DecodingSettings):
+        rows, self.prompt = input_ids.shape
+        device = input_ids.device
+        self.tokens = torch.full((rows, self.prompt + settings.gen_length), settings.mask_id, device=device)
+        self.tokens[:, : self.prompt] = input_ids
+        self.padding = padding
+        self.padded = padding.tolist() if padding.any() else None
+        self.forwards = torch.zeros(rows, dtype=torch.long, device=device)
+        self.decided_at = torch.full((rows, settings.gen_length), -1, device=device)
+        self.kept_suffix: list[list[int]] = []
+        self.processed = 0
+        self.active = torch.arange(rows, device=device)  # rows that have not terminated
+
+
+@dataclass
+class _Slots:
+    """What the rows of a block compute: `columns` [S] of the canvas, their `positions` [R, S], `key_mask` [R, S]."""
+
+    rows: Tensor
+    columns: Tensor
+    positions: Tensor
+    key_mask: Tensor | None
+    begin: int  # of the block, as a slot and as a column
+    end: int
+
+    @classmethod
+    def of_block(cls, canvas: _Canvas, block: int, settings: DecodingSettings, kept: Tensor) -> _Slots:
+        begin = canvas.prompt + block * settings.block_length
+        end = begin + settings.block_length
+        columns = torch.cat((torch.arange(end), kept)).to(canvas.tokens.device)
+        positions = columns - canvas.padding[canvas.active, None]
+        key_mask = positions >= 0 if canvas.padded else None
+        return cls(canvas.active, columns, positions.clamp(min=0), key_mask, begin, end)
+
+    def recomputed(self, first: bool, cache: str) -> slice:
+        """The slots that a step computes (SPEC of the cache modes: this file's first lines)."""
+        if first or cache == "none":
+            return slice(0, len(self.columns))
+        return slice(self.begin, len(self.columns) if cache == "prefix" else self.end)
+
+    def keep(self, which: Tensor) -> None:
+        """Go on with the rows at the places `which` [R'] only."""
+        self.rows, self.positions = self.rows[which], self.positions[which]
+        self.key_mask = None if self.key_mask is None else self.key_mask[which]
+
+
+def step_generator(seed: int, block: int, step: int) -> Generator:
+    """The noise of one step, the same for a row in any batch: a CPU generator seeded by these three numbers alone."""
+    digest = hashlib.blake2b(f"{seed} {block} {step}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@torch.inference_mode()
+def decode(
+    model: MaskedDiffusionModel, rule: UnmaskingRule, input_ids: Tensor, attention_mask: Tensor | None,
+    settings: DecodingSettings, streamer=None,
+) -> DecodingOutput:
+    """Decode an answer for every row of `input_ids` [R, P] (left-padded where `attention_mask` is 0).
+
+    The rows share one draw of the suffix a block, which is the draw that each would get alone with the same seed; a row
+    leaves the batch when it terminates, and sits out the rest of a block that it has completed. Each gets the tokens
+    that it gets alone.
+
+    Raises:
+        ValueError: on a prompt that does not fit (see `check_prompt`), and when the model's logits are not finite.
+    """
+    canvas = _Canvas(input_ids, check_prompt(model, input_ids, attention_mask, settings), settings)
+    cache = None
+    if settings.cache != "none":
+        cache = SlotCache(model, len(input_ids), canvas.tokens.shape[1])
+    generator = torch.Generator().manual_seed(settings.seed)
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+    for block in range(settings.blocks):
+        suffix = torch.arange(canvas.prompt + (block + 1) * settings.block_length, canvas.tokens.shape[1])
+        kept = settings.suffix_sampler.sample(suffix, generator)
+        canvas.kept_suffix.append(kept.tolist())
+        slots = _Slots.of_block(canvas, block, settings, kept)
+        _decode_block(model, rule, canvas, slots, cache, settings, block, streamer)
+        if streamer is not None:
+            streamer.put(canvas.tokens[:, slots.begin : slots.end].cpu())
+        if settings.early_termination:
+            _retire(canvas, slots, settings)
+            if not len(canvas.active):
+                break
+    if streamer is not None:
+        streamer.end()
+    return DecodingOutput(canvas.tokens, canvas.forwards, canvas.decided_at, canvas.kept_suffix, canvas.processed)
+
+
+def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache | None, settings: DecodingSettings,
+                  block: int, streamer) -> None:
+    """Unmask the block of `slots` in all of its rows."""
+    length, offset = settings.block_length, model.prediction_offset
+    if cache is not None:
+        cache.begin(len(slots.rows), len(slots.columns))
+    masked = torch.ones(len(slots.rows), length, dtype=torch.bool, device=canvas.tokens.device)
+    left, first, finite = length, True, torch.ones((), dtype=torch.bool, device=masked.device)
+    for step in itertools.count():
+        quota = rule.quota(step, left)
+        if quota == 0:
+            continue
+        # Compute the slots of this step.
+        computed = slots.recomputed(first, settings.cache)
+        first = False
+        ids = canvas.tokens[slots.rows[:, None], slots.columns[computed]]  # [R, Q]
+        hidden = model.hidden_states(ids, slots.positions[:, computed], slots.key_mask, cache, computed.start)
+        # Ask the head about the positions that compete, and choose among them.
+        rows, columns = rule.eligible(step, masked).nonzero(as_tuple=True)
+        logits = model.head(hidden[rows, (columns + slots.begin - computed.start - offset).clamp(min=0)])  # [M, V]
+        tokens, scores = rule.candidates(logits, columns, length, step_generator(settings.seed, block, step))
+        confidence = torch.full(masked.shape, float("-inf"), dtype=torch.float64, device=masked.device)
+        confidence[rows, columns] = scores
+        finite &= ~scores.isnan().any()
+        chosen = rule.choose(confidence, quota)
+        # Write what was chosen.
+        decided = chosen[rows, columns]
+        rows, columns, tokens = slots.rows[rows[decided]], columns[decided], tokens[decided]
+        canvas.tokens[rows, columns + slots.begin] = tokens
+        canvas.decided_at[rows, columns + slots.begin - canvas.prompt] = canvas.forwards[rows]
+        canvas.forwards[slots.rows] += 1
+        canvas.processed += _slots_computed(canvas, slots, computed)
+        masked &= ~chosen
+        if streamer is not None:
+            streamer.put_draft(canvas.tokens[:, slots.begin : slots.end].cpu())
+        # Leave when nothing is masked; rows that are complete sit the rest of the block out.
+        if quota is not None:
+            left -= quota
+        else:
+            unfinished = masked.any(dim=1)
+            left = int(unfinished.sum())
+            if 0 < left < len(masked):
+                keep = unfinished.nonzero().squeeze(1)
+                masked = masked[keep]
+                slots.keep(keep)
+                if cache is not None:
+                    cache.keep(keep)
+        if left == 0:
+            break
+    if not finite:
+        raise ValueError(f"the model's logits are NaN or infinite in block {block}: check its weights and its dtype "
+                         f"({model.dtype})")
+
+
+def _slots_computed(canvas: _Canvas, slots: _Slots, computed: slice) -> int:
+    """How many slots a forward over `computed` stands for: all of them, but for padding."""
+    count = len(slots.rows) * (computed.stop - computed.start)
+    if canvas.padded and computed.start == 0:
+        count -= sum(canvas.padded[row] for row in slots.rows.tolist())
+    return count
+
+
+def _retire(canvas: _Canvas, slots: _Slots, settings: DecodingSettings) -> None:
+    """Early termination: rows with EOS in this block are EOS after it, and leave the batch."""
+    ended = (canvas.tokens[canvas.active, slots.begin : slots.end] == settings.eos_id).any(dim=1)
+    canvas.tokens[canvas.active[ended], slots.end :] = settings.eos_id
+    canvas.active = canvas.active[~ended]

@@ -1,0 +1,138 @@
+"""LLaDA's unmasking rules, and its generate call (LLaDA, arXiv 2502.09992, section 2.4; Fast-dLLM, 2505.22618).
+
+    from llada.generate import generate
+    output = generate(model, input_ids, gen_length=256, suffix_sampler=GaussianSampler(256, 3, 1.6))
+
+From the command line: python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples?"
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from decoding import (
+    DecodingOutput,
+    DecodingSettings,
+    UnmaskingRule,
+    check_number,
+    choose_above,
+    choose_most_confident,
+    decode,
+    log_probability,
+    without_mask,
+)
+from llada.modeling import LLaDAModelLM
+from sampler import SuffixSampler
+
+REMASKING = ("low_confidence", "random")
+
+
+class LLaDARule(UnmaskingRule):
+    """Decode the most confident positions: a fixed number a step, those above a threshold, or Fast-dLLM's factor rule.
+
+    Confidence is the candidate's probability over the whole vocabulary in float64, or uniform noise when `remasking` is
+    "random". The mask token is never a candidate.
+    """
+
+    def __init__(self, settings: DecodingSettings, temperature: float, remasking: str, threshold: float | None,
+                 factor: float | None):
+        check_number("temperature", temperature, 0, math.inf, or_equal=True)
+        if remasking not in REMASKING:
+            raise ValueError(f"remasking is {remasking!r}; it must be one of {', '.join(REMASKING)}")
+        if threshold is not None:
+            check_number("threshold", threshold, 0, 1)
+            if factor is not None:
+                raise ValueError(f"factor is {factor!r} while threshold is {threshold!r}; give one of the two")
+        if factor is not None:
+            check_number("factor", factor, 0, math.inf)
+        self.settings, self.temperature, self.remasking = settings, temperature, remasking
+        self.threshold, self.factor = threshold, factor
+
+    def quota(self, step: int, left: int) -> int | None:
+        if self.threshold is not None or self.factor is not None:
+            return None
+        each, more = divmod(self.settings.block_length, self.settings.steps_per_block)
+        return each + (step < more)
+
+    def candidates(self, logits: Tensor, columns: Tensor, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        allowed = without_mask(logits, self.settings.mask_id)
+        if self.temperature:
+            # argmax of exp(logit) / (-log u)^T, taken as a logarithm so that nothing overflows.
+            u = torch.rand(length, logits.shape[-1], dtype=torch.float64, generator=generator).to(columns.device)
+            allowed = allowed.double() - self.temperature * torch.log(-torch.log(u[columns]))
+        tokens = allowed.argmax(-1)
+        confidence = log_probability(logits, tokens).exp()
+        if self.remasking == "random":
+            noise = torch.rand(length, dtype=torch.float64, generator=generator).to(columns.device)
+            # The sum keeps a NaN of the model visible.
+            confidence = noise[columns] + 0 * confidence
+        return tokens, confidence
+
+    def choose(self, confidence: Tensor, quota: int | None) -> Tensor:
+        if self.threshold is not None:
+            return choose_above(confidence, self.threshold)
+        if self.factor is not None:
+            return choose_by_factor(confidence, self.factor)
+        return choose_most_confident(confidence, quota)
+
+
+def choose_by_factor(confidence: Tensor, factor: float) -> Tensor:
+    """Fast-dLLM's factor rule (section 3.3): bool [R, L], given confidences float64 [R, L], -inf where none competes.
+
+    Of m sorted confidences c_1 >= ... >= c_m the n-th passes when c_n >= 1 - factor / (n + 1); c_1 always passes. Those
+    before the first failure are decoded; if only the last one fails, all m.
+    """
+    ordered, order = confidence.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)  # n
+    competing = ordered > float("-inf")
+    passed = (ordered >= 1 - factor / (rank + 1)) | (rank == 1)
+    before_failure = (passed & competing).long().cumprod(dim=-1).sum(dim=-1, keepdim=True)  # [R, 1]
+    competitors = competing.sum(dim=-1, keepdim=True)  # m
+    count = torch.where(before_failure == competitors - 1, competitors, before_failure)
+    return torch.zeros_like(competing).scatter_(1, order, rank <= count)
+
+
+def generate(
+    model: LLaDAModelLM, input_ids: Tensor, *, gen_length: int = 256, block_length: int = 32, steps: int | None = None,
+    temperature: float = 0.0, remasking: str = "low_confidence", threshold: float | None = None,
+    factor: float | None = None, cache: str = "none", suffix_sampler: SuffixSampler | None = None,
+    early_termination: bool = False, mask_id: int | None = None, eos_id: int | None = None, seed: int = 1234,
+    attention_mask: Tensor | None = None, streamer=None,
+) -> DecodingOutput:
+    """Answer every prompt with `gen_length` tokens, block by block.
+
+    Args:
+        model: a LLaDA model.
+        input_ids: int64 [R, P], the prompts; unequal ones are padded on the left.
+        gen_length: answer tokens G. block_length: tokens a block B; divides G.
+        steps: forwards in all under the fixed schedule, a multiple of G / B (None: one token a forward).
+        temperature: 0 takes the likeliest token; above it, Gumbel noise is added to the logits.
+        remasking: "low_confidence" decodes confident positions first, "random" any.
+        threshold: in (0, 1]; decode every position at least this confident (parallel decoding). Replaces `steps`.
+        factor: above 0; Fast-dLLM's other parallel rule. Not together with `threshold`.
+        cache: "none", "prefix" or "dual".
+        suffix_sampler: which suffix positions a block sees (sampler.py); None: all of them.
+        early_termination: stop after a block that contains EOS, and fill up with EOS.
+        mask_id, eos_id: token ids; None takes the model's configuration.
+        seed: of the suffix draws and of the noise. The same seed gives a prompt the same answer in any batch.
+        attention_mask: [R, P], 0 at the padding on the left, 1 elsewhere.
+        streamer: an object with `put`, `put_draft` and `end`, such as transformers' TextDiffusionStreamer: gets the
+            prompt, then each block's drafts and the finished block.
+
+    Returns:
+        DecodingOutput: sequences [R, P + G], forwards [R], decided_at [R, G], kept_suffix, tokens_processed.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+    settings = DecodingSettings(
+        gen_length=gen_length, block_length=block_length, steps=steps, cache=cache, suffix_sampler=suffix_sampler,
+        early_termination=early_termination, seed=seed,
+        mask_id=model.config.mask_token_id if mask_id is None else mask_id,
+        eos_id=model.config.eos_token_id if eos_id is None else eos_id,
+    )
+    rule = LLaDARule(settings, temperature, remasking, threshold, factor)
+    return decode(model, rule, input_ids, attention_mask, settings, streamer)
