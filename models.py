@@ -1,0 +1,216 @@
+"""The names that people give to models, and how to load one: checkpoint, tokenizer, generate call, chat template.
+
+    import models
+    loaded = models.load("tiny")          # or instruct, 1.5, base, a folder, a hub id
+    loaded.generate(loaded.model, loaded.encode(["Tom has 3 bags ..."]).input_ids, gen_length=256)
+
+A family of models is one package (llada/) and one entry of FAMILIES. Imported, never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+    from transformer import MaskedDiffusionModel
+
+ROOT = Path(__file__).resolve().parent
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models: its package, the class of its models there, and the names of its checkpoints.
+
+    package: has `generate.generate` and the model class. names: what people type -> folder or hub id. raw_prompt: parts
+    of checkpoint names whose published numbers were measured on the raw prompt, without the chat template.
+    """
+
+    package: str
+    model_class: str
+    names: dict[str, str]
+    raw_prompt: tuple[str, ...]
+
+
+# Keyed by `model_type` in config.json.
+FAMILIES = {
+    "llada": Family(
+        package="llada",
+        model_class="LLaDAModelLM",
+        names={
+            "tiny": str(ROOT / "checkpoints" / "llada-tiny"),
+            "instruct": "GSAI-ML/LLaDA-8B-Instruct",
+            "1.5": "GSAI-ML/LLaDA-1.5",
+            "base": "GSAI-ML/LLaDA-8B-Base",
+        },
+        raw_prompt=("base", "1.5"),
+    ),
+}
+NAMES = {name: checkpoint for family in FAMILIES.values() for name, checkpoint in family.names.items()}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to use. `generate` is its family's generate call; `chat_template` says whether prompts should go
+    through the tokenizer's chat template by default (the convention that the published numbers were measured with)."""
+
+    name: str
+    checkpoint: str
+    family: str
+    model: MaskedDiffusionModel
+    tokenizer: PreTrainedTokenizerBase
+    generate: Callable[..., Any]
+    chat_template: bool
+
+    def encode(self, prompts: list[str], chat_template: bool | None = None) -> BatchEncoding:
+        """Token ids and attention mask [R, P] of prompts, padded on the left, on the model's device.
+
+        chat_template: put each prompt into a user's turn of the chat template (None: this model's default).
+        """
+        if self.chat_template if chat_template is None else chat_template:
+            prompts = [self.chat(prompt) for prompt in prompts]
+        return self.tokenizer(
+            prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        ).to(self.model.device)
+
+    def chat(self, prompt: str) -> str:
+        """The text of a conversation in which the user said `prompt` and the assistant is about to answer."""
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+
+
+def load(
+    name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+) -> LoadedModel:
+    """Load a model by the name that people know, from a folder or from the hub, without remote code.
+
+    Args:
+        name: one of NAMES, a checkpoint folder, or a hub id (owner/name).
+        device: None takes the first GPU, and the CPU where there is none.
+        dtype: one of DTYPES; None takes bfloat16 on a GPU and float32 on the CPU.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: one sentence that says what is wrong with the name, the device, the dtype or the checkpoint.
+    """
+    import torch
+
+    device = _device(device)
+    if dtype is None:
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        dtype = getattr(torch, dtype)
+    checkpoint = resolve(name)
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    if not Path(checkpoint).is_dir():
+        options["local_files_only"] = not _hub_answers(checkpoint, revision)
+    family_name = _family_of(name, checkpoint, options)
+    family = FAMILIES[family_name]
+    model_class = getattr(import_module(family.package), family.model_class)
+    with _quiet_if_small(checkpoint):
+        model = model_class.from_pretrained(checkpoint, dtype=dtype, **options).to(device).eval()
+    tokenizer = _tokenizer(checkpoint, options)
+    raw = any(part in Path(checkpoint).name.lower() for part in family.raw_prompt)
+    return LoadedModel(
+        name=name, checkpoint=checkpoint, family=family_name, model=model, tokenizer=tokenizer,
+        generate=import_module(f"{family.package}.generate").generate,
+        chat_template=tokenizer.chat_template is not None and not raw,
+    )
+
+
+def resolve(name: str) -> str:
+    """The folder or hub id that a name stands for; ValueError when it can be neither."""
+    if name in NAMES:
+        return NAMES[name]
+    if Path(name).is_dir():
+        return str(Path(name).resolve())
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise ValueError(f"model is {name!r}; it must be {', '.join(NAMES)}, an existing checkpoint folder or a hub id "
+                     "(owner/name)")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda or another device that this installation of "
+                         "torch can use") from error
+    return chosen
+
+
+def _hub_answers(checkpoint: str, revision: str | None) -> bool:
+    """Whether the hub can be asked for this model; False when it is out of reach and only the local cache is left.
+
+    Asked once and at once: transformers' own calls would try again for half a minute a file before they gave up.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(checkpoint, revision=revision, timeout=10)
+        return True
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"model {checkpoint!r} is not on the hub, or is not open to this account") from error
+    except Exception:  # whatever the HTTP library of the day raises (it has changed twice): the hub did not answer
+        return False
+
+
+def _family_of(name: str, checkpoint: str, options: dict) -> str:
+    from transformers import PretrainedConfig
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(checkpoint, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        if Path(checkpoint).is_dir():
+            raise ValueError(f"checkpoint {checkpoint!r} has no readable config.json") from error
+        raise ValueError(f"model {name!r} ({checkpoint}) is not in the local cache, and the hub is out of reach. "
+                         "`-m tiny` needs neither") from error
+    model_type = str(config.get("model_type", "unnamed")).lower()
+    if model_type not in FAMILIES:
+        raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {model_type!r}; the families here "
+                         f"are {', '.join(FAMILIES)}")
+    return model_type
+
+
+@contextmanager
+def _quiet_if_small(checkpoint: str):
+    """Leave out transformers' progress bar for a checkpoint that loads in a moment."""
+    from transformers.utils import logging
+
+    small = Path(checkpoint).is_dir() and sum(f.stat().st_size for f in Path(checkpoint).glob("*.safetensors")) < 1e9
+    shown = logging.is_progress_bar_enabled()
+    if small:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if small and shown:
+            logging.enable_progress_bar()
+
+
+def _tokenizer(checkpoint: str, options: dict):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {checkpoint!r} has no tokenizer that can be read: "
+                         f"{' '.join(str(error).split())}") from error
