@@ -1,0 +1,37 @@
+"""What several test files share: one thread (small models are fastest so) and the recorded random model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from llada import LLaDAConfig, LLaDAModelLM
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def random_llada() -> LLaDAModelLM:
+    """The model of the recordings: three layers of random weights, vocabulary 512, mask 510, EOS 509."""
+    return LLaDAModelLM.from_pretrained(GOLDEN / "llada-mha").eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory) -> Path:
+    """A checkpoint of random weights that answers in milliseconds, with the tokenizer of the embedded model."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "random-llada"
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "llada-tiny")
+    torch.manual_seed(0)
+    LLaDAModelLM(LLaDAConfig(
+        d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=48, vocab_size=len(tokenizer), embedding_size=1024,
+        max_sequence_length=1024, mask_token_id=tokenizer.mask_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, init_std=0.3,
+    )).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,7 @@
+"""The document of choice.yaml."""
+
+from datasets import Dataset
+
+
+def load(**metadata):
+    return {"test": Dataset.from_list([{"question": "Is this a question?"}])}

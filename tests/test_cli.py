@@ -1,0 +1,332 @@
+"""The command line as people use it: answers from every kind of prompt, one clear line for what cannot be used.
+
+    python -m pytest tests/test_cli.py
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import run
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = ["-l", "32", "-b", "16", "-th", "0.02"]
+PROMPT = "Dan is 33 years old. Zoe is 38 years older than Dan. How old is Zoe?"
+
+
+@pytest.fixture
+def model(checkpoint_folder, monkeypatch, tmp_path):
+    """Flags for a small random model; relative paths of the test land in a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    return ["-m", str(checkpoint_folder), "--device", "cpu"]
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    """run.py in a process of its own, away from the repository's folder."""
+    # A shell's background job, and so its children, ignores Ctrl-C; a person's command does not.
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *map(str, arguments)], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options,
+    )
+
+
+def refused(capsys, arguments: list, status: int = 2) -> str:
+    """The one line on standard error with which a command line ends."""
+    try:
+        code = run.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse's own errors
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == status and captured.out == ""
+    assert captured.err.startswith("run.py: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+# --- Help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["generate", "--help"], ["evaluate", "--help"]])
+def test_help_is_fast_and_complete(arguments, tmp_path):
+    """Help never waits for torch, and shows examples; it names all flags that people know."""
+    code = "import runpy, sys; sys.argv = sys.argv[1:]\n" \
+           "try: runpy.run_path(sys.argv[0], run_name='__main__')\n" \
+           "except SystemExit as stop: assert stop.code == 0, stop\n" \
+           "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules), 'heavy imports'"
+    shown = subprocess.run([sys.executable, "-c", code, str(ROOT / "run.py"), *arguments], cwd=tmp_path, text=True,
+                           capture_output=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    flags = "-l --gen_length -b --block_size -th --threshold -m --model -d --dropout_strategy -w --window -k " \
+            "--k_sigma -sc --scale -nt --num_tokens -c --use_cache -dc --dual_cache -e --early_termination --device --dtype " \
+            "--batch_size --seed --temperature --factor --remasking --steps --chat_template"
+    own = "--prompt --prompt_file --watch --json" if "generate" in arguments else \
+        "-n --name -t --task -s --num_fewshot -re --from_scratch -p --main_process_port --limit --output"
+    words = shown.stdout.replace(",", " ").replace("[", " ").split()
+    assert [flag for flag in f"{flags} {own}".split() if flag not in words] == []
+    assert "examples:" in shown.stdout
+
+
+def test_published_defaults():
+    """The defaults of the published run.py, short and long names alike."""
+    args = run.evaluate_parser().parse_args([])
+    expected = {"name": "", "task": "gsm8k", "gen_length": 256, "block_length": 32, "num_fewshot": 0, "threshold": 0,
+                "model": "instruct", "dropout_strategy": "null", "k_sigma": 4, "scale": 2.0, "num_tokens": 0,
+                "use_cache": False, "dual_cache": False, "from_scratch": False, "early_termination": False}
+    assert {name: getattr(args, name) for name in expected} == expected
+    short = "-n x -t a -l 64 -b 8 -s 1 -th 0.5 -m tiny -d random -w 32 -k 3 -sc 1.5 -nt 2 -c -dc -re -e -p 29".split()
+    long = "--name x --task a --gen_length 64 --block_size 8 --num_fewshot 1 --threshold 0.5 --model tiny " \
+           "--dropout_strategy random --window 32 --k_sigma 3 --scale 1.5 --num_tokens 2 --use_cache --dual_cache " \
+           "--from_scratch --early_termination --main_process_port 29".split()
+    assert run.evaluate_parser().parse_args(short) == run.evaluate_parser().parse_args(long)
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def answers(capsys, arguments: list) -> list[dict]:
+    assert run.main(["generate", *SHORT, *map(str, arguments), "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_prompt_from_flag_file_and_stdin(model, capsys, monkeypatch, tmp_path):
+    """A prompt gets the same answer however it arrives."""
+    [expected] = answers(capsys, [*model, "--prompt", PROMPT])
+    assert expected["prompt"] == PROMPT and expected["forwards"] > 0 and expected["tokens"] > 0
+    assert expected["tokens_per_second"] == pytest.approx(expected["tokens"] / expected["seconds"])
+    (tmp_path / "p.txt").write_text(f"\n{PROMPT}\n\nHow many?\n")
+    (tmp_path / "p.jsonl").write_text(f'{{"prompt": "{PROMPT}"}}\n{{"question": "How many?"}}\n')
+    for name in ("p.txt", "p.jsonl"):
+        first, second = answers(capsys, [*model, "--prompt_file", name])
+        assert (first["answer"], first["forwards"]) == (expected["answer"], expected["forwards"])
+        assert second["prompt"] == "How many?"
+    for arguments in (["--prompt", "-"], [], ["--prompt_file", "-"]):
+        with open(tmp_path / "stdin", "w+") as stdin:
+            stdin.write(PROMPT + "\n")
+            stdin.seek(0)
+            monkeypatch.setattr(sys, "stdin", stdin)
+            [answer] = answers(capsys, [*model, *arguments])
+        assert (answer["prompt"], answer["answer"]) == (PROMPT, expected["answer"])
+
+
+def test_batched_prompts_equal_single_prompts(model, capsys, tmp_path):
+    """Five prompts of unequal length in batches of three give what each gives alone."""
+    prompts = [PROMPT, "How many?", "Tom has 3 bags with 4 apples each. How many apples?", "A", "B C D E F G H"]
+    (tmp_path / "p.txt").write_text("\n".join(prompts))
+    single, batched = (answers(capsys, [*model, "--prompt_file", "p.txt", "--batch_size", size]) for size in (1, 3))
+    keep = ("prompt", "answer", "forwards", "tokens")
+    assert [[a[name] for name in keep] for a in single] == [[a[name] for name in keep] for a in batched]
+    assert [a["prompt"] for a in batched] == prompts
+
+
+def test_text_output(model, capsys):
+    """A person sees the answer, then forwards, tokens, tokens/s and seconds."""
+    [expected] = answers(capsys, [*model, "--prompt", PROMPT])
+    assert run.main(["generate", *model, *SHORT, "--prompt", PROMPT]) == 0
+    captured = capsys.readouterr()
+    *text, statistics = captured.out.splitlines()
+    assert "\n".join(text) == expected["answer"] and captured.err == ""
+    assert statistics.startswith(f"[{expected['forwards']} forwards · {expected['tokens']} tokens · ")
+    assert "tokens/s" in statistics
+
+
+def test_watch_shows_drafts_and_ends_with_the_answer(model, capsys):
+    """--watch draws masks being decoded, without special tokens, and leaves the answer that generate gives."""
+    slow = [*SHORT, "-th", "1"]  # one token a forward
+    [expected] = answers(capsys, [*model, "--prompt", PROMPT, *slow])
+    assert run.main(["generate", *model, "--prompt", PROMPT, "--watch", *slow]) == 0
+    shown = capsys.readouterr().out
+    drafts = shown.split("\0337")[1:]
+    assert len(drafts) == expected["forwards"] == 32
+    assert any("░" in draft for draft in drafts) and "<|" not in shown and PROMPT not in shown
+    confirmed = "".join(part.split("\0337")[0] for part in shown.split("\0338\033[J")[1:])
+    assert expected["answer"].split()[0] in confirmed and "░" not in confirmed
+
+
+def test_generate_does_not_import_lm_eval(model):
+    """Answering a prompt must not wait for the evaluation harness."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import run; status = run.main(sys.argv[1:]); " \
+           "assert 'lm_eval' not in sys.modules; sys.exit(status)"
+    done = subprocess.run([sys.executable, "-c", code, "generate", *model, *SHORT, "--prompt", PROMPT], text=True,
+                          capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == 0 and "forwards" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--prompt", ""], "--prompt: the prompt is empty"),
+    (["--prompt", "  \n"], "--prompt: the prompt is empty"),
+    (["--prompt_file", "missing.txt"], "missing.txt cannot be read: No such file"),
+    (["--prompt_file", "."], ". cannot be read: Is a directory"),
+    (["--prompt_file", "bytes.txt"], "bytes.txt cannot be read: it is not UTF-8 text"),
+    (["--prompt_file", "empty.txt"], "empty.txt: the prompt is empty"),
+    (["--prompt_file", "bad.jsonl"], "bad.jsonl, line 2: not a JSON object with a text"),
+    (["--prompt", "a", "--prompt_file", "b"], "not allowed with argument"),
+    (["--prompt", "a", "--watch", "--json"], "--watch shows one prompt at a time"),
+    (["--prompt", "a", "--batch_size", "0"], "batch_size is 0"),
+    (["--prompt", "a", "-l", "1024"], "gen_length is 1024, but after a prompt of"),
+    (["--prompt", "a", "--prompted", "b"], "unrecognized arguments: --prompted b"),
+])
+def test_bad_generate_requests_are_one_line(model, capsys, tmp_path, arguments, message):
+    """No traceback, exit status 2, nothing on standard output."""
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    assert message in refused(capsys, ["generate", *model, *arguments])
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_prints_and_writes_its_record(model, capsys, tmp_path):
+    """Flags alone evaluate; the summary shows the record's numbers and where they are."""
+    decoding = [*SHORT, "-d", "gaussian", "-w", "16", "-e", "-dc"]
+    flags = ["-t", "arithmetic-50", *model, "--limit", "3", "-n", "try", *decoding]
+    assert run.main(flags) == 0
+    shown = capsys.readouterr()
+    [path] = tmp_path.glob("results/try-arithmetic-50-random-llada-*/record.json")
+    record = json.loads(path.read_text())
+    assert record["command"] == "python run.py " + " ".join(flags)
+    assert (record["name"], record["samples"], record["settings"]["cache"]) == ("try", 3, "dual")
+    assert f"{record['metrics']['flexible-extract']['value']:.1%}" in shown.out
+    assert f"{record['nfe']:.1f} forwards" in shown.out and str(path.parent.name) in shown.out
+    assert shown.err == ""
+    assert run.main(["evaluate", *flags]) == 0
+    assert "3 of them answered earlier" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["-b", "7"], "block_length is 7; it must divide gen_length (32)"),
+    (["--steps", "3"], "steps is 3; it must be a multiple of the number of blocks (2)"),
+    (["--steps", "64"], "at most one a token"),
+    (["-th", "1.01"], "threshold is 1.01"),
+    (["-th", "nan"], "threshold is nan"),
+    (["-th", "0.9", "--factor", "1"], "give one of the two"),
+    (["-d", "window", "-w", "64"], "window is 64; it must be at most gen_length (32)"),
+    (["-d", "uniform", "-w", "0"], "window is 0"),
+    (["-d", "uniform", "-nt", "-1"], "number is -1"),
+    (["-d", "attention"], "dropout_strategy is 'attention'; it must be one of"),
+    (["-m", "nonsense"], "model is 'nonsense'"),
+    (["-m", "./missing"], "model is './missing'"),
+    (["--device", "tpu9"], "device is 'tpu9'"),
+    (["--dtype", "float8"], "dtype is 'float8'; it must be one of"),
+    (["-l", "many"], "argument -l/--gen_length: invalid int value: 'many'"),
+    (["-t", "missing.yaml"], "there is no task file 'missing.yaml'"),
+    (["--limit", "0"], "limit is 0"),
+    (["--batch_size", "-2"], "batch_size is -2"),
+    (["-s", "-1"], "num_fewshot is -1"),
+    (["--seed", "-1"], "seed is -1"),
+    (["--output", "file"], "NotADirectoryError"),
+    (["--chat_template", "maybe"], "invalid choice: 'maybe'"),
+    (["train"], "unrecognized arguments: train"),
+])
+def test_bad_flags_are_one_line(model, capsys, tmp_path, flags, message):
+    """No traceback, a status that is not 0, and nothing half written."""
+    (tmp_path / "file").write_text("in the way")
+    status = 1 if "Error" in message else 2
+    assert message in refused(capsys, ["-t", "arithmetic-50", *model, "-l", "32", "-b", "16", *flags], status)
+    assert not list(tmp_path.glob("results/*/record.json"))
+
+
+def test_unknown_command_is_one_line(capsys):
+    """A word that is no command is not taken for flags."""
+    line = refused(capsys, ["chatt", "-m", "tiny"])
+    assert "there is no command 'chatt'; the commands are evaluate, generate" in line
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda folder: (folder / "model.safetensors").unlink(), "could not be loaded"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "'bert'"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer that can be read"),
+    (lambda folder: (folder / "chat_template.jinja").unlink(), "has none"),
+])
+def test_damaged_checkpoint_is_one_line(checkpoint_folder, tmp_path, capsys, damage, message):
+    """A checkpoint folder that lacks a part says which."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in checkpoint_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    damage(folder)
+    flags = ["generate", "-m", folder, "--prompt", "a", "--device", "cpu", "--chat_template", "on", *SHORT]
+    assert message in refused(capsys, flags)
+
+
+def test_unexpected_error_is_one_line_unless_debug(model, capsys, monkeypatch):
+    """A bug ends in status 1 and one line that names --debug; with it the traceback is there."""
+    def broken(*args, **options):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("completion.complete", broken)
+    arguments = ["generate", *model, *SHORT, "--prompt", "a"]
+    assert "RuntimeError: boom (--debug shows where)" in refused(capsys, arguments, status=1)
+    with pytest.raises(RuntimeError, match="boom"):
+        run.main([*arguments, "--debug"])
+
+
+# --- Interruption -----------------------------------------------------------------------------------------------------
+
+
+def journal_lines(folder: Path) -> list[bytes]:
+    return [line for path in folder.glob("*/answers-0.jsonl") for line in path.read_bytes().splitlines(keepends=True)]
+
+
+def interrupt_after(process: subprocess.Popen, folder: Path, count: int, sent: int) -> None:
+    """Send a signal once `count` answers are in the journal."""
+    deadline = time.monotonic() + 120
+    while len(journal_lines(folder)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no answers in two minutes"
+        time.sleep(0.01)
+    process.send_signal(sent)
+
+
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_interrupted_run_goes_on_where_it_stopped(model, tmp_path, capsys, sent, status):
+    """Ctrl-C, and even a kill, in the middle of a run keeps every finished answer; the same command then ends as an
+    uninterrupted run does. While it runs, a second one on its folder is refused."""
+    flags = ["-t", "arithmetic-50", *model, "-l", "128", "-b", "16", "-d", "gaussian"]
+    process = start(*flags, "--output", tmp_path / "parts")
+    try:
+        interrupt_after(process, tmp_path / "parts", 1, 0)
+        assert "in use by another run" in refused(capsys, [*flags, "--output", tmp_path / "parts"])
+        interrupt_after(process, tmp_path / "parts", 3, sent)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == status and out == ""
+    kept = [line for line in journal_lines(tmp_path / "parts") if line.endswith(b"\n")]
+    if sent == signal.SIGINT:
+        assert err.startswith(f"run.py: interrupted: {len(kept)} finished answers are kept in ")
+        assert err.endswith("the same command goes on from there\n") and err.count("\n") == 1
+    assert 3 <= len(kept) < 50, "the run ended before it was interrupted"
+
+    limit = ["--limit", str(len(kept) + 2)]
+    assert run.main([*flags, *limit, "--output", str(tmp_path / "parts")]) == 0
+    assert f"{len(kept)} of them answered earlier" in capsys.readouterr().out
+    assert run.main([*flags, *limit, "--output", str(tmp_path / "whole")]) == 0
+    parts, whole = (
+        [json.loads(line) | {"seconds": None} for line in next(tmp_path.glob(f"{name}/*/samples.jsonl")).open()]
+        for name in ("parts", "whole")
+    )
+    assert parts == whole and len(parts) == len(kept) + 2
+
+
+def test_lm_eval_command_line(model, tmp_path):
+    """The adapter under lm-eval's own command line, by the command in llada/eval.py: answers, metrics and speed."""
+    arguments = f"checkpoint={model[1]},gen_length=32,block_length=16,threshold=0.02,dropout_strategy=gaussian"
+    done = subprocess.run(
+        [sys.executable, "-m", "llada.eval", "--model", "dpad_llada", "--model_args", arguments, "--device", "cpu",
+         "--tasks", "arithmetic-50", "--include_path", "dataset/tasks", "--apply_chat_template", "--limit", "2",
+         "--output_path", str(tmp_path), "--log_samples"],
+        cwd=ROOT, text=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    [path] = tmp_path.rglob("results_*.json")
+    results = json.loads(path.read_text())
+    assert results["config"]["speed"]["samples"] == 2 and results["config"]["decoding"]["threshold"] == 0.02
+    assert results["results"]["arithmetic-50"]["exact_match,strict-match"] == 0

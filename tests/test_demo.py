@@ -1,0 +1,369 @@
+"""Tests of demo/, dataset/gsm8k.py and the set-up scripts (environment.sh, demo/demo.sh, tests/run.sh, .ci/run).
+
+    bash tests/run.sh tests/test_demo.py
+
+The scripts run in a copy of their files with a stand-in for Python that writes down how it was called, so nothing is
+installed and what is checked does not depend on this machine's packages.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pytest
+import yaml
+
+import harness
+import report
+from dataset import gsm8k
+from demo import demo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The columns of gsm8k-50.arrow as it has been passed around with the paper's demo.
+GSM8K_COLUMNS = [("question", "string"), ("answer", "string"), ("ans", "double")]
+ROWS = [
+    {"question": "What is 3 * 4?", "answer": "It is 3*4=<<3*4=12>>12.\n#### 12"},
+    {"question": "What is a house worth?", "answer": "Much.\n#### 1,070,000"},
+    {"question": "Half of 5?", "answer": "#### 2.5"},
+]
+
+
+# --- dataset/gsm8k.py ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with three problems; the test's `hub.append(error)` puts it out of reach."""
+    errors, loaded = [], []
+
+    def load_dataset(*arguments, **options):
+        if errors:
+            raise errors[0]
+        loaded.append((arguments, options))
+        return datasets.Dataset.from_list(ROWS)
+
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    yield errors
+    assert all(call == (("openai/gsm8k", "main"), {"split": "test"}) for call in loaded)
+
+
+def test_gsm8k_file_has_the_known_columns(tmp_path, hub, capsys):
+    path = tmp_path / "new" / "gsm8k.arrow"
+    assert gsm8k.main(["--count", "2", "--output", str(path)]) == 0
+    assert "2 problems" in capsys.readouterr().out
+    with pyarrow.OSFile(str(path)) as file:
+        problems = pyarrow.ipc.open_file(file).read_all()
+    assert [(field.name, str(field.type)) for field in problems.schema] == GSM8K_COLUMNS
+    assert problems.to_pylist() == [ROWS[0] | {"ans": 12.0}, ROWS[1] | {"ans": 1070000.0}] == gsm8k.read(path)
+    assert [entry.name for entry in path.parent.iterdir()] == ["gsm8k.arrow"]
+
+
+def test_gsm8k_takes_no_more_than_there_is(tmp_path, hub):
+    assert gsm8k.main(["--count", "50", "--output", str(tmp_path / "a.arrow")]) == 0
+    assert len(gsm8k.read(tmp_path / "a.arrow")) == 3
+
+
+def test_gsm8k_says_in_one_line_that_the_hub_is_out_of_reach(tmp_path, hub, capsys):
+    hub.append(ConnectionError("no route\n to host"))
+    assert gsm8k.main(["--output", str(tmp_path / "a.arrow")]) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert "openai/gsm8k could not be fetched" in error[-1] and "no route to host" in error[-1] and len(error) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--count", "0"], "--count is 0; it must be at least 1"),
+    (["--output", "/dev/null/a.arrow"], "/dev/null"),
+])
+def test_gsm8k_refuses_bad_arguments(hub, arguments, message, capsys):
+    assert gsm8k.main(arguments) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_gsm8k_refuses_an_answer_without_a_number():
+    with pytest.raises(ValueError, match="problem 2 does not end"):
+        gsm8k.table([ROWS[0], {"question": "?", "answer": "I do not know"}])
+
+
+def test_gsm8k_read_names_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="missing.arrow does not exist; make it with: python dataset/gsm8k.py"):
+        gsm8k.read(tmp_path / "missing.arrow")
+    (tmp_path / "text.arrow").write_text("no arrow")
+    with pytest.raises(ValueError, match="text.arrow is not an Arrow file"):
+        gsm8k.read(tmp_path / "text.arrow")
+    gsm8k.write(pyarrow.table({"question": ["?"]}), tmp_path / "short.arrow")
+    with pytest.raises(ValueError, match="short.arrow has no column answer, ans"):
+        gsm8k.read(tmp_path / "short.arrow")
+
+
+# --- The task gsm8k-split -----------------------------------------------------------------------------------------
+
+
+def test_gsm8k_split_asks_and_scores_as_gsm8k_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(gsm8k, "OUTPUT", tmp_path / "gsm8k.arrow")
+    gsm8k.write(gsm8k.table(ROWS), gsm8k.OUTPUT)
+    task = harness.load_tasks("gsm8k-split")["tasks"]["gsm8k-split"]
+    documents = list(task.test_docs())
+    assert [document["ans"] for document in documents] == [12, 1070000, 2.5]
+    assert task.doc_to_text(documents[0]) == "Question: What is 3 * 4?\nAnswer:"
+    assert task.config.num_fewshot == 0
+
+    import lm_eval
+
+    original = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml").read_text())
+    own = task.dump_config()
+    assert own["generation_kwargs"]["until"] == original["generation_kwargs"]["until"]
+    for section in ("filter_list", "metric_list"):
+        assert sorted(map(json.dumps, map(canonical, own[section]))) == sorted(
+            map(json.dumps, map(canonical, original[section]))
+        )
+
+
+def canonical(value):
+    """The same structure with sorted keys, and without defaults that one of two task files spells out."""
+    if isinstance(value, dict):
+        return {key: canonical(value[key]) for key in sorted(value)}
+    return [canonical(entry) for entry in value] if isinstance(value, list) else value
+
+
+def test_gsm8k_split_without_its_file_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gsm8k, "OUTPUT", tmp_path / "gsm8k.arrow")
+    assert demo.main(["--task", "gsm8k-split", "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "python dataset/gsm8k.py" in error
+
+
+# --- demo/demo.py -------------------------------------------------------------------------------------------------
+
+
+def test_configurations_are_the_papers():
+    by_name = {name: demo.flags(name, "tiny", 512) for name in demo.CONFIGURATIONS}
+    assert list(by_name) == ["Vanilla", "+DPad", "+Parallel", "+Parallel+DPad", "+Parallel+PrefixCache",
+                             "+Parallel+PrefixCache+DPad"]
+    for name, chosen in by_name.items():
+        assert (chosen["block_length"], chosen["gen_length"]) == (32, 512)
+        assert chosen.get("threshold") == (0.9 if "Parallel" in name else None)
+        assert chosen.get("use_cache", False) == ("Cache" in name)
+        assert chosen.get("early_termination", False) == ("DPad" in name)
+        if "DPad" in name:
+            sampler = [chosen[key] for key in ("dropout_strategy", "k_sigma", "scale", "window")]
+            assert sampler == ["gaussian", 3, 1.6, 256]
+        else:
+            assert "dropout_strategy" not in chosen
+
+
+@pytest.mark.parametrize("model, k_sigma, scale", [
+    ("instruct", 4, 2.0), ("GSAI-ML/LLaDA-8B-Instruct", 4, 2.0), ("1.5", 3, 1.6), ("instruct/other", 3, 1.6),
+])
+def test_instruct_has_its_own_dropout(model, k_sigma, scale):
+    chosen = demo.flags("+DPad", model, 128)
+    assert (chosen["k_sigma"], chosen["scale"], chosen["window"]) == (k_sigma, scale, 128)
+
+
+def test_demo_measures_shows_and_keeps(tmp_path, capsys):
+    command = ["--limit", "1", "--gen_length", "64", "--output", str(tmp_path)]
+    assert demo.main(command) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "arithmetic-50-tiny-64-first-1"
+    records = report.load([folder / "records.json"])
+    assert [record["name"] for record in records] == list(demo.CONFIGURATIONS)
+    for line in report.terminal_table(records).splitlines():
+        assert line in out
+    assert report.caption(records) in out and str(folder / "chart.png") in out
+    assert (folder / "chart.png").read_bytes().startswith(b"\x89PNG")
+    vanilla, dpad = records[0], records[1]
+    assert vanilla["nfe"] == 64 and vanilla["settings"]["suffix_sampler"] is None
+    assert dpad["settings"]["suffix_sampler"] == {"name": "gaussian", "window": 64, "k_sigma": 3, "scale": 1.6}
+    assert dpad["tokens_processed"] < vanilla["tokens_processed"]
+
+    assert demo.main(command) == 0  # everything is there already
+    assert "6 answers, and the seconds they took, are from an earlier run" in capsys.readouterr().out
+    again = report.load([folder / "records.json"])
+    assert [record["latency_s"] for record in again] == [record["latency_s"] for record in records]
+
+
+def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
+    evaluate, started = harness.evaluate, []
+
+    def interrupted(loaded, task, *, name, **options):
+        started.append(name)
+        if len(started) == 3:
+            raise harness.Interrupted("interrupted: go on")
+        return evaluate(loaded, task, name=name, **options)
+
+    monkeypatch.setattr(harness, "evaluate", interrupted)
+    assert demo.main(["--limit", "1", "--gen_length", "32", "--output", str(tmp_path)]) == 130
+    assert "interrupted: go on" in capsys.readouterr().err
+    kept = report.load([tmp_path / "arithmetic-50-tiny-32-first-1" / "records.json"])
+    assert [record["name"] for record in kept] == started[:2]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--gen_length", "100"], "block_length is 32; it must divide gen_length (100)"),
+    (["--limit", "0"], "--limit is 0; it must be at least 1"),
+    (["--model", "no-such-model"], "model is 'no-such-model'"),
+    (["--task", "no-such-task"], "there is no task 'no-such-task'"),
+])
+def test_demo_refuses_in_one_line(arguments, message, tmp_path, capsys):
+    assert demo.main([*arguments, "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error and not list(tmp_path.iterdir())
+
+
+# --- The set-up scripts -------------------------------------------------------------------------------------------
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" >>"$CALLS"
+case "$*" in
+"-c "*) exit "${OLD:-0}" ;;
+"-m venv --clear "*)
+    [ -z "${NO_VENV:-}" ] || exit 1
+    rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+*" show torch") echo "Version: ${TORCH:-}" ;;
+*" install -r "*)
+    sleep "${SLOW:-0}"
+    [ -z "${NO_PIP:-}" ] || { echo "ERROR: No matching distribution"; exit 1; } ;;
+"-m ruff "*) exit "${RUFF:-0}" ;;
+"-m pytest "*) echo "3 passed"; exit "${TESTS:-0}" ;;
+esac
+"""
+
+
+class Clone:
+    """A fresh clone's scripts, and a Python that only writes down its calls."""
+
+    def __init__(self, folder):
+        self.folder, self.calls = folder / "a clone", folder / "calls"
+        for name in ("environment.sh", "requirements.txt", "demo/demo.sh", "tests/run.sh", ".ci/run"):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.folder / name)
+        self.python = folder / "python-stand-in"
+        self.python.write_text(STAND_IN)
+        self.python.chmod(0o755)
+
+    def start(self, script, *arguments, **variables):
+        drop = ("MODEL", "TASK", "LIMIT", "GEN_LENGTH")
+        environment = {key: value for key, value in os.environ.items() if key not in drop}
+        environment |= {"PYTHON": str(self.python), "CALLS": str(self.calls)} | variables
+        return subprocess.Popen(["bash", self.folder / script, *arguments], cwd="/", env=environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def run(self, script, *arguments, **variables):
+        """Exit status, output, and how Python was called meanwhile."""
+        self.calls.write_text("")
+        process = self.start(script, *arguments, **variables)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output, self.called()
+
+    def called(self):
+        return [line for line in self.calls.read_text().splitlines() if not line.startswith("-c ")]
+
+
+@pytest.fixture
+def clone(tmp_path):
+    return Clone(tmp_path)
+
+
+def installs(calls):
+    return [call for call in calls if " install -r " in call]
+
+
+def test_set_up_installs_once_and_again_when_requirements_change(clone):
+    status, output, calls = clone.run("tests/run.sh")
+    assert status == 0 and "Installing" in output and "3 passed" in output.splitlines()[-1]
+    assert calls[0].startswith("-m venv") and len(installs(calls)) == 1
+    status, output, calls = clone.run("tests/run.sh")
+    assert status == 0 and calls == ["-m ruff check --quiet .", "-m pytest -q"] and "Installing" not in output
+    with open(clone.folder / "requirements.txt", "a") as file:
+        file.write("another==1.0\n")
+    assert len(installs(clone.run("tests/run.sh")[2])) == 1
+
+
+def test_set_up_repairs_a_broken_environment(clone):
+    clone.run("tests/run.sh")
+    (clone.folder / ".venv" / "bin" / "python").unlink()
+    status, _, calls = clone.run("tests/run.sh")
+    assert status == 0 and calls[0].startswith("-m venv") and len(installs(calls)) == 1
+
+
+def test_set_up_says_why_it_failed_and_tries_again(clone):
+    status, output, calls = clone.run("demo/demo.sh", NO_PIP="1")
+    lines = output.splitlines()
+    assert status == 1 and "No matching distribution" in lines[-2]
+    assert "pip could not install" in lines[-1] and not any("demo.py" in call for call in calls)
+    status, _, calls = clone.run("demo/demo.sh")
+    assert status == 0 and len(installs(calls)) == 1 and calls[-1].endswith("demo/demo.py")
+
+
+@pytest.mark.parametrize("variables, message", [
+    ({"OLD": "1"}, "older than Python 3.10"), ({"PYTHON": "/no/such/python"}, "/no/such/python is missing"),
+    ({"NO_VENV": "1"}, "python3-venv"),
+])
+def test_set_up_without_a_usable_python(clone, variables, message):
+    status, output, calls = clone.run("tests/run.sh", **variables)
+    assert status == 1 and message in output.splitlines()[-1] and not installs(calls)
+    assert not (clone.folder / ".venv").exists()
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="without flock two set-ups at once are not kept apart")
+def test_two_set_ups_at_once_install_once(clone):
+    clone.calls.write_text("")
+    both = [clone.start(script, SLOW="1") for script in ("tests/run.sh", "demo/demo.sh")]
+    for process in both:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(installs(clone.called())) == 1
+
+
+def test_set_up_takes_the_cpu_build_of_torch_without_a_gpu(clone, tmp_path):
+    real_gpu = os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi")
+    if not real_gpu and sys.platform == "linux":
+        calls = clone.run("tests/run.sh")[2]
+        assert any("--no-deps" in call and call.endswith("torch==2.13.0+cpu") for call in calls)
+        shutil.rmtree(clone.folder / ".venv")
+        assert not any("--no-deps" in call for call in clone.run("tests/run.sh", TORCH="2.13.0")[2])
+        shutil.rmtree(clone.folder / ".venv")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: a card'\n")
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    calls = clone.run("tests/run.sh", PATH=path, TORCH="2.13.0+cpu")[2]
+    assert not any("+cpu" in call for call in calls) and any(call.endswith("uninstall --yes torch") for call in calls)
+
+
+def test_run_sh_passes_arguments_and_faults_on(clone):
+    status, _, calls = clone.run("tests/run.sh", "-k", "two words")
+    assert status == 0 and calls[-1] == "-m pytest -q -k two words"
+    assert clone.run("tests/run.sh", TESTS="1")[0] == 1
+    status, output, calls = clone.run("tests/run.sh", RUFF="1")
+    assert status == 1 and calls[-1] == "-m pytest -q" and "ruff" in output.splitlines()[-1]
+
+
+def test_ci_runs_the_same_command(clone):
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    status, output, calls = clone.run(".ci/run")
+    assert status == 0 and calls[-1] == "-m pytest -q" and "3 passed" in output
+    assert clone.run(".ci/run", TESTS="1")[0] == 1
+
+
+def test_demo_sh_turns_variables_into_flags(clone):
+    variables = {"MODEL": "my model", "TASK": "t", "LIMIT": "3", "GEN_LENGTH": "64"}
+    status, _, calls = clone.run("demo/demo.sh", "--from_scratch", **variables)
+    assert status == 0
+    assert calls[-1] == "demo/demo.py --model my model --task t --limit 3 --gen_length 64 --from_scratch"
+
+
+def test_demo_help_names_every_variable():
+    command = [sys.executable, ROOT / "demo" / "demo.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    header = (ROOT / "demo" / "demo.sh").read_text()
+    assert done.returncode == 0
+    for variable in ("MODEL", "TASK", "LIMIT", "GEN_LENGTH"):
+        assert variable in done.stdout and f"\n# {variable} " in header and f"${{{variable}:+" in header
