@@ -1,0 +1,194 @@
+"""Checkpoints: the hub's layout read and written, sharded or not; broken ones refused; names that people type.
+
+    bash tests/run.sh tests/test_loading.py
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+import models
+from llada import LLaDAConfig, LLaDAModelLM
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of the recorded model's folder that a test may break."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(GOLDEN / "llada-mha" / name, folder / name)
+    return folder
+
+
+def test_saved_shards_hold_the_same_names_and_weights(random_llada, tmp_path):
+    """Guards save_pretrained: what is written has the hub's weight names, in shards with an index, and reads back."""
+    random_llada.save_pretrained(tmp_path, max_shard_size="200KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2 and (tmp_path / "model.safetensors.index.json").exists()
+    written = {name: weight for shard in shards for name, weight in load_file(shard).items()}
+    original = load_file(GOLDEN / "llada-mha" / "model.safetensors")
+    assert written.keys() == original.keys()
+    again = LLaDAModelLM.from_pretrained(tmp_path)
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, original[name])
+
+
+def test_a_missing_shard_is_refused(random_llada, tmp_path):
+    """Guards a download that broke off."""
+    random_llada.save_pretrained(tmp_path, max_shard_size="200KB")
+    sorted(tmp_path.glob("model-*.safetensors"))[1].unlink()
+    with pytest.raises(ValueError, match="could not be loaded"):
+        LLaDAModelLM.from_pretrained(tmp_path)
+
+
+def test_auto_classes_find_the_model(checkpoint):
+    """Guards the registration, without remote code although config.json names some."""
+    assert isinstance(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), LLaDAConfig)
+    for auto_class in (AutoModel, AutoModelForCausalLM):
+        assert isinstance(auto_class.from_pretrained(checkpoint, trust_remote_code=False), LLaDAModelLM)
+
+
+def test_hub_fields_survive_a_round_trip(checkpoint, tmp_path):
+    """Guards config.json: every field of the hub's file is read and written with its value."""
+    recorded = json.loads((checkpoint / "config.json").read_text())
+    LLaDAConfig.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    renamed = {"torch_dtype": "dtype"}
+    for name, value in recorded.items():
+        if name not in ("transformers_version", "use_cache"):  # transformers 5 keeps the second out of config.json
+            assert written[renamed.get(name, name)] == value, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtype_on_request(checkpoint, dtype):
+    """Guards the weights' dtype, and that a forward pass runs in it."""
+    model = LLaDAModelLM.from_pretrained(checkpoint, dtype=dtype)
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
+    with torch.no_grad():
+        assert model(torch.arange(9)[None]).logits.dtype == dtype
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda w: w.pop("model.transformer.ff_out.weight"), "missing: model.transformer.ff_out.weight"),
+    (lambda w: w.update(stranger=torch.zeros(2)), "foreign: stranger"),
+    (lambda w: w.update({"model.transformer.ln_f.weight": torch.zeros(32)}), "another shape.*ln_f"),
+])
+def test_wrong_weights_are_refused(checkpoint, change, words):
+    """Guards against a model that answers with random layers."""
+    change_weights(checkpoint, change)
+    with pytest.raises(ValueError, match=words):
+        LLaDAModelLM.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("field, value", [
+    ("alibi", True), ("block_type", "sequential"), ("n_heads", 5), ("n_kv_heads", 3), ("embedding_size", 100),
+    ("d_model", 0), ("activation_type", "gelu"),
+])
+def test_a_configuration_that_is_not_implemented_is_refused(checkpoint, field, value):
+    """Guards against computing something else than the checkpoint means."""
+    config = json.loads((checkpoint / "config.json").read_text()) | {field: value}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"config field {field} is"):
+        LLaDAModelLM.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("options", [
+    {"n_kv_heads": 2}, {"weight_tying": True}, {"include_bias": True}, {"include_qkv_bias": True},
+    {"scale_logits": True}, {"input_emb_norm": True}, {"mlp_hidden_size": None}, {"embedding_size": 128},
+], ids=str)
+def test_every_variant_of_the_configuration_saves_and_loads(options, tmp_path):
+    """Guards the fields that the 8B checkpoints leave at their defaults."""
+    torch.manual_seed(0)
+    config = LLaDAConfig(**({"d_model": 32, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 48, "vocab_size": 100,
+                             "mask_token_id": 99, "eos_token_id": 98} | options))
+    model = LLaDAModelLM(config).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+    assert expected.shape == (1, 12, config.embedding_size)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(LLaDAModelLM.from_pretrained(tmp_path)(ids).logits, expected)
+
+
+def test_folders_that_are_no_checkpoint(tmp_path):
+    """Guards the sentence that someone reads who mistyped a path."""
+    with pytest.raises(ValueError, match="neither an existing folder nor a hub id"):
+        LLaDAModelLM.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="has no config.json"):
+        LLaDAModelLM.from_pretrained(tmp_path)
+
+
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, words", [
+    ("huge", "model is 'huge'.*tiny, instruct, 1.5, base"), ("./nowhere", "model is './nowhere'"),
+])
+def test_unknown_names(name, words):
+    with pytest.raises(ValueError, match=words):
+        models.load(name)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"device": "toaster"}, "device is 'toaster'"), ({"dtype": "float8"}, "dtype is 'float8'.*float32"),
+])
+def test_bad_device_and_dtype(options, words):
+    with pytest.raises(ValueError, match=words):
+        models.load("tiny", **options)
+
+
+def test_folder_of_another_family(checkpoint):
+    (checkpoint / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="model_type 'gpt2'; the families here are"):
+        models.load(str(checkpoint))
+
+
+def test_folder_without_tokenizer(checkpoint):
+    with pytest.raises(ValueError, match="no tokenizer"):
+        models.load(str(checkpoint))
+
+
+def test_hub_out_of_reach(monkeypatch):
+    """Guards the one sentence, and that it comes at once: no retries for half a minute."""
+    import huggingface_hub
+
+    def refuse(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(ValueError, match="not in the local cache, and the hub is out of reach"):
+        models.load("nobody/such-a-model-does-not-exist")
+
+
+def test_the_published_conventions_for_chat_templates():
+    """Guards the defaults behind the published numbers: LLaDA-1.5 and base models get the raw prompt."""
+    family = models.FAMILIES["llada"]
+    raw = {name: any(part in models.NAMES[name].rsplit("/", 1)[-1].lower() for part in family.raw_prompt)
+           for name in family.names}
+    assert raw == {"tiny": False, "instruct": False, "1.5": True, "base": True}
+
+
+def test_batches_are_padded_on_the_left():
+    """Guards `encode`: unequal prompts, the mask, and the chat template's form."""
+    loaded = models.load("tiny")
+    text = loaded.chat("How many?")
+    assert text.startswith("<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nHow many?<|eot_id|>")
+    assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
+    batch = loaded.encode(["How many?", "Mia has 3 apples. How many?"])
+    alone = loaded.encode(["How many?"])
+    assert batch.attention_mask[0].tolist() == sorted(batch.attention_mask[0].tolist())
+    assert batch.input_ids[0][batch.attention_mask[0].bool()].tolist() == alone.input_ids[0].tolist()
+    assert loaded.tokenizer.decode(alone.input_ids[0]) == text
