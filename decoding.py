@@ -65,8 +65,8 @@ class DecodingSettings:
         if self.steps is None:
             object.__setattr__(self, "steps", self.gen_length)
         if self.steps % self.blocks or self.steps > self.gen_length:
-            raise ValueError(f"steps is {self.steps}; it must be a multiple of the number of blocks ({self.blocks}) and "
-                             f"at most one a token ({self.gen_length})")
+            raise ValueError(f"steps is {self.steps}; it must be a multiple of the number of blocks ({self.blocks}) "
+                             f"and at most one a token ({self.gen_length})")
         if self.cache not in CACHE_MODES:
             raise ValueError(f"cache is {self.cache!r}; it must be one of {', '.join(CACHE_MODES)}")
         if self.suffix_sampler is None:
@@ -186,7 +186,8 @@ def check_prompt(model: MaskedDiffusionModel, input_ids: Tensor, attention_mask:
                          "integers and be [rows, tokens]")
     rows, columns = input_ids.shape
     if not rows or not columns:
-        raise ValueError(f"input_ids has shape {list(input_ids.shape)}: the prompt is empty; it must have a token at least")
+        raise ValueError(f"input_ids has shape {list(input_ids.shape)}: the prompt is empty; it must have a token "
+                         "at least")
     for name, token in (("mask_id", settings.mask_id), ("eos_id", settings.eos_id)):
         if token >= model.vocabulary_size:
             raise ValueError(f"{name} is {token}; it must be below the vocabulary's size ({model.vocabulary_size})")
@@ -205,8 +206,9 @@ def check_prompt(model: MaskedDiffusionModel, input_ids: Tensor, attention_mask:
             raise ValueError("attention_mask is not a left padding: every row must be zeros, then ones up to its end")
         padding = (~mask).sum(1)
         if (padding == columns).any():
-            raise ValueError(f"attention_mask has no token in row {int((padding == columns).nonzero()[0])}: the prompt is "
-                             "empty; it must have a token at least")
+            empty = int((padding == columns).nonzero()[0])
+            raise ValueError(f"attention_mask has no token in row {empty}: the prompt is empty; it must have a token "
+                             "at least")
     longest = columns - padding.min().item()
     if longest + settings.gen_length > model.max_positions:
         raise ValueError(f"gen_length is {settings.gen_length}; with a prompt of {longest} tokens it must be at most "

@@ -1,13 +1,13 @@
 """Train a small masked diffusion model on arithmetic word problems; made checkpoints/llada-tiny.
 
-    python train.py --output checkpoints/llada-tiny            # from nothing, about an hour and a half on two cores
+    python train.py --output checkpoints/llada-tiny            # from nothing
     python train.py --output checkpoints/llada-tiny --resume   # go on where an interrupted run stopped
 
 The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's without the dropout): every answer
 token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
-length. Half of the samples are masked that way all over; the other half as decoding meets them: a clean prefix, one
-block masked with probability t, everything after it masked. Answers are padded with EOS, as LLaDA's are, to canvases
-of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with its tokenizer, and
+length. Some samples are masked that way all over; the others as decoding meets them: a clean prefix, one block masked
+with probability t, everything after it masked, and the loss over the block. Answers are padded with EOS, as LLaDA's
+are, to canvases of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with its tokenizer, and
 `train.jsonl` holds the curve: loss and accuracy on held-out problems.
 """
 
@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
-import subprocess
 import sys
 import time
 from itertools import islice
@@ -34,9 +32,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from dataset import arithmetic
 from llada import LLaDAConfig, LLaDAModelLM
+from records import environment
 from transformer import MaskedDiffusionModel
-
-ROOT = Path(__file__).resolve().parent
 
 # LLaDA's special tokens, in the order of their ids here (on the hub they sit at 126080 and above).
 SPECIAL_TOKENS = {
@@ -49,16 +46,19 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 VOCABULARY = 1024
-SHAPE = {"d_model": 192, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512}
+# RoPE's base and the spread of the initial weights suit this width and these lengths, not the 8B's.
+SHAPE = {"d_model": 192, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512, "rope_theta": 10_000.0, "init_std": 0.07}
 MAX_POSITIONS = 4096
 
 # Total lengths (prompt and canvas). Most samples get the shortest that fits, the others room for a canvas of 256, 512
 # or 1024 answer tokens, so that the model knows what a long tail of EOS, or of masks, looks like.
 TIGHT_LENGTHS = (96, 128, 160, 192, 256, 320)
-LONG_LENGTHS = {384: 0.08, 640: 0.015, 1152: 0.007}
-BLOCK = 32  # of the block-wise half of the samples
+LONG_LENGTHS = {384: 0.08, 640: 0.012, 1152: 0.006}
+BLOCK = 32
+BLOCKWISE_SHARE = 0.6
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
-MICROBATCH_TOKENS = 6144
+MICROBATCH_TOKENS = 4096
+EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -90,8 +90,10 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 class Stream:
     """The training data as a function of the step: the same seed gives step i the same batches after any restart."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, tokens_per_step: int, seed: int, split: str):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, tokens_per_step: int, seed: int, split: str,
+                 easy_steps: int = 0):
         self.tokenizer, self.tokens_per_step, self.seed, self.split = tokenizer, tokens_per_step, seed, split
+        self.easy_steps = easy_steps
         self.eos_id, self.mask_id = tokenizer.eos_token_id, tokenizer.mask_token_id
 
     def step(self, number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -100,8 +102,10 @@ class Stream:
         by_length: dict[int, list[tuple[list[int], list[int]]]] = {}
         tokens = 0
         for problem in arithmetic.problems(rng.getrandbits(48), self.split):
+            if number < self.easy_steps and problem["steps"] > 2:
+                continue
             prompt, answer = self.encode(problem, rng)
-            length = self.total_length(len(prompt) + len(answer), rng)
+            length = self.total_length(len(prompt) + len(answer), rng, number >= self.easy_steps)
             by_length.setdefault(length, []).append((prompt, answer))
             tokens += length
             if tokens >= self.tokens_per_step:
@@ -124,8 +128,8 @@ class Stream:
         return encode(chat).ids, encode(problem["answer"]).ids
 
     @staticmethod
-    def total_length(used: int, rng: random.Random) -> int:
-        draw = rng.random()
+    def total_length(used: int, rng: random.Random, long: bool) -> int:
+        draw = rng.random() if long else 1.0
         for length, share in LONG_LENGTHS.items():
             if draw < share:
                 return length
@@ -140,16 +144,14 @@ class Stream:
             target[row, :end] = torch.tensor(prompt + answer)
             # Spread t evenly over the rows: the same distribution as independent draws, with less variance.
             t = MIN_NOISE + (1 - MIN_NOISE) * (row + rng.random()) / len(samples)
-            chance = torch.zeros(length)
-            if rng.random() < 0.5:
-                chance[start:] = t
-            else:
-                block = start + BLOCK * rng.randrange((end - start) // BLOCK + 1)  # up to the block of the first EOS
-                chance[block:] = 1
-                chance[block : block + BLOCK] = t
-            masked = torch.rand(length, generator=torch.Generator().manual_seed(rng.getrandbits(48))) < chance
+            first, last = start, length  # the tokens that the loss is over
+            if rng.random() < BLOCKWISE_SHARE:
+                first += BLOCK * rng.randrange((end - start) // BLOCK + 1)  # up to the block of the first EOS
+                last = min(first + BLOCK, length)
+            masked = torch.rand(length, generator=torch.Generator().manual_seed(rng.getrandbits(48))) < t
+            masked[:first], masked[last:] = False, True
             noisy[row] = torch.where(masked, self.mask_id, target[row])
-            weight[row] = torch.where(masked, 1 / chance, 0.0) / (length - start)
+            weight[row, first:last] = masked[first:last] / (t * (last - first))
         return noisy, target, weight
 
 
@@ -212,7 +214,8 @@ def train(options: argparse.Namespace) -> None:
     )
     model = LLaDAModelLM._from_config(config, attn_implementation="eager")
     optimizers = make_optimizers(model, options.rate)
-    stream = Stream(tokenizer, options.tokens_per_step, options.seed, "train")
+    stream = Stream(tokenizer, options.tokens_per_step, options.seed, "train",
+                    easy_steps=int(EASY_SHARE * options.steps))
     test_stream = Stream(tokenizer, 16_384, options.seed, "test")
     first, seconds = 0, 0.0
     if options.resume and state_file.exists():
@@ -223,13 +226,11 @@ def train(options: argparse.Namespace) -> None:
         first, seconds = state["step"], state["seconds"]
         log = [line for line in log_file.read_text().splitlines() if json.loads(line).get("step", 0) <= first]
         log_file.write_text("".join(f"{line}\n" for line in log))
-    else:
-        write_line(log_file, "w", {
-            "command": "python " + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "settings": {k: v for k, v in vars(options).items() if k != "resume"},
-            "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
-            "hardware": hardware(), "commit": commit(),
-        })
+    write_line(log_file, "a" if first else "w", {
+        "command": "python " + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "from_step": first,
+        "settings": vars(options), "parameters": sum(p.numel() for p in model.parameters()),
+        "environment": environment(),
+    })
     started, loss_sum, samples = time.monotonic() - seconds, 0.0, 0
     for step in (bar := tqdm(range(first, options.steps), initial=first, total=options.steps, unit="step")):
         for optimizer in optimizers:
@@ -267,36 +268,23 @@ def save(state: dict, file: Path) -> None:
     os.replace(temporary, file)
 
 
-def hardware() -> str:
-    """The processor's name and the number of cores, as a record of a run needs them."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """The commit that the code stands at, with "+" where the tree has changes that are not committed."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
-    return described.stdout.strip() or "unknown"
-
-
 def write_line(file: Path, mode: str, entry: dict) -> None:
     with file.open(mode) as handle:
         handle.write(json.dumps(entry) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--output", required=True, help="folder of the checkpoint")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
-    parser.add_argument("--tokens_per_step", type=int, default=14_000, help="tokens of one optimizer step")
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=4500, help="optimizer steps")
+    parser.add_argument("--tokens_per_step", type=int, default=8_000, help="tokens of one optimizer step")
+    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
-    parser.add_argument("--log_every", type=int, default=100, help="steps between lines of the curve and saved states")
+    parser.add_argument("--log_every", type=int, default=200, help="steps between lines of the curve and saved states")
     options = parser.parse_args()
     try:
         for name in ("steps", "tokens_per_step", "threads", "log_every"):

@@ -116,8 +116,8 @@ class MaskedDiffusionModel(PreTrainedModel):
 
     A subclass builds its modules and answers `embed(input_ids)`, `layers`, `final_norm`, `head(hidden)`; a layer is a
     module called as `layer(x, rope, key_mask, cache, index, start)`. It also sets `layer_count`, `kv_head_count`,
-    `head_size`, `rope_theta`, `max_positions` and `vocabulary_size`. `prediction_offset` is 0 where the logits of a position predict its
-    own token (LLaDA) and 1 where they predict the next one (Dream).
+    `head_size`, `rope_theta`, `max_positions` and `vocabulary_size`. `prediction_offset` is 0 where the logits of a
+    position predict its own token (LLaDA) and 1 where they predict the next one (Dream).
     """
 
     supports_gradient_checkpointing = False
@@ -231,7 +231,7 @@ class MaskedDiffusionModel(PreTrainedModel):
             model, info = super().from_pretrained(
                 folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-        except (OSError, EnvironmentError) as error:
+        except OSError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"checkpoint {str(folder)!r} could not be loaded: {reason}") from error
         for kind, names in (
@@ -242,7 +242,8 @@ class MaskedDiffusionModel(PreTrainedModel):
             if names:
                 names = sorted(names)
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                raise ValueError(f"checkpoint {str(folder)!r} has weights that are {kind}: {', '.join(names[:3])}{more}")
+                names = ", ".join(names[:3]) + more
+                raise ValueError(f"checkpoint {str(folder)!r} has weights that are {kind}: {names}")
         return (model, info) if wants_info else model
 
 

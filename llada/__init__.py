@@ -1,4 +1,7 @@
-"""LLaDA with suffix dropout: configuration, model and generate loop. Importing it registers `llada` with transformers."""
+"""LLaDA with suffix dropout: configuration, model and unmasking rules.
+
+Imported, never run; importing it registers model type `llada` with transformers' Auto classes.
+"""
 
 from llada.configuration import LLaDAConfig
 from llada.modeling import LLaDAModelLM

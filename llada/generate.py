@@ -87,7 +87,7 @@ def choose_by_factor(confidence: Tensor, factor: float) -> Tensor:
     """
     ordered, order = confidence.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)  # n
-    competing = ordered > float("-inf")
+    competing = ordered != float("-inf")  # a NaN competes, so that a broken model ends in an error and not in a loop
     passed = (ordered >= 1 - factor / (rank + 1)) | (rank == 1)
     before_failure = (passed & competing).long().cumprod(dim=-1).sum(dim=-1, keepdim=True)  # [R, 1]
     competitors = competing.sum(dim=-1, keepdim=True)  # m

@@ -202,7 +202,8 @@ def test_one_token_a_step_by_default(random_llada):
 def test_the_mask_is_never_emitted_even_when_the_model_prefers_it(random_llada, schedule):
     """Guards against the reference's crash: a model whose likeliest token is the mask everywhere."""
     ids = torch.stack(prompts_of([9]))
-    favourite = generate(random_llada, ids, gen_length=32, block_length=16, steps=2).sequences[0, 9:].mode().values.item()
+    answer = generate(random_llada, ids, gen_length=32, block_length=16, steps=2).sequences[0, 9:]
+    favourite = answer.mode().values.item()
     output = generate(random_llada, ids, gen_length=32, block_length=16, mask_id=favourite, **(schedule | {
         "steps": 4 if "steps" in schedule else 2}))
     assert not (output.sequences[0, 9:] == favourite).any()
@@ -238,8 +239,8 @@ def test_temperature_one_draws_from_the_softmax(random_llada):
     ids = torch.stack(prompts_of([5]))
     with torch.no_grad():
         logits = random_llada(torch.cat((ids, torch.tensor([[510]])), 1)).logits[0, -1] * 6
-    from llada.generate import LLaDARule
     from decoding import DecodingSettings
+    from llada.generate import LLaDARule
     rule = LLaDARule(DecodingSettings(gen_length=1, block_length=1, mask_id=510, eos_id=509), 1.0, "low_confidence",
                      None, None)
     probability = logits.double().softmax(-1)

@@ -51,6 +51,7 @@ def test_environment_says_what_ran():
     assert found["torch"] == torch.__version__ and found["transformers"] == transformers.__version__
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["hardware"]["cores"] >= 1 and found["hardware"]["processor"]
+    assert found["hardware"]["threads"] == torch.get_num_threads()
     assert len(found["hardware"]["gpus"]) == torch.cuda.device_count()
     assert found["commit"] and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["date"])
     assert record_files.version("a-package-that-nobody-made") is None
@@ -176,6 +177,8 @@ def test_the_device_that_computed_is_named():
     hardware = {"processor": "Test CPU", "cores": 1, "gpus": [{"name": "NVIDIA H200", "memory_gb": 139.8}]}
     record = evaluation("Vanilla", 1.0, environment={"hardware": hardware})
     assert report.hardware_line(record) == "Test CPU, 1 core"
+    record["environment"]["hardware"]["threads"] = 4
+    assert report.hardware_line(record) == "Test CPU, 1 core, 4 threads"
     record["settings"]["device"] = "cuda:0"
     assert report.hardware_line(record) == "NVIDIA H200 (140 GB)"
 

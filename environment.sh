@@ -1,0 +1,95 @@
+# The set-up that demo/demo.sh and tests/run.sh share: a virtual environment in .venv with requirements.txt installed.
+#
+#     source environment.sh        # from a bash script; afterwards $ROOT is the repository and $PYTHON its interpreter
+#
+# The first call installs (about two minutes), later ones only look at a stamp. An environment that was left half made
+# is repaired. Another Python than python3 is taken from the variable PYTHON. pip's own settings (mirrors, proxies,
+# wheel folders) apply as usual.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+give_up() {
+    echo "set-up: $*" >&2
+    exit 1
+}
+
+works() { # an interpreter that starts and is new enough
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+}
+
+has_gpu() {
+    [ -e /dev/nvidia0 ] || nvidia-smi -L 2>/dev/null | grep -q '^GPU'
+}
+
+find_python() {
+    local candidate
+    if [ -n "${PYTHON:-}" ]; then
+        works "$PYTHON" && command -v "$PYTHON"
+        return
+    fi
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
+        if works "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+install_all() {
+    local pip=("$1/bin/python" -m pip --disable-pip-version-check) wanted present
+    wanted="$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' "$ROOT/requirements.txt")"
+    present="$("${pip[@]}" show torch 2>/dev/null | sed -n 's/^Version: //p')"
+    if has_gpu; then
+        case "$present" in
+        *+cpu) "${pip[@]}" uninstall --yes torch ;; # from a time when no GPU was in sight
+        esac
+    elif [ "$(uname -s)" = Linux ] && [ "${present%+*}" != "$wanted" ]; then
+        # PyPI's wheel for Linux brings gigabytes of CUDA. The label +cpu picks the build without it, wherever one is
+        # to be had; where none is, the command after this one takes PyPI's.
+        "${pip[@]}" install --no-deps --retries 1 --timeout 15 \
+            --extra-index-url https://download.pytorch.org/whl/cpu "torch==$wanted+cpu" || true
+    fi
+    "${pip[@]}" install -r "$ROOT/requirements.txt"
+}
+
+set_up() {
+    local venv="$ROOT/.venv" python stamp log started=$SECONDS
+    stamp="$(cksum <"$ROOT/requirements.txt") $(has_gpu && echo gpu || echo cpu)"
+    if [ "$(cat "$venv/installed" 2>/dev/null)" = "$stamp" ] && works "$venv/bin/python"; then
+        return
+    fi
+    if command -v flock >/dev/null; then # a second script that starts now waits here, then finds all done
+        exec 9<"$ROOT/requirements.txt"
+        flock 9
+        if [ "$(cat "$venv/installed" 2>/dev/null)" = "$stamp" ] && works "$venv/bin/python"; then
+            exec 9<&-
+            return
+        fi
+    fi
+    if ! works "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        python="$(find_python)" || give_up "${PYTHON:-python3} is missing or older than Python 3.10;" \
+            "install a newer one or name it: PYTHON=/path/to/python3"
+        "$python" -m venv --clear "$venv" >/dev/null 2>&1 || {
+            rm -rf "$venv"
+            give_up "$python could not make a virtual environment in $venv; its venv module may be missing" \
+                "(Debian, Ubuntu: apt install python3-venv)"
+        }
+    fi
+    rm -f "$venv/installed"
+    log="$venv/install.log"
+    printf 'Installing the packages of requirements.txt into .venv (about 2 minutes the first time) … ' >&2
+    if ! install_all "$venv" >"$log" 2>&1; then
+        printf 'failed\n' >&2
+        grep -i '^error' "$log" | tail -n 3 >&2
+        give_up "pip could not install requirements.txt; its whole output is in $log"
+    fi
+    echo "$stamp" >"$venv/installed"
+    printf 'done in %s s\n' "$((SECONDS - started))" >&2
+    if command -v flock >/dev/null; then
+        exec 9<&-
+    fi
+}
+
+set_up
+PYTHON="$ROOT/.venv/bin/python"

@@ -1,0 +1,170 @@
+"""What a run was: versions, hardware and commit, and JSON records that are written whole or not at all.
+
+    python records.py        # prints the environment that a record made here and now would carry
+
+A run's record is one JSON object with its settings, metrics and `environment()`. Tables, plots and the README's numbers
+are rendered from such records (report.py), never typed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+
+
+def environment() -> dict:
+    """Versions, hardware, commit and date of this process, ready for a record.
+
+    Returns:
+        A dict with `python`, `torch`, `transformers`, `lm_eval`, `numpy` (versions, None where not installed),
+        `platform` (operating system), `hardware` (see `hardware`), `commit` (see `commit`) and `date` (UTC, ISO 8601).
+    """
+    return {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "lm_eval": version("lm_eval"),
+        "numpy": version("numpy"),
+        "platform": platform.platform(),
+        "hardware": hardware(),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, or None; it is read from the package's metadata, without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def hardware() -> dict:
+    """What computes: `processor` (name), `cores` (that this process may use), `threads` (that torch computes with, None
+    without torch), `memory_gb` (GiB, None where the system does not say) and `gpus`, a list of `{"name", "memory_gb"}`
+    of the GPUs that torch sees."""
+    try:
+        import torch  # here, so that reading records and drawing tables does not wait seconds for torch
+    except ImportError:
+        threads, gpus = None, []
+    else:
+        threads = torch.get_num_threads()
+        gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "processor": _processor(), "cores": _cores(), "threads": threads, "memory_gb": _memory_gb(),
+        "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # fewer than os.cpu_count() in a batch system's allocation
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def commit() -> str:
+    """The commit that the code stands at, with "+" where tracked files differ from it; "unknown" outside git."""
+    if not (ROOT / ".git").exists():  # an archive unpacked inside another repository must not report that one's commit
+        return "unknown"
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return described.stdout.strip() or "unknown"
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file that is either the old one or the complete new one, whatever interrupts the writing.
+
+    Folders are made as needed. Numbers that JSON lacks (NaN, infinities) become null; numpy's and torch's scalars
+    become plain numbers and paths become text.
+
+    Raises:
+        TypeError: something in `value` has no JSON form.
+        OSError: the file cannot be written; its former content is untouched.
+    """
+    path = Path(path)
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _finite(value: Any) -> Any:
+    """The same structure in JSON's own types, with null for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, (str, int, float, bool, type(None))) and callable(getattr(value, "item", None)):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: the file is missing, cannot be read or is not JSON; the message names it and the reason.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: line {error.lineno}, {error.msg}") from error
+
+
+if __name__ == "__main__":
+    print(json.dumps(environment(), indent=2))

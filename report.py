@@ -1,0 +1,399 @@
+"""Tables and plots of evaluation records: every number shown comes from a record, none is typed.
+
+    python report.py results/demo/tiny-arithmetic-50/records.json                # the table, for the terminal
+    python report.py records.json --format markdown                              # or markdown, csv
+    python report.py records.json --plot chart.png                               # the bar chart
+    python report.py README.md                                                   # renew the tables in a document
+    python report.py --check README.md                                           # fail when a table is out of date
+
+A document marks a table by the records it shows, with paths relative to the document:
+
+    <!-- table: demo/records.json -->
+    ...whatever stands here is replaced...
+    <!-- /table -->
+
+A records file holds one record or a list of records; a folder stands for all records in its *.json files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import records as record_files
+
+BASELINE = "Vanilla"
+METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
+MARK = re.compile(r"(<!-- table: *(?P<paths>[^>]*?) *-->)(?P<body>.*?)(?P<end><!-- /table -->|\Z)", re.DOTALL)
+LOG_SPREAD = 8  # the latency axis is logarithmic from this ratio of slowest to fastest on
+
+# Okabe and Ito's palette: told apart with every kind of colour vision, and in grey by lightness.
+GREY, ORANGE, BLUE, GREEN, VERMILLION = "#8c8c8c", "#E69F00", "#0072B2", "#009E73", "#D55E00"
+
+
+# --- Records ------------------------------------------------------------------------------------------------------
+
+
+def load(paths: Sequence[str | Path], folder: str | Path = ".") -> list[dict]:
+    """The evaluation records in files and folders, in the order given (within a folder: by file name).
+
+    Args:
+        paths: files that hold a record or a list of records, or folders of such files.
+        folder: where relative paths count from.
+
+    Raises:
+        ValueError: a path is missing, is not JSON, or holds something else than evaluation records.
+    """
+    found = []
+    for path in (Path(folder) / path for path in paths):
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{path} holds no .json file")
+        for file in files:
+            content = record_files.read_json(file)
+            for record in content if isinstance(content, list) else [content]:
+                if not isinstance(record, dict) or record.get("kind") != "evaluation":
+                    raise ValueError(f"{file} holds something that is not an evaluation record")
+                missing = [key for key in ("name", "task", "model", "settings", "metrics", "latency_s", "samples")
+                           if key not in record]
+                if missing:
+                    raise ValueError(f"{file} holds a record without {', '.join(missing)}")
+                found.append(record)
+    return found
+
+
+def rows(records: Sequence[dict]) -> list[dict]:
+    """What the tables show, a dict for each record, in their order.
+
+    Keys: `name`; `task`, `model`, `G` and `hardware`; `latency_s` (seconds per sample, mean); `speedup` (the latency of
+    the row named Vanilla over this row's, or None where no Vanilla row has the same task, model, G and hardware); `tps`
+    (answer tokens per second); `nfe` (forwards per sample); `metrics`, a dict of percentages by label.
+
+    Raises:
+        ValueError: there are no records, or two Vanilla rows could be the baseline.
+    """
+    if not records:
+        raise ValueError("there are no records to show")
+    baselines: dict[tuple, float] = {}
+    for record in records:
+        if record["name"] == BASELINE:
+            if _setting(record) in baselines:
+                raise ValueError(f"two records named {BASELINE} have the same task, model, G and hardware: "
+                                 "the speedups would be ambiguous")
+            baselines[_setting(record)] = record["latency_s"]
+    shown = []
+    for record in records:
+        baseline, latency = baselines.get(_setting(record)), record["latency_s"]
+        task, model, length, hardware = _setting(record)
+        shown.append({
+            "name": record["name"], "task": task, "model": model, "G": length, "hardware": hardware,
+            "latency_s": latency,
+            "speedup": baseline / latency if baseline and latency else None,
+            "tps": record.get("tps"), "nfe": record.get("nfe"),
+            "metrics": {
+                METRIC_LABELS.get(key, key): None if entry.get("value") is None else 100 * entry["value"]
+                for key, entry in record["metrics"].items()
+            },
+        })
+    return shown
+
+
+def _setting(record: dict) -> tuple:
+    """What must agree before two latencies may be compared."""
+    return record["task"], record["model"], record["settings"].get("gen_length"), hardware_line(record)
+
+
+def hardware_line(record: dict) -> str:
+    """The device that generated, in words: the GPU for a run on one, otherwise the processor with its cores."""
+    hardware = record.get("environment", {}).get("hardware", {})
+    gpus = hardware.get("gpus") or []
+    if gpus and not str(record["settings"].get("device", "cuda")).startswith("cpu"):
+        memory = gpus[0].get("memory_gb")
+        return gpus[0]["name"] + (f" ({memory:.0f} GB)" if memory else "")
+    if "processor" not in hardware:
+        return "unknown hardware"
+    processor = hardware["processor"].replace("(R)", "").replace("(TM)", "").strip()
+    cores, threads = hardware.get("cores"), hardware.get("threads")
+    line = processor + (f", {cores} core{'s' * (cores != 1)}" if cores else "")
+    return line + (f", {threads} thread{'s' * (threads != 1)}" if threads and threads != cores else "")
+
+
+def caption(records: Sequence[dict]) -> str:
+    """One sentence with what the numbers were measured with: model, task, samples, G, hardware, dtype, commit."""
+
+    def all_of(values: Sequence[Any]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
+
+    settings = [record["settings"] for record in records]
+    shots = all_of([entry.get("num_fewshot") or 0 for entry in settings])
+    return (
+        f"Model {all_of([r['model'] for r in records])}, task {all_of([r['task'] for r in records])} ({shots}-shot), "
+        f"{all_of([r['samples'] for r in records])} samples, G = {all_of([s.get('gen_length') for s in settings])}, "
+        f"batch size {all_of([s.get('batch_size') for s in settings])}, "
+        f"{all_of([hardware_line(r) for r in records])}, {all_of([s.get('dtype') for s in settings])}, "
+        f"commit {all_of([r.get('environment', {}).get('commit') for r in records])}."
+    )
+
+
+# --- Tables -------------------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _labels(shown: Sequence[dict]) -> list[str]:
+    found = dict.fromkeys(label for row in shown for label in row["metrics"])
+    first = [label for label in METRIC_LABELS.values() if label in found]
+    return first + [label for label in found if label not in first]
+
+
+def _cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Headings and text cells; the first column is the configuration, and settings that vary come right after it."""
+    shown = rows(records)
+    varying = [key for key in ("model", "task", "G", "hardware") if len({row[key] for row in shown}) > 1]
+    labels = _labels(shown)
+    metrics = [f"{label} (%)" for label in labels]
+    headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *metrics]
+    return headings, [
+        [
+            row["name"], *(str(row[key]) for key in varying), _seconds(row["latency_s"]),
+            "–" if row["speedup"] is None else f"{row['speedup']:.2f}×", _number(row["tps"]), _number(row["nfe"]),
+            *(_number(row["metrics"].get(label)) for label in labels),
+        ]
+        for row in shown
+    ]
+
+
+def markdown_table(records: Sequence[dict]) -> str:
+    """The table as markdown, with the caption under it."""
+    headings, cells = _cells(records)
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{table}\n\n{caption(records)}"
+
+
+def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
+    """The table with aligned columns; at most 100 characters wide with the names and metrics of the demo.
+
+    Args:
+        names: names of rows still to come, so that the columns stay where they are while a table grows.
+    """
+    headings, cells = _cells(records)
+    widths = [max(map(len, column)) for column in zip(headings, *cells)]
+    widths = [max(widths[0], *map(len, names), 0), *(max(width, 7) for width in widths[1:])]
+
+    def line(cells: list[str]) -> str:
+        numbers = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:])]
+        return "  ".join([cells[0].ljust(widths[0]), *numbers])
+
+    return "\n".join([line(headings), "─" * len(line(headings)), *map(line, cells)])
+
+
+def csv_table(records: Sequence[dict]) -> str:
+    """The rows as comma-separated values with a heading line: plain numbers in full precision, empty where unknown."""
+    shown = rows(records)
+    labels = _labels(shown)
+    columns = ("name", "model", "task", "G", "hardware", "latency_s", "speedup", "tps", "nfe")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*columns, *labels])
+    for row in shown:
+        writer.writerow([*(row[column] for column in columns), *(row["metrics"].get(label) for label in labels)])
+    return text.getvalue()
+
+
+# --- Plot ---------------------------------------------------------------------------------------------------------
+
+
+def bar_chart(records: Sequence[dict], path: str | Path) -> None:
+    """Draw latency (bars, with speedups) and accuracy (points, with standard errors) and save a PNG.
+
+    Both panels share the configurations, top to bottom in the records' order. The latency axis is logarithmic when the
+    slowest configuration takes more than LOG_SPREAD times the fastest one's time.
+
+    Raises:
+        ValueError: see `rows`. OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no window system, no global state
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    shown = rows(records)
+    labels = _labels(shown)
+    places = list(range(len(shown)))
+    latencies = [row["latency_s"] for row in shown]
+    logarithmic = min(latencies) > 0 and max(latencies) / min(latencies) > LOG_SPREAD
+
+    figure = Figure(figsize=(10, 1.7 + 0.48 * len(shown)), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2)) if labels else (figure.subplots(), None)
+
+    legend_style = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "frameon": False, "fontsize": 10,
+                    "borderaxespad": 0.2, "handlelength": 1.4}
+    colours = [GREY if row["name"] == BASELINE else BLUE if "DPad" in row["name"] else ORANGE for row in shown]
+    left.barh(places, latencies, height=0.66, color=colours)
+    for place, row in zip(places, shown):
+        gain = "" if row["speedup"] is None or row["name"] == BASELINE else f"  ({row['speedup']:.2f}×)"
+        left.annotate(f"{_seconds(row['latency_s'])} s{gain}", (row["latency_s"], place), xytext=(5, 0),
+                      textcoords="offset points", va="center", fontsize=10,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # no grid lines through the numbers
+    if logarithmic:
+        low, high = min(latencies), max(latencies)
+        left.set_xscale("log")
+        left.set_xlim(low / 2, high * (high / low) ** 0.4 * 1.5)  # room for the labels
+        left.xaxis.set_major_formatter("{x:g}")  # 0.1 instead of a power of ten
+    else:
+        left.set_xlim(0, max(latencies) * 1.38)
+    left.set_xlabel("latency (seconds per sample" + (", logarithmic)" if logarithmic else ")"), fontsize=11)
+    left.set_yticks(places, [row["name"] for row in shown], fontsize=11)
+    left.set_ylim(len(shown) - 0.45, -0.55)
+    kinds = [(GREY, BASELINE), (ORANGE, "without DPad"), (BLUE, "with DPad")]
+    left.legend([Patch(color=colour) for colour, _ in kinds if colour in colours],
+                [kind for colour, kind in kinds if colour in colours], **legend_style)
+
+    if right is not None:
+        styles = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (ORANGE, "D"))
+        lowest = 100.0
+        step = 0.26 if len(labels) < 4 else 0.8 / len(labels)
+        for index, label in enumerate(labels):
+            colour, marker = styles[index % len(styles)]
+            shift = (index - (len(labels) - 1) / 2) * step
+            points = [(row["metrics"][label], place + shift, _error(record, label))
+                      for row, record, place in zip(shown, records, places) if row["metrics"].get(label) is not None]
+            if points:
+                values, heights, errors = zip(*points)
+                lowest = min(lowest, *(value - error for value, _, error in points))
+                right.errorbar(values, heights, xerr=errors, fmt=marker, color=colour, label=label, markersize=6.5,
+                               capsize=2.5, elinewidth=1.2)
+        right.set_xlim(max(0, 20 * ((lowest - 10) // 20)), 103)
+        right.set_xlabel("accuracy (%, ± standard error)", fontsize=11)
+        right.legend(**legend_style)
+        right.tick_params(axis="y", length=0)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="x", labelsize=10)
+
+    first = records[0]
+    figure.suptitle(f"{first['model']} on {first['task']}, {first['samples']} samples, "
+                    f"G = {first['settings'].get('gen_length')}, {hardware_line(first)}", fontsize=12)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _error(record: dict, label: str) -> float:
+    """A metric's standard error in percent, 0 where the record has none."""
+    for key, entry in record["metrics"].items():
+        if METRIC_LABELS.get(key, key) == label:
+            error = entry.get("stderr")
+            return 100 * error if isinstance(error, (int, float)) else 0.0
+    return 0.0
+
+
+# --- Documents ----------------------------------------------------------------------------------------------------
+
+
+def render_document(text: str, folder: str | Path) -> tuple[str, list[str]]:
+    """Renew the marked tables of a markdown text.
+
+    Args:
+        folder: where the marks' paths count from.
+
+    Returns:
+        The new text, and the marks' paths whose table changed (empty when the text was up to date).
+
+    Raises:
+        ValueError: a mark names no records, its records cannot be read, or it lacks its `<!-- /table -->`.
+    """
+    changed = []
+
+    def renew(found: re.Match) -> str:
+        paths = found["paths"].split()
+        if not paths:
+            raise ValueError("a table mark names no records")
+        if not found["end"] or "<!-- table:" in found["body"]:
+            raise ValueError(f"the table mark of {found['paths']} has no <!-- /table -->")
+        body = f"\n{markdown_table(load(paths, folder))}\n"
+        if body != found["body"]:
+            changed.append(found["paths"])
+        return f"{found[1]}{body}{found['end']}"
+
+    return MARK.sub(renew, text), changed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line shown at the top of this file; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="records (files or folders), or markdown documents")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when a document is out of date")
+    parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
+    parser.add_argument("--plot", metavar="PNG", help="draw the bar chart into this file instead of printing a table")
+    options = parser.parse_args(arguments)
+    try:
+        documents = [path for path in options.paths if path.endswith(".md")]
+        if documents and len(documents) < len(options.paths):
+            raise ValueError("give either documents (.md) or records, not both")
+        if documents:
+            return max([_renew_document(Path(path), options.check) for path in documents])
+        if options.check:
+            raise ValueError("--check takes documents (.md)")
+        found = load(options.paths)
+        if options.plot:
+            bar_chart(found, options.plot)
+            print(f"wrote {options.plot}")
+        elif options.format == "terminal":
+            print(f"{terminal_table(found)}\n\n{caption(found)}")
+        else:
+            print((markdown_table(found) if options.format == "markdown" else csv_table(found)).rstrip("\n"))
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return 1
+
+
+def _renew_document(path: Path, check: bool) -> int:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
+    renewed, changed = render_document(text, path.parent)
+    if not MARK.search(text):
+        print(f"{path} has no table marks", file=sys.stderr)
+        return 1
+    if not changed:
+        print(f"{path}: every table equals its records")
+        return 0
+    if check:
+        print(f"{path}: out of date: {', '.join(changed)}; run: python report.py {path}", file=sys.stderr)
+        return 1
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(renewed, encoding="utf-8", newline="")
+    os.replace(temporary, path)
+    print(f"{path}: renewed {', '.join(changed)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
