@@ -63,8 +63,8 @@ def test_help_is_fast_and_complete(arguments, tmp_path):
                            capture_output=True, timeout=60)
     assert shown.returncode == 0, shown.stderr
     flags = "-l --gen_length -b --block_size -th --threshold -m --model -d --dropout_strategy -w --window -k " \
-            "--k_sigma -sc --scale -nt --num_tokens -c --use_cache -dc --dual_cache -e --early_termination --device --dtype " \
-            "--batch_size --seed --temperature --factor --remasking --steps --chat_template"
+            "--k_sigma -sc --scale -nt --num_tokens -c --use_cache -dc --dual_cache -e --early_termination --device " \
+            "--dtype --batch_size --seed --temperature --factor --remasking --steps --chat_template"
     own = "--prompt --prompt_file --watch --json" if "generate" in arguments else \
         "-n --name -t --task -s --num_fewshot -re --from_scratch -p --main_process_port --limit --output"
     words = shown.stdout.replace(",", " ").replace("[", " ").split()
@@ -122,6 +122,19 @@ def test_batched_prompts_equal_single_prompts(model, capsys, tmp_path):
     keep = ("prompt", "answer", "forwards", "tokens")
     assert [[a[name] for name in keep] for a in single] == [[a[name] for name in keep] for a in batched]
     assert [a["prompt"] for a in batched] == prompts
+
+
+@pytest.mark.parametrize("flags, wrapped", [([], True), (["--chat_template", "off"], False)])
+def test_prompts_get_the_chat_template(model, capsys, monkeypatch, flags, wrapped):
+    """A model with a chat template sees a user's turn, unless that is turned off."""
+    import completion
+
+    complete, seen = completion.complete, []
+    monkeypatch.setattr(completion, "complete", lambda loaded, texts, *args, **options: (
+        seen.extend((text, loaded.chat(PROMPT)) for text in texts), complete(loaded, texts, *args, **options))[1])
+    answers(capsys, [*model, "--prompt", PROMPT, *flags])
+    [(text, chat)] = seen
+    assert text == (chat if wrapped else PROMPT)
 
 
 def test_text_output(model, capsys):

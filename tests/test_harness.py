@@ -3,10 +3,12 @@
     python -m pytest tests/test_harness.py
 """
 
+import dataclasses
 import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -308,6 +310,20 @@ def test_stop_strings_cut_text_but_not_humaneval_in_chat(loaded):
     assert [prepared.until for prepared in lm._prepare(requests)] == [stop, (), stop]
 
 
+def test_keys_tell_requests_apart(loaded):
+    """An answer is reused for the very same request alone: its task, document, repeat, prompt, stops and settings."""
+    def key(options=SHORT, prompt="How many?", **fields):
+        return harness.DiffusionLM(loaded, options)._prepare([request(prompt, **fields)])[0].key
+
+    changes = [
+        key(), key(prompt="How old?"), key(doc_id=1), key(until=("x",)), key(SHORT | {"seed": 1}),
+        key(SHORT | {"threshold": 0.5}), key(SHORT | {"suffix_sampler": WindowSampler(3)}),
+    ]
+    repeated = [request("How many?")] * 2
+    changes += [prepared.key for prepared in harness.DiffusionLM(loaded, SHORT)._prepare(repeated)][1:]
+    assert len(set(changes)) == len(changes) and key() == changes[0]
+
+
 def test_repeats_of_a_document_draw_anew(loaded):
     """A task that asks for several answers gets different ones when sampling, and the first is that of a single ask."""
     lm = harness.DiffusionLM(loaded, SHORT | {"temperature": 1.0})
@@ -324,6 +340,22 @@ def test_requests_keep_their_order(loaded):
     requests = [request(prompt, until=(stop,), doc_id=i) for i, (prompt, stop) in enumerate(zip(prompts, "aea"))]
     alone = [harness.DiffusionLM(loaded, SHORT).generate_until([one])[0] for one in requests]
     assert harness.DiffusionLM(loaded, SHORT, batch_size=3).generate_until(requests) == alone
+
+
+def test_batch_shares_its_cost(loaded):
+    """What the rows of a batch are charged adds up to what the batch cost, in slots and in seconds."""
+    outputs = []
+
+    def generate(*args, **options):
+        outputs.append(loaded.generate(*args, **options))
+        outputs[0].tokens_processed |= 1  # odd: two rows cannot share it evenly
+        return outputs[0]
+
+    start = time.perf_counter()
+    rows = completion.complete(dataclasses.replace(loaded, generate=generate), ["How many?", "How old is Zoe?"], SHORT)
+    assert sum(row.tokens_processed for row in rows) == outputs[0].tokens_processed
+    assert [row.forwards for row in rows] == outputs[0].forwards.tolist()
+    assert rows[0].seconds == rows[1].seconds > 0 and 2 * rows[0].seconds < time.perf_counter() - start
 
 
 def test_cut_counts_tokens_of_the_kept_text(loaded):
