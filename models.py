@@ -176,11 +176,14 @@ def _hub_answers(checkpoint: str, revision: str | None) -> bool:
 def _family_of(name: str, checkpoint: str, options: dict) -> str:
     from transformers import PretrainedConfig
 
+    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "config.json").is_file():
+        raise ValueError(f"checkpoint {checkpoint!r} has no config.json: it must be a folder written by save_pretrained "
+                         "or downloaded from the hub")
     try:
         config, _ = PretrainedConfig.get_config_dict(checkpoint, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         if Path(checkpoint).is_dir():
-            raise ValueError(f"checkpoint {checkpoint!r} has no readable config.json") from error
+            raise ValueError(f"checkpoint {checkpoint!r} has a config.json that can not be read") from error
         raise ValueError(f"model {name!r} ({checkpoint}) is not in the local cache, and the hub is out of reach. "
                          "`-m tiny` needs neither") from error
     model_type = str(config.get("model_type", "unnamed")).lower()

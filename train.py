@@ -2,6 +2,7 @@
 
     python train.py --output checkpoints/llada-tiny            # from nothing
     python train.py --output checkpoints/llada-tiny --resume   # go on where an interrupted run stopped
+    python train.py --output checkpoints/llada-tiny --card     # renew the folder's README.md and curve.png from its log
 
 The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's without the dropout): every answer
 token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+import report
 from dataset import arithmetic
 from llada import LLaDAConfig, LLaDAModelLM
 from records import environment
@@ -258,7 +260,91 @@ def train(options: argparse.Namespace) -> None:
             model.save_pretrained(folder)
             loss_sum, samples = 0.0, 0
     state_file.unlink(missing_ok=True)
-    print(f"{folder}: {options.steps} steps, curve in {log_file.name}")
+    write_card(folder)
+    print(f"{folder}: {options.steps} steps; README.md and curve.png tell how it went")
+
+
+CARD = """\
+# {name}: a small LLaDA for machines without a GPU
+
+{parameters:.2f} million parameters ({shape}; float32), a byte-level BPE vocabulary of {vocabulary} tokens in which
+every digit is a token, and LLaDA's chat template. It solves the word problems that `dataset/arithmetic.py` writes, one
+to four steps in whole numbers up to 99, and nothing else. It is here so that everything in this repository runs, and
+can be tested, offline.
+
+    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does Tom have?"
+
+## Training
+
+Random initial weights; problems of the train split, generated as they are needed (those of the test split share no
+story with the same numbers). {steps} steps of about {tokens} tokens, {hours:.1f} hours in all, on {hardware}.
+Loss and schedule: see `train.py`. {restarts}
+
+{commands}
+
+![curve](curve.png)
+
+| step | minutes | loss | held-out loss | held-out accuracy of masked tokens |
+| ---: | ---: | ---: | ---: | ---: |
+{rows}
+
+The accuracy counts every masked token but EOS, under all levels of noise; with most of an answer masked, much of it can
+not be known.
+
+## Accuracy on fresh problems
+
+Test problems that are neither in the training data nor in the demo, one token a forward.
+
+{table}
+"""
+
+
+def write_card(folder: Path) -> None:
+    """README.md and curve.png of a checkpoint, from its train.jsonl, config.json and records.json alone."""
+    entries = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    runs = [entry for entry in entries if "command" in entry]
+    curve = [entry for entry in entries if "loss" in entry]
+    config = json.loads((folder / "config.json").read_text())
+    machine = runs[-1]["environment"]["hardware"]
+    shown = curve[:: max(1, len(curve) // 12)]
+    shown += [] if shown[-1] is curve[-1] else [curve[-1]]
+    records_file = folder / "records.json"
+    table = "Not measured yet."
+    if records_file.exists():
+        table = f"<!-- table: records.json -->\n{report.markdown_table(report.load([records_file]))}\n<!-- /table -->"
+    (folder / "README.md").write_text(CARD.format(
+        name=folder.name, parameters=runs[0]["parameters"] / 1e6, vocabulary=config["vocab_size"],
+        shape=f"{config['n_layers']} layers, width {config['d_model']}, {config['n_heads']} heads, SwiGLU of "
+              f"{config['mlp_hidden_size']}",
+        steps=curve[-1]["step"], tokens=runs[0]["settings"]["tokens_per_step"], hours=curve[-1]["seconds"] / 3600,
+        hardware=f"{machine['threads']} thread(s) of an {machine['processor']}", table=table,
+        restarts="One run." if len(runs) == 1 else "Interrupted and resumed:",
+        commands="\n".join(f"    {run['command']}    # from step {run['from_step']}, commit "
+                           f"{run['environment']['commit']}" for run in runs),
+        rows="\n".join(f"| {e['step']} | {e['seconds'] / 60:.0f} | {e['loss']:.3f} | {e['held_out_loss']:.3f} | "
+                       f"{100 * e['held_out_accuracy']:.1f} % |" for e in shown),
+    ))
+    draw_curve(curve, folder / "curve.png")
+
+
+def draw_curve(curve: list[dict], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no window system, no global state
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    steps = [entry["step"] for entry in curve]
+    left.plot(steps, [entry["loss"] for entry in curve], color="#E69F00", label="training")
+    left.plot(steps, [entry["held_out_loss"] for entry in curve], color="#0072B2", label="held out")
+    left.set(xlabel="step", ylabel="masked-diffusion loss", yscale="log")
+    left.legend(frameon=False)
+    right.plot(steps, [100 * entry["held_out_accuracy"] for entry in curve], color="#0072B2")
+    right.set(xlabel="step", ylabel="held-out masked tokens right (%)", ylim=(0, 100))
+    for axes in (left, right):
+        axes.grid(color="#dddddd", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 def save(state: dict, file: Path) -> None:
@@ -279,6 +365,7 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, help="folder of the checkpoint")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
+    parser.add_argument("--card", action="store_true", help="train nothing; renew README.md and curve.png in --output")
     parser.add_argument("--steps", type=int, default=4500, help="optimizer steps")
     parser.add_argument("--tokens_per_step", type=int, default=8_000, help="tokens of one optimizer step")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
@@ -290,8 +377,11 @@ def main() -> None:
         for name in ("steps", "tokens_per_step", "threads", "log_every"):
             if getattr(options, name) < 1:
                 raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
-        train(options)
-    except ValueError as error:
+        if options.card:
+            write_card(Path(options.output))
+        else:
+            train(options)
+    except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"train.py: {error}") from error
 
 

@@ -1,0 +1,339 @@
+"""The command line: measure a model on a task, or let it answer prompts. Parses, calls, prints; no logic.
+
+    python run.py -t arithmetic-50 -m tiny -d gaussian -k 3 -sc 1.6 -w 256 -e     # evaluate
+    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
+    python run.py --help                                                          # all flags of both
+
+Exit status: 0 done; 2 something in the request cannot be used, said in one line; 1 an unexpected error (--debug shows
+where); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+EVALUATE_EXAMPLES = """\
+examples:
+  python run.py -t arithmetic-50 -m tiny                               the embedded model, vanilla decoding, offline
+  python run.py -t arithmetic-50 -m tiny -d gaussian -k 3 -sc 1.6 -e   DPad: suffix dropout and early termination
+  python run.py -t arithmetic-50 -m tiny -th 0.9 -c                    parallel decoding and prefix cache (Fast-dLLM)
+  python run.py -t gsm8k -m instruct -s 4 -l 1024 -d gaussian -k 3 -sc 1.6 -th 0.9 -e     LLaDA-8B, from the hub
+  python run.py generate -m tiny --watch --prompt "..."                answers to your own prompts (generate --help)
+
+The same command goes on where an interrupted one stopped. Own tasks: arithmetic-50, arithmetic-500 (offline).
+"""
+GENERATE_EXAMPLES = """\
+examples:
+  python run.py generate -m tiny --prompt "Dan is 33 years old. Zoe is 38 years older than Dan. How old is Zoe?"
+  python run.py generate -m tiny -d gaussian -e --watch --prompt "..."   watch the masks being decoded
+  echo "..." | python run.py generate -m tiny -th 0.9                    the prompt from standard input
+  python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json > answers.jsonl
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """End with one line; argparse would print the usage before it."""
+        self.exit(2, f"run.py: {message} (see --help)\n")
+
+
+# --- Flags ------------------------------------------------------------------------------------------------------------
+
+
+def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model decodes, and how: the same for evaluation and generate."""
+    group = parser.add_argument_group("model")
+    group.add_argument("-m", "--model", default="instruct", metavar="NAME",
+                       help="tiny (embedded), instruct, 1.5 or base (LLaDA-8B), a checkpoint folder, or a hub id "
+                       "(default: %(default)s)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
+    group.add_argument("--chat_template", choices=("auto", "on", "off"), default="auto",
+                       help="put prompts into the model's chat template; auto: as its published numbers were measured "
+                       "(default: %(default)s)")
+    group.add_argument("--batch_size", type=int, default=1, help="prompts decoded together (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=1234, help="of suffix draws and noise (default: %(default)s)")
+    group.add_argument("--debug", action="store_true", help="show where an error happened")
+
+    group = parser.add_argument_group("decoding")
+    group.add_argument("-l", "--gen_length", type=int, default=256, help="answer tokens (default: %(default)s)")
+    group.add_argument("-b", "--block_size", dest="block_length", type=int, default=32,
+                       help="tokens a block; divides --gen_length (default: %(default)s)")
+    group.add_argument("--steps", type=int, help="forwards in all, without a threshold (default: one token a forward)")
+    group.add_argument("-th", "--threshold", type=float, default=0,
+                       help="parallel decoding: decode every token at least this confident, up to 1; 0: a fixed number "
+                       "a step (default: %(default)s)")
+    group.add_argument("--factor", type=float, help="parallel decoding by Fast-dLLM's factor rule instead")
+    group.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (default: %(default)s)")
+    group.add_argument("--remasking", default="low_confidence", help="low_confidence or random (default: %(default)s)")
+    group.add_argument("-c", "--use_cache", action="store_true", help="prefix cache: recompute block and suffix alone")
+    group.add_argument("-dc", "--dual_cache", action="store_true", help="dual cache: recompute the block alone")
+    group.add_argument("-e", "--early_termination", action="store_true", help="stop after a block that holds EOS")
+
+    group = parser.add_argument_group("suffix dropout (DPad)")
+    group.add_argument("-d", "--dropout_strategy", default="null", metavar="STRATEGY",
+                       help="null (the whole suffix), gaussian (DPad), uniform or window; random is an old name of "
+                       "uniform (default: %(default)s)")
+    group.add_argument("-w", "--window", type=int, help="nearest suffix tokens that may be kept (default: 256, or "
+                       "--gen_length where that is shorter)")
+    group.add_argument("-k", "--k_sigma", type=float, default=4.0,
+                       help="gaussian: the window's width in standard deviations (default: %(default)s)")
+    group.add_argument("-sc", "--scale", type=float, default=2.0,
+                       help="gaussian: factor on the retention probability (default: %(default)s)")
+    group.add_argument("-nt", "--num_tokens", type=int, default=0,
+                       help="uniform: suffix tokens to keep (default: %(default)s)")
+
+
+def evaluate_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="run.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="run.py [flags]            measure a model on a task\n       run.py generate [flags]   answer prompts "
+        "(run.py generate --help)",
+        description="Measure a masked diffusion language model on a task: accuracy, latency, tokens/s, forwards.",
+        epilog=EVALUATE_EXAMPLES,
+    )
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("-t", "--task", default="gsm8k", help="a task of this repository (arithmetic-50, "
+                       "arithmetic-500), a generation task of lm-eval, or a task file (default: %(default)s)")
+    group.add_argument("-s", "--num_fewshot", type=int, default=0, help="worked examples in the prompt "
+                       "(default: %(default)s)")
+    group.add_argument("--limit", type=int, help="only the first so many documents")
+    group.add_argument("-n", "--name", default="", help="of the run, in its folder's name and record")
+    group.add_argument("--output", default="results", metavar="FOLDER", help="where run folders are made "
+                       "(default: %(default)s)")
+    group.add_argument("-re", "--from_scratch", action="store_true", help="ignore saved answers")
+    group.add_argument("-p", "--main_process_port", type=int, help="accepted, and without effect in one process")
+    add_shared_flags(parser)
+    return parser
+
+
+def generate_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="run.py generate", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="run.py generate [flags]", epilog=GENERATE_EXAMPLES,
+        description="Answer prompts: from --prompt, --prompt_file, or standard input.",
+    )
+    group = parser.add_argument_group("prompts and output")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--prompt", help="the prompt; - reads standard input as one prompt")
+    source.add_argument("--prompt_file", metavar="FILE", help="one prompt per line; in a .jsonl file, its field "
+                        "\"prompt\" or \"question\"; - reads lines from standard input")
+    group.add_argument("--watch", action="store_true", help="show the denoising live, one prompt at a time")
+    group.add_argument("--json", action="store_true", help="print one JSON object per prompt")
+    add_shared_flags(parser)
+    return parser
+
+
+def decoding_from(args: argparse.Namespace) -> dict:
+    """The keyword arguments of the model's generate call that the flags stand for; ValueError when they clash."""
+    import inspect
+
+    from completion import decoding_options
+
+    return decoding_options(**{name: getattr(args, name) for name in inspect.signature(decoding_options).parameters})
+
+
+def load_model(args: argparse.Namespace):
+    import models
+
+    loaded = models.load(args.model, device=args.device, dtype=args.dtype)
+    return loaded, {"auto": None, "on": True, "off": False}[args.chat_template]
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
+    options = decoding_from(args)  # what is wrong with the flags is said before a model of 16 GB is loaded
+    import harness
+    import models
+
+    models.resolve(args.model)
+    tasks = harness.load_tasks(args.task, args.num_fewshot, args.seed)
+    loaded, chat_template = load_model(args)
+    record = harness.evaluate(
+        loaded, args.task, tasks=tasks, num_fewshot=args.num_fewshot, batch_size=args.batch_size, limit=args.limit,
+        chat_template=chat_template, output=args.output, name=args.name, from_scratch=args.from_scratch,
+        command=shlex.join(["python", "run.py", *argv]), **options,
+    )
+    print(summary(record))
+
+
+def summary(record: dict) -> str:
+    """A record as the few lines that a person wants to read first."""
+    reused = f", {record['reused']} of them answered earlier" if record["reused"] else ""
+    rows = [
+        (name, f"{score['value']:.1%}" + (f" ± {score['stderr']:.1%}" if score["stderr"] is not None else ""))
+        for name, score in record["metrics"].items()
+    ]
+    rows += [
+        ("latency", f"{record['latency_s']:.3f} s a sample (median {record['latency_median_s']:.3f} s)"),
+        ("throughput", f"{record['tps']:.1f} answer tokens/s"),
+        ("NFE", f"{record['nfe']:.1f} forwards a sample"),
+    ]
+    if record["empty_answers"]:
+        rows.append(("empty answers", str(record["empty_answers"])))
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{record['task']} · {record['model']} · {record['samples']} samples{reused}"]
+    lines += [f"  {label:<{width}}  {value}" for label, value in rows]
+    return "\n".join([*lines, f"written to {record['folder']}: record.json, samples.jsonl"])
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
+    if args.watch and (args.json or args.batch_size != 1):
+        raise ValueError("--watch shows one prompt at a time on a terminal: leave out --json and --batch_size")
+    if args.batch_size < 1:
+        raise ValueError(f"batch_size is {args.batch_size}; it must be an integer of at least 1")
+    options = decoding_from(args)
+    prompts = read_prompts(args)
+    import completion
+
+    loaded, wanted = load_model(args)
+    chat_template = completion.check_chat_template(loaded, wanted)
+    texts = [loaded.chat(prompt) if chat_template else prompt for prompt in prompts]
+    for text in texts:
+        completion.check_prompt(loaded, text, args.gen_length)
+    eos = loaded.tokenizer.convert_ids_to_tokens(loaded.model.config.eos_token_id)
+    completion.warm_up(loaded, texts[0], args.gen_length)
+    for start in range(0, len(prompts), args.batch_size):
+        chosen = slice(start, start + args.batch_size)
+        if args.watch and len(prompts) > 1:
+            print(f"> {prompts[start]}")
+        streamer = watcher(loaded) if args.watch else None
+        answers = completion.complete(loaded, texts[chosen], options, until=[eos], streamer=streamer)
+        for prompt, answer in zip(prompts[chosen], answers):
+            show(args, prompt, answer, several=len(prompts) > 1)
+
+
+def show(args: argparse.Namespace, prompt: str, answer, several: bool) -> None:
+    """Print an answer and what it cost."""
+    rate = answer.tokens / answer.seconds
+    if args.json:
+        line = {"prompt": prompt, "answer": answer.text, "forwards": answer.forwards, "tokens": answer.tokens,
+                "tokens_per_second": rate, "seconds": answer.seconds, "tokens_processed": answer.tokens_processed}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+        return
+    if not args.watch:
+        print(f"> {prompt}\n{answer.text}" if several else answer.text)
+    print(f"[{answer.forwards} forwards · {answer.tokens} tokens · {rate:.1f} tokens/s · {answer.seconds:.2f} s]",
+          end="\n\n" if several else "\n", flush=True)
+
+
+def watcher(loaded):
+    """transformers' streamer for diffusion, over a tokenizer that shows a mask as a shade and no special tokens."""
+    from transformers import TextDiffusionStreamer
+
+    tokenizer = loaded.tokenizer
+    mask = tokenizer.convert_ids_to_tokens(loaded.model.config.mask_token_id)
+    hidden = [token for token in tokenizer.all_special_tokens if token != mask]
+
+    class Display:
+        @staticmethod
+        def decode(ids, **options) -> str:
+            text = tokenizer.decode(ids, **options).replace(mask, "░")
+            for token in hidden:
+                text = text.replace(token, "")
+            return text
+
+    return TextDiffusionStreamer(Display, skip_prompt=True)
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts that the flags or standard input give; ValueError when there is none."""
+    if args.prompt_file is not None:
+        prompts = read_prompt_file(args.prompt_file)
+        source = args.prompt_file
+    elif args.prompt not in (None, "-"):
+        prompts, source = [args.prompt], "--prompt"
+    else:
+        if args.prompt is None and sys.stdin.isatty():
+            raise ValueError("no prompt: give --prompt, --prompt_file, or pipe one in")
+        prompts, source = [read_text("-").strip("\n")], "standard input"
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise ValueError(f"{source}: the prompt is empty")
+    return prompts
+
+
+def read_prompt_file(name: str) -> list[str]:
+    """One prompt for each line that is not blank."""
+    lines = [(number, line) for number, line in enumerate(read_text(name).splitlines(), start=1) if line.strip()]
+    if not name.endswith(".jsonl"):
+        return [line for _, line in lines]
+    prompts = []
+    for number, line in lines:
+        try:
+            fields = json.loads(line)
+            prompt = fields["prompt"] if "prompt" in fields else fields["question"]
+        except (ValueError, TypeError, KeyError):
+            prompt = None
+        if not isinstance(prompt, str):
+            raise ValueError(f"{name}, line {number}: not a JSON object with a text \"prompt\" or \"question\"")
+        prompts.append(prompt)
+    return prompts
+
+
+def read_text(name: str) -> str:
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(f"{name} cannot be read: {reason}") from error
+
+
+# --- main -------------------------------------------------------------------------------------------------------------
+
+COMMANDS = {"evaluate": (evaluate_parser, run_evaluate), "generate": (generate_parser, run_generate)}
+
+
+def main(argv: list[str]) -> int:
+    """Run a command line; the return value is the exit status."""
+    named = bool(argv) and not argv[0].startswith("-")
+    if named and argv[0] not in COMMANDS:
+        print(f"run.py: there is no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}, and flags alone "
+              "evaluate (see --help)", file=sys.stderr)
+        return 2
+    parser, command = COMMANDS[argv[0] if named else "evaluate"]
+    args = parser().parse_args(argv[1:] if named else argv)
+    try:
+        calm()
+        command(args, argv)
+    except KeyboardInterrupt as interrupt:
+        return fail(interrupt if str(interrupt) else "interrupted", 130)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if args.debug:
+            raise
+        if isinstance(error, ValueError):
+            return fail(error, 2)
+        if isinstance(error, OSError) and error.filename:
+            return fail(f"{error.filename}: {error.strerror}", 1)
+        return fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+    return 0
+
+
+def calm() -> None:
+    """Silence what libraries print about themselves; errors stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def fail(message: object, status: int) -> int:
+    print("run.py:", " ".join(str(message).split()), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
