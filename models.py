@@ -177,8 +177,8 @@ def _family_of(name: str, checkpoint: str, options: dict) -> str:
     from transformers import PretrainedConfig
 
     if Path(checkpoint).is_dir() and not (Path(checkpoint) / "config.json").is_file():
-        raise ValueError(f"checkpoint {checkpoint!r} has no config.json: it must be a folder written by save_pretrained "
-                         "or downloaded from the hub")
+        raise ValueError(f"checkpoint {checkpoint!r} has no config.json: it must be a folder written by "
+                         "save_pretrained or downloaded from the hub")
     try:
         config, _ = PretrainedConfig.get_config_dict(checkpoint, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
