@@ -4,6 +4,8 @@
     python train.py --output checkpoints/llada-tiny --resume   # go on where an interrupted run stopped
     python train.py --output checkpoints/llada-tiny --card     # renew the folder's README.md and curve.png from its log
 
+    torchrun --nproc_per_node 2 train.py --threads 1 --output …   # the same run, shared by two processes
+
 The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's without the dropout): every answer
 token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
 length. Some samples are masked that way all over; the others as decoding meets them: a clean prefix, one block masked
@@ -59,7 +61,7 @@ LONG_LENGTHS = {384: 0.08, 640: 0.012, 1152: 0.006}
 BLOCK = 32
 BLOCKWISE_SHARE = 0.6
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
-MICROBATCH_TOKENS = 4096
+MICROBATCH_TOKENS = 2048
 EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
@@ -199,6 +201,7 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def train(options: argparse.Namespace) -> None:
+    rank, ranks = processes()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     folder = Path(options.output)
@@ -209,7 +212,8 @@ def train(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()  # transformers draws one for every file that it writes
     tokenizer = build_tokenizer(options.seed)
-    tokenizer.save_pretrained(folder)
+    if rank == 0:
+        tokenizer.save_pretrained(folder)
     config = LLaDAConfig(
         **SHAPE, vocab_size=VOCABULARY, max_sequence_length=MAX_POSITIONS, mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
@@ -226,42 +230,80 @@ def train(options: argparse.Namespace) -> None:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         first, seconds = state["step"], state["seconds"]
-        log = [line for line in log_file.read_text().splitlines() if json.loads(line).get("step", 0) <= first]
-        log_file.write_text("".join(f"{line}\n" for line in log))
-    write_line(log_file, "a" if first else "w", {
-        "command": "python " + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "from_step": first,
-        "settings": vars(options), "parameters": sum(p.numel() for p in model.parameters()),
-        "environment": environment(),
-    })
+    if rank == 0:
+        kept = log_file.read_text().splitlines() if first else []
+        log_file.write_text("".join(f"{line}\n" for line in kept if json.loads(line).get("step", 0) <= first))
+        write_line(log_file, {
+            "command": "python " + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "from_step": first,
+            "processes": ranks, "settings": vars(options), "parameters": sum(p.numel() for p in model.parameters()),
+            "environment": environment(),
+        })
     started, loss_sum, samples = time.monotonic() - seconds, 0.0, 0
-    for step in (bar := tqdm(range(first, options.steps), initial=first, total=options.steps, unit="step")):
+    bar = tqdm(range(first, options.steps), initial=first, total=options.steps, unit="step", disable=rank > 0)
+    for step in bar:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = options.rate * rate_at(step, options.steps)
         batches = stream.step(step)
         rows = sum(len(batch[0]) for batch in batches)
-        for batch in batches:
+        step_loss = 0.0
+        for batch in share(batches, rank, ranks):
             loss, _ = masked_loss(model, batch)
             (loss / rows).backward()
-            loss_sum += loss.item()
-        samples += rows
+            step_loss += loss.item()
+        loss_sum, samples = loss_sum + sum_over_processes(model, step_loss, ranks), samples + rows
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         done = step + 1
-        if done % options.log_every == 0 or done == options.steps:
+        if rank == 0 and (done % options.log_every == 0 or done == options.steps):
             entry = {"step": done, "seconds": round(time.monotonic() - started), "loss": round(loss_sum / samples, 4)}
             entry |= {name: round(value, 4) for name, value in held_out(model, test_stream, 2).items()}
-            write_line(log_file, "a", entry)
+            write_line(log_file, entry)
             bar.set_postfix(loss=entry["loss"], accuracy=entry["held_out_accuracy"])
             save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": done,
                   "seconds": time.monotonic() - started}, state_file)
             model.save_pretrained(folder)
             loss_sum, samples = 0.0, 0
-    state_file.unlink(missing_ok=True)
-    write_card(folder)
-    print(f"{folder}: {options.steps} steps; README.md and curve.png tell how it went")
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
+    if rank == 0:
+        state_file.unlink(missing_ok=True)
+        write_card(folder)
+        print(f"{folder}: {options.steps} steps; README.md and curve.png tell how it went")
+
+
+def processes() -> tuple[int, int]:
+    """This process's rank and the number of processes; torchrun sets both."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    torch.distributed.init_process_group("gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def share(batches: list, rank: int, ranks: int) -> list:
+    """The microbatches that one of `ranks` processes computes: the largest first, each to whoever has the least."""
+    loads, mine = [0] * ranks, []
+    for batch in sorted(batches, key=lambda batch: -batch[0].numel()):
+        receiver = loads.index(min(loads))
+        loads[receiver] += batch[0].numel()
+        if receiver == rank:
+            mine.append(batch)
+    return mine
+
+
+def sum_over_processes(model: MaskedDiffusionModel, loss: float, ranks: int) -> float:
+    """Add up the gradients in place, and return the sum of the losses."""
+    if ranks == 1:
+        return loss
+    weights = list(model.parameters())
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights] + [torch.tensor([loss])]
+    flat = torch.cat([part.flatten() for part in parts])
+    torch.distributed.all_reduce(flat)
+    for weight, part in zip(weights, flat.split([part.numel() for part in parts])):
+        weight.grad = part.view_as(weight).clone()
+    return flat[-1].item()
 
 
 CARD = """\
@@ -317,7 +359,7 @@ def write_card(folder: Path) -> None:
         shape=f"{config['n_layers']} layers, width {config['d_model']}, {config['n_heads']} heads, SwiGLU of "
               f"{config['mlp_hidden_size']}",
         steps=curve[-1]["step"], tokens=runs[0]["settings"]["tokens_per_step"], hours=curve[-1]["seconds"] / 3600,
-        hardware=f"{machine['threads']} thread(s) of an {machine['processor']}", table=table,
+        hardware=f"{runs[-1]['processes'] * machine['threads']} cores of an {machine['processor']}", table=table,
         restarts="One run." if len(runs) == 1 else "Interrupted and resumed:",
         commands="\n".join(f"    {run['command']}    # from step {run['from_step']}, commit "
                            f"{run['environment']['commit']}" for run in runs),
@@ -354,8 +396,8 @@ def save(state: dict, file: Path) -> None:
     os.replace(temporary, file)
 
 
-def write_line(file: Path, mode: str, entry: dict) -> None:
-    with file.open(mode) as handle:
+def write_line(file: Path, entry: dict) -> None:
+    with file.open("a") as handle:
         handle.write(json.dumps(entry) + "\n")
 
 
