@@ -9,9 +9,10 @@
 The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's without the dropout): every answer
 token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
 length. Some samples are masked that way all over; the others as decoding meets them: a clean prefix, one block masked
-with probability t, everything after it masked, and the loss over the block. Answers are padded with EOS, as LLaDA's
-are, to canvases of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with its
-tokenizer, and `train.jsonl` holds the curve: loss and accuracy on held-out problems.
+with probability t, everything after it masked, and the loss over the block. A result and its repetition behind the
+annotation (`=12>>12`) share their noise: or else most sums could be copied instead of worked out. Answers are padded
+with EOS, as LLaDA's are, to canvases of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the
+hub's, with its tokenizer, and `train.jsonl` holds the curve: loss and accuracy on held-out problems.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ BLOCK = 32
 BLOCKWISE_SHARE = 0.6
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
 MICROBATCH_TOKENS = 2048
+DRILL_SHARE = 0.3  # of the samples are bare sums: most of a story's tokens teach words, not arithmetic
 EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
@@ -99,6 +101,8 @@ class Stream:
         self.tokenizer, self.tokens_per_step, self.seed, self.split = tokenizer, tokens_per_step, seed, split
         self.easy_steps = easy_steps
         self.eos_id, self.mask_id = tokenizer.eos_token_id, tokenizer.mask_token_id
+        self.digits = set(tokenizer.convert_tokens_to_ids(list("0123456789")))
+        self.close = tokenizer.convert_tokens_to_ids(">>")
 
     def step(self, number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Microbatches of one optimizer step: (noisy input [R, T], target [R, T], loss weight [R, T]), T ascending."""
@@ -108,6 +112,8 @@ class Stream:
         for problem in arithmetic.problems(rng.getrandbits(48), self.split):
             if number < self.easy_steps and problem["steps"] > 2:
                 continue
+            if self.split == "train" and rng.random() < DRILL_SHARE:
+                problem = drill(rng)
             prompt, answer = self.encode(problem, rng)
             length = self.total_length(len(prompt) + len(answer), rng, number >= self.easy_steps)
             by_length.setdefault(length, []).append((prompt, answer))
@@ -152,11 +158,42 @@ class Stream:
             if rng.random() < BLOCKWISE_SHARE:
                 first += BLOCK * rng.randrange((end - start) // BLOCK + 1)  # up to the block of the first EOS
                 last = min(first + BLOCK, length)
-            masked = torch.rand(length, generator=torch.Generator().manual_seed(rng.getrandbits(48))) < t
+            noise = torch.rand(length, generator=torch.Generator().manual_seed(rng.getrandbits(48)))
+            masked = self.tie_results(noise, prompt + answer) < t
             masked[:first], masked[last:] = False, True
             noisy[row] = torch.where(masked, self.mask_id, target[row])
             weight[row, first:last] = masked[first:last] / (t * (last - first))
         return noisy, target, weight
+
+
+    def tie_results(self, noise: Tensor, ids: list[int]) -> Tensor:
+        """Give each digit of a result that follows `>>` the noise of the same digit before it, in place."""
+        for place in (place for place, token in enumerate(ids) if token == self.close):
+            start = place
+            while ids[start - 1] in self.digits:
+                start -= 1
+            size = place - start
+            if ids[place + 1 : place + 1 + size] == ids[start:place]:
+                noise[place + 1 : place + 1 + size] = noise[start:place]
+        return noise
+
+
+def drill(rng: random.Random, count: int = 5) -> dict:
+    """Bare sums in the form of a problem: the numbers and operations that the stories use, evenly spread."""
+    sums = []
+    for sign in rng.choices("+-*/", k=count):
+        small = rng.randint(2, arithmetic.MAX_FACTOR)
+        large = rng.randint(2, arithmetic.LIMIT // small)
+        total = rng.randint(4, arithmetic.LIMIT)
+        part = rng.randint(2, total - 2)
+        sums.append({
+            "+": (f"{part}+{total - part}", total), "-": (f"{total}-{part}", total - part),
+            "*": rng.choice([(f"{small}*{large}", small * large), (f"{large}*{small}", small * large)]),
+            "/": rng.choice([(f"{small * large}/{small}", large), (f"{small * large}/{large}", small)]),
+        }[sign])
+    lines = [f"{text}=<<{text}={result}>>{result}" for text, result in sums]
+    return {"question": f"What are {', '.join(text for text, _ in sums)}?",
+            "answer": "\n".join([*lines, f"#### {sums[-1][1]}"])}
 
 
 def masked_loss(model: MaskedDiffusionModel, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
