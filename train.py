@@ -63,7 +63,8 @@ BLOCK = 32
 BLOCKWISE_SHARE = 0.6
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
 MICROBATCH_TOKENS = 2048
-DRILL_SHARE = 0.3  # of the samples are bare sums: most of a story's tokens teach words, not arithmetic
+# Bare sums among the samples, up to 70% of the run and after: most of a story's tokens teach words, not arithmetic.
+DRILL_SHARES, DRILL_UNTIL = (0.6, 0.15), 0.7
 EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
@@ -97,26 +98,28 @@ class Stream:
     """The training data as a function of the step: the same seed gives step i the same batches after any restart."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, tokens_per_step: int, seed: int, split: str,
-                 easy_steps: int = 0):
+                 easy_steps: int = 0, drill_steps: int = 0):
         self.tokenizer, self.tokens_per_step, self.seed, self.split = tokenizer, tokens_per_step, seed, split
-        self.easy_steps = easy_steps
+        self.easy_steps, self.drill_steps = easy_steps, drill_steps
         self.eos_id, self.mask_id = tokenizer.eos_token_id, tokenizer.mask_token_id
         self.digits = set(tokenizer.convert_tokens_to_ids(list("0123456789")))
+        self.equals = tokenizer.convert_tokens_to_ids("=")
         self.close = tokenizer.convert_tokens_to_ids(">>")
 
     def step(self, number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Microbatches of one optimizer step: (noisy input [R, T], target [R, T], loss weight [R, T]), T ascending."""
         rng = random.Random(f"{self.seed}-{self.split}-{number}")
-        by_length: dict[int, list[tuple[list[int], list[int]]]] = {}
+        by_length: dict[int, list[tuple[list[int], list[int], bool]]] = {}
         tokens = 0
         for problem in arithmetic.problems(rng.getrandbits(48), self.split):
             if number < self.easy_steps and problem["steps"] > 2:
                 continue
-            if self.split == "train" and rng.random() < DRILL_SHARE:
+            bare = self.split == "train" and rng.random() < DRILL_SHARES[number >= self.drill_steps]
+            if bare:
                 problem = drill(rng)
             prompt, answer = self.encode(problem, rng)
             length = self.total_length(len(prompt) + len(answer), rng, number >= self.easy_steps)
-            by_length.setdefault(length, []).append((prompt, answer))
+            by_length.setdefault(length, []).append((prompt, answer, bare))
             tokens += length
             if tokens >= self.tokens_per_step:
                 break
@@ -149,22 +152,34 @@ class Stream:
     def collate(self, samples: list, length: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
         target = torch.full((len(samples), length), self.eos_id)
         noisy, weight = target.clone(), torch.zeros(len(samples), length)
-        for row, (prompt, answer) in enumerate(samples):
+        for row, (prompt, answer, bare) in enumerate(samples):
             start, end = len(prompt), len(prompt) + len(answer)
             target[row, :end] = torch.tensor(prompt + answer)
             # Spread t evenly over the rows: the same distribution as independent draws, with less variance.
             t = MIN_NOISE + (1 - MIN_NOISE) * (row + rng.random()) / len(samples)
             first, last = start, length  # the tokens that the loss is over
-            if rng.random() < BLOCKWISE_SHARE:
+            if not bare and rng.random() < BLOCKWISE_SHARE:
                 first += BLOCK * rng.randrange((end - start) // BLOCK + 1)  # up to the block of the first EOS
                 last = min(first + BLOCK, length)
             noise = torch.rand(length, generator=torch.Generator().manual_seed(rng.getrandbits(48)))
             masked = self.tie_results(noise, prompt + answer) < t
             masked[:first], masked[last:] = False, True
+            if bare:  # what is to be learned is the results: the rest of a sum is always given
+                result = self.after_equals(target[row])
+                masked &= result
             noisy[row] = torch.where(masked, self.mask_id, target[row])
-            weight[row, first:last] = masked[first:last] / (t * (last - first))
+            tokens = int(result.sum()) if bare else last - first
+            weight[row, first:last] = masked[first:last] / (t * tokens)
         return noisy, target, weight
 
+
+    def after_equals(self, ids: Tensor) -> Tensor:
+        """Which tokens are digits of a result: bool [T], the digits that follow an equals sign."""
+        results, inside = torch.zeros(len(ids), dtype=torch.bool), False
+        for place, token in enumerate(ids.tolist()):
+            inside = token == self.equals or inside and token in self.digits
+            results[place] = inside and token in self.digits
+        return results
 
     def tie_results(self, noise: Tensor, ids: list[int]) -> Tensor:
         """Give each digit of a result that follows `>>` the noise of the same digit before it, in place."""
@@ -178,8 +193,11 @@ class Stream:
         return noise
 
 
-def drill(rng: random.Random, count: int = 5) -> dict:
-    """Bare sums in the form of a problem: the numbers and operations that the stories use, evenly spread."""
+def drill(rng: random.Random, count: int = 10) -> dict:
+    """Bare sums in the form of a problem: the numbers and operations that the stories use, evenly spread.
+
+    The question does not name them: `Stream.collate` leaves all but the results in sight.
+    """
     sums = []
     for sign in rng.choices("+-*/", k=count):
         small = rng.randint(2, arithmetic.MAX_FACTOR)
@@ -191,9 +209,7 @@ def drill(rng: random.Random, count: int = 5) -> dict:
             "*": rng.choice([(f"{small}*{large}", small * large), (f"{large}*{small}", small * large)]),
             "/": rng.choice([(f"{small * large}/{small}", large), (f"{small * large}/{large}", small)]),
         }[sign])
-    lines = [f"{text}=<<{text}={result}>>{result}" for text, result in sums]
-    return {"question": f"What are {', '.join(text for text, _ in sums)}?",
-            "answer": "\n".join([*lines, f"#### {sums[-1][1]}"])}
+    return {"question": "What are these sums?", "answer": "\n".join(f"{text}={result}" for text, result in sums)}
 
 
 def masked_loss(model: MaskedDiffusionModel, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -233,8 +249,8 @@ def make_optimizers(model: MaskedDiffusionModel, rate: float) -> list[torch.opti
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Warm-up over 200 steps, constant, then down to 2% over the last 40% of the run."""
-    return min(1.0, (step + 1) / 200, max(0.02, (steps - step) / (0.4 * steps)))
+    """Warm-up over 200 steps, constant, then down to 2% over the last quarter of the run."""
+    return min(1.0, (step + 1) / 200, max(0.02, (steps - step) / (0.25 * steps)))
 
 
 def train(options: argparse.Namespace) -> None:
@@ -258,7 +274,7 @@ def train(options: argparse.Namespace) -> None:
     model = LLaDAModelLM._from_config(config, attn_implementation="eager")
     optimizers = make_optimizers(model, options.rate)
     stream = Stream(tokenizer, options.tokens_per_step, options.seed, "train",
-                    easy_steps=int(EASY_SHARE * options.steps))
+                    easy_steps=int(EASY_SHARE * options.steps), drill_steps=int(DRILL_UNTIL * options.steps))
     test_stream = Stream(tokenizer, 16_384, options.seed, "test")
     first, seconds = 0, 0.0
     if options.resume and state_file.exists():
