@@ -194,16 +194,18 @@ class Stream:
 
 
 def drill(rng: random.Random, count: int = 10) -> dict:
-    """Bare sums in the form of a problem: the numbers and operations that the stories use, evenly spread.
+    """Bare sums in the form of a problem: the numbers and operations that the stories use.
 
     The question does not name them: `Stream.collate` leaves all but the results in sight.
     """
     sums = []
-    for sign in rng.choices("+-*/", k=count):
+    for sign in rng.choices("+-*/", (7, 7, 3, 3), k=count):
         small = rng.randint(2, arithmetic.MAX_FACTOR)
         large = rng.randint(2, arithmetic.LIMIT // small)
         total = rng.randint(4, arithmetic.LIMIT)
-        part = rng.randint(2, total - 2)
+        # A number of one digit in most sums: the carry is easier to find where there is one digit to carry from.
+        part = rng.randint(2, min(9, total - 2) if rng.random() < 0.6 else total - 2)
+        part = rng.choice((part, total - part)) if sign == "+" else part
         sums.append({
             "+": (f"{part}+{total - part}", total), "-": (f"{total}-{part}", total - part),
             "*": rng.choice([(f"{small}*{large}", small * large), (f"{large}*{small}", small * large)]),
