@@ -8,11 +8,12 @@
 
 The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's without the dropout): every answer
 token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
-length. Some samples are masked that way all over; the others as decoding meets them: a clean prefix, one block masked
-with probability t, everything after it masked, and the loss over the block. A result and its repetition behind the
-annotation (`=12>>12`) share their noise: or else most sums could be copied instead of worked out. Answers are padded
-with EOS, as LLaDA's are, to canvases of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the
-hub's, with its tokenizer, and `train.jsonl` holds the curve: loss and accuracy on held-out problems.
+length. Some samples are masked that way all over. The others are masked as decoding meets them (a clean prefix, one
+block masked with probability t, everything after it masked; the loss over the block), or where there is most to learn
+(the results of the sums; see SHAPES). A result and its repetition behind the annotation (`=12>>12`) share their noise:
+or else most sums could be copied instead of worked out. Answers are padded with EOS, as LLaDA's are, to canvases of
+mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with its tokenizer, and
+`train.jsonl` holds the curve: loss and accuracy on held-out problems.
 """
 
 from __future__ import annotations
@@ -60,11 +61,14 @@ MAX_POSITIONS = 4096
 TIGHT_LENGTHS = (96, 128, 160, 192, 256, 320)
 LONG_LENGTHS = {384: 0.08, 640: 0.012, 1152: 0.006}
 BLOCK = 32
-BLOCKWISE_SHARE = 0.6
+NEXT = 8
+# Where the noise of a sample lies, and how often: all over the answer; in one block, after a clean prefix and before
+# masks alone; on the digits of results; on the NEXT tokens from a result on, after a clean prefix and before masks.
+SHAPES = {"everywhere": 0.2, "block": 0.35, "results": 0.2, "next": 0.25}
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
 MICROBATCH_TOKENS = 2048
 # Bare sums among the samples, up to 70% of the run and after: most of a story's tokens teach words, not arithmetic.
-DRILL_SHARES, DRILL_UNTIL = (0.6, 0.15), 0.7
+DRILL_SHARES, DRILL_UNTIL = (0.35, 0.1), 0.8
 EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
@@ -157,27 +161,32 @@ class Stream:
             target[row, :end] = torch.tensor(prompt + answer)
             # Spread t evenly over the rows: the same distribution as independent draws, with less variance.
             t = MIN_NOISE + (1 - MIN_NOISE) * (row + rng.random()) / len(samples)
+            shape = "results" if bare else rng.choices(list(SHAPES), SHAPES.values())[0]
+            result = self.results(target[row], start)
             first, last = start, length  # the tokens that the loss is over
-            if not bare and rng.random() < BLOCKWISE_SHARE:
+            if shape == "block":
                 first += BLOCK * rng.randrange((end - start) // BLOCK + 1)  # up to the block of the first EOS
                 last = min(first + BLOCK, length)
+            elif shape == "next":
+                behind = result[1:] & (target[row, :-1] == self.equals)
+                first = 1 + rng.choice(behind.nonzero().flatten().tolist())
+                last, t = min(first + NEXT, length), 1.0
             noise = torch.rand(length, generator=torch.Generator().manual_seed(rng.getrandbits(48)))
             masked = self.tie_results(noise, prompt + answer) < t
             masked[:first], masked[last:] = False, True
-            if bare:  # what is to be learned is the results: the rest of a sum is always given
-                result = self.after_equals(target[row])
+            if shape == "results":
                 masked &= result
             noisy[row] = torch.where(masked, self.mask_id, target[row])
-            tokens = int(result.sum()) if bare else last - first
+            tokens = int(result.sum()) if shape == "results" else last - first
             weight[row, first:last] = masked[first:last] / (t * tokens)
         return noisy, target, weight
 
 
-    def after_equals(self, ids: Tensor) -> Tensor:
-        """Which tokens are digits of a result: bool [T], the digits that follow an equals sign."""
+    def results(self, ids: Tensor, start: int) -> Tensor:
+        """Which tokens from `start` on are digits of a result or of its repetition: bool [T]; they follow = or >>."""
         results, inside = torch.zeros(len(ids), dtype=torch.bool), False
-        for place, token in enumerate(ids.tolist()):
-            inside = token == self.equals or inside and token in self.digits
+        for place, token in enumerate(ids[start:].tolist(), start):
+            inside = token in (self.equals, self.close) or inside and token in self.digits
             results[place] = inside and token in self.digits
         return results
 
@@ -193,7 +202,7 @@ class Stream:
         return noise
 
 
-def drill(rng: random.Random, count: int = 10) -> dict:
+def drill(rng: random.Random, count: int = 6) -> dict:
     """Bare sums in the form of a problem: the numbers and operations that the stories use.
 
     The question does not name them: `Stream.collate` leaves all but the results in sight.
@@ -211,7 +220,8 @@ def drill(rng: random.Random, count: int = 10) -> dict:
             "*": rng.choice([(f"{small}*{large}", small * large), (f"{large}*{small}", small * large)]),
             "/": rng.choice([(f"{small * large}/{small}", large), (f"{small * large}/{large}", small)]),
         }[sign])
-    return {"question": "What are these sums?", "answer": "\n".join(f"{text}={result}" for text, result in sums)}
+    lines = [f"{text}=<<{text}={result}>>{result}" for text, result in sums]
+    return {"question": "What are these sums?", "answer": "\n".join(lines)}
 
 
 def masked_loss(model: MaskedDiffusionModel, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
