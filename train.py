@@ -64,11 +64,11 @@ BLOCK = 32
 NEXT = 8
 # Where the noise of a sample lies, and how often: all over the answer; in one block, after a clean prefix and before
 # masks alone; on the digits of results; on the NEXT tokens from a result on, after a clean prefix and before masks.
-SHAPES = {"everywhere": 0.2, "block": 0.35, "results": 0.2, "next": 0.25}
+SHAPES = {"everywhere": 0.25, "block": 0.45, "results": 0.1, "next": 0.2}
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
 MICROBATCH_TOKENS = 2048
-# Bare sums among the samples, up to 70% of the run and after: most of a story's tokens teach words, not arithmetic.
-DRILL_SHARES, DRILL_UNTIL = (0.35, 0.1), 0.8
+# Bare sums among the samples, up to DRILL_UNTIL of the run and after: most of a story's tokens teach words, not arithmetic.
+DRILL_SHARES, DRILL_UNTIL = (0.35, 0.1), 0.73
 EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
