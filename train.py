@@ -67,8 +67,8 @@ NEXT = 8
 SHAPES = {"everywhere": 0.25, "block": 0.45, "results": 0.1, "next": 0.2}
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
 MICROBATCH_TOKENS = 2048
-# Bare sums among the samples, up to DRILL_UNTIL of the run and after: most of a story's tokens teach words, not arithmetic.
-DRILL_SHARES, DRILL_UNTIL = (0.35, 0.1), 0.73
+# Bare sums among the samples, up to DRILL_UNTIL of the run and after: most of a story's tokens teach words, not sums.
+DRILL_SHARES, DRILL_UNTIL = (0.5, 0.1), 0.6
 EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
