@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 
 from decoding import DecodingSettings
-from llada.generate import LLaDARule
+from models import Family
 from sampler import FullSuffix, GaussianSampler, SuffixSampler, UniformSampler, WindowSampler
 
 STRATEGIES = ("null", "gaussian", "uniform", "window", "random")  # "random" is an old name of uniform
@@ -70,32 +70,40 @@ def make_sampler(strategy: str, window: int | None, k_sigma: float, scale: float
 
 
 def decoding_options(
-    *, gen_length: int = 256, block_length: int = 32, steps: int | None = None, threshold: float = 0,
-    factor: float | None = None, temperature: float = 0.0, remasking: str = "low_confidence", use_cache: bool = False,
-    dual_cache: bool = False, dropout_strategy: str = "null", window: int | None = None, k_sigma: float = 4.0,
-    scale: float = 2.0, num_tokens: int = 0, early_termination: bool = False, seed: int = 1234,
+    family: Family, *, gen_length: int = 256, block_length: int = 32, steps: int | None = None, threshold: float = 0,
+    factor: float | None = None, temperature: float = 0.0, remasking: str | None = None, top_p: float | None = None,
+    top_k: int | None = None, alg_temp: float | None = None, use_cache: bool = False, dual_cache: bool = False,
+    dropout_strategy: str = "null", window: int | None = None, k_sigma: float = 4.0, scale: float = 2.0,
+    num_tokens: int = 0, early_termination: bool = False, seed: int = 1234,
 ) -> dict:
     """The keyword arguments of `generate` that stand for the command line's flags, checked before any model is loaded.
 
     threshold 0 is the fixed schedule, one token a step unless `steps` says otherwise; with a threshold or a factor a
-    block takes one step at least and as many as it needs. dual_cache includes use_cache (the prefix cache).
+    block takes one step at least and as many as it needs. dual_cache includes use_cache (the prefix cache). Some
+    families lack a setting (factor and remasking are LLaDA's; top_p, top_k and alg_temp Dream's): None leaves it out.
 
     Raises:
-        ValueError: naming the argument, its value and what is allowed.
+        ValueError: naming the argument, its value and what is allowed, or that the family has no such setting.
     """
     parallel = threshold != 0 or factor is not None
     if parallel and steps is not None:
         raise ValueError(f"steps is {steps}, but a threshold or factor decides how many steps there are; leave one out")
     options = {
         "gen_length": gen_length, "block_length": block_length, "steps": steps, "threshold": threshold or None,
-        "factor": factor, "temperature": temperature, "remasking": remasking,
-        "cache": "dual" if dual_cache else "prefix" if use_cache else "none",
+        "temperature": temperature, "cache": "dual" if dual_cache else "prefix" if use_cache else "none",
         "suffix_sampler": make_sampler(dropout_strategy, window, k_sigma, scale, num_tokens, gen_length),
         "early_termination": early_termination, "seed": seed,
     }
+    particular = {"factor": factor, "remasking": remasking, "top_p": top_p, "top_k": top_k, "alg_temp": alg_temp}
+    options |= {name: value for name, value in particular.items() if value is not None}
     shared = {field.name for field in dataclasses.fields(DecodingSettings)}
     settings = DecodingSettings(**{name: options[name] for name in shared & options.keys()}, mask_id=1, eos_id=0)
-    LLaDARule(settings, **{name: value for name, value in options.items() if name not in shared})
+    rule = family.import_rule()
+    foreign = sorted(options.keys() - shared - inspect.signature(rule).parameters.keys())
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)}: not a setting of {family.package}, whose rule takes "
+                         f"{', '.join(list(inspect.signature(rule).parameters)[1:])}")
+    rule(settings, **{name: value for name, value in options.items() if name not in shared})
     if parallel:
         options["steps"] = settings.blocks
     return options
@@ -161,7 +169,7 @@ def complete(loaded, prompts: Sequence[str], options: dict, until: Sequence[str]
 
     Args:
         loaded: a models.LoadedModel.
-        prompts: texts of any lengths, with the chat template around them already where one is wanted.
+        prompts: complete texts of any lengths: `loaded.chat(...)` or `loaded.raw(...)` of what was asked.
         options: keyword arguments of the model's `generate`.
         until: stop strings; the answer ends before the first of them. Special tokens are text here.
         streamer: passed on; it sees the denoising.
@@ -170,7 +178,7 @@ def complete(loaded, prompts: Sequence[str], options: dict, until: Sequence[str]
         ValueError: on settings or prompts that cannot be used.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
-    inputs = loaded.encode(list(prompts), chat_template=False)
+    inputs = loaded.encode_text(list(prompts))
     _synchronize(model.device)
     start = time.perf_counter()
     output = loaded.generate(
@@ -204,7 +212,7 @@ def cut(tokenizer, ids: list[int], eos_id: int, until: Sequence[str]) -> tuple[s
 
 def warm_up(loaded, prompt: str, gen_length: int) -> None:
     """One forward of a whole canvas: a device's first call sets up libraries, which is not generation time."""
-    prompt_ids = loaded.encode([prompt], chat_template=False)["input_ids"]
+    prompt_ids = loaded.encode_text([prompt])["input_ids"]
     canvas = torch.nn.functional.pad(prompt_ids, (0, gen_length), value=loaded.model.config.mask_token_id)
     with torch.inference_mode():
         loaded.model(canvas, logits_to_keep=1)

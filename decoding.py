@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
@@ -122,19 +123,22 @@ class UnmaskingRule(ABC):
         """
 
     @abstractmethod
-    def candidates(self, logits: Tensor, columns: Tensor, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """The token that each competing position would become, int64 [M], and its confidence, float64 [M].
 
         Args:
             logits: [M, V] of the competing positions of all rows.
-            columns: int64 [M], each one's place in its block, in [0, length).
+            columns: int64 [M], each one's place in its block, in [0, L).
             generator: a CPU generator that depends on seed, block and step alone. Draw for a whole block and index by
                 `columns`, so that a row gets the same noise in any batch.
         """
 
     @abstractmethod
-    def choose(self, confidence: Tensor, quota: int | None) -> Tensor:
-        """Which positions to decode: bool [R, L], given confidences float64 [R, L] (-inf where nothing competes)."""
+    def choose(self, confidence: Tensor, quota: int | None, generator: Generator) -> Tensor:
+        """Which positions to decode: bool [R, L], given confidences float64 [R, L] (-inf where nothing competes).
+
+        generator: the one that `candidates` of this step drew from; draws for a block are shared by the rows.
+        """
 
 
 # --- Selection rules that models share -------------------------------------------------------------------------------
@@ -149,6 +153,11 @@ def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
 def without_mask(logits: Tensor, mask_id: int) -> Tensor:
     """A copy of the logits in which the mask token can not be chosen (confidence stays that of the originals)."""
     return logits.index_fill(-1, torch.tensor([mask_id], device=logits.device), float("-inf"))
+
+
+def gumbel_noise(*shape: int, generator: Generator, device: torch.device) -> Tensor:
+    """Standard Gumbel noise in float64: argmax(log p + noise) draws from p (Maddison et al. 2014)."""
+    return -torch.log(-torch.log(torch.rand(*shape, dtype=torch.float64, generator=generator))).to(device)
 
 
 def choose_most_confident(confidence: Tensor, count: int) -> Tensor:
@@ -166,13 +175,14 @@ def choose_above(confidence: Tensor, threshold: float) -> Tensor:
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least} that fits 64 bits")
 
 
 def check_number(name: str, value: object, above: float, most: float, *, or_equal: bool = False) -> None:
     """Raise ValueError unless above < value <= most (above <= value with `or_equal`)."""
-    allowed = isinstance(value, (int, float)) and not isinstance(value, bool) and above <= value <= most
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    allowed = number and math.isfinite(value) and above <= value <= most
     if not allowed or (value == above and not or_equal):
         bounds = f"{'at least' if or_equal else 'above'} {above:g}" + (f" and at most {most:g}" if most < 1e9 else "")
         raise ValueError(f"{name} is {value!r}; it must be a number {bounds}")
@@ -235,6 +245,14 @@ class _Canvas:
         self.processed = 0
         self.active = torch.arange(rows, device=device)  # rows that have not terminated
 
+    def write(self, slots: _Slots, chosen: Tensor, candidates: Tensor) -> None:
+        """Put the candidates [R, L] that were chosen (bool [R, L]) into the block, and count the forward."""
+        rows, block = slots.rows, slice(slots.begin, slots.end)
+        answer = slice(slots.begin - self.prompt, slots.end - self.prompt)
+        self.tokens[rows, block] = torch.where(chosen, candidates, self.tokens[rows, block])
+        self.decided_at[rows, answer] = torch.where(chosen, self.forwards[rows, None], self.decided_at[rows, answer])
+        self.forwards[rows] += 1
+
 
 @dataclass
 class _Slots:
@@ -274,7 +292,7 @@ def step_generator(seed: int, block: int, step: int) -> Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(
     model: MaskedDiffusionModel, rule: UnmaskingRule, input_ids: Tensor, attention_mask: Tensor | None,
     settings: DecodingSettings, streamer=None,
@@ -288,7 +306,10 @@ def decode(
     Raises:
         ValueError: on a prompt that does not fit (see `check_prompt`), and when the model's logits are not finite.
     """
-    canvas = _Canvas(input_ids, check_prompt(model, input_ids, attention_mask, settings), settings)
+    padding = check_prompt(model, input_ids, attention_mask, settings)
+    common = int(padding.min())  # columns of padding that every row has: they are put back at the end
+    prompts = input_ids.to(model.device)
+    canvas = _Canvas(prompts[:, common:], padding.to(model.device) - common, settings)
     cache = None
     if settings.cache != "none":
         cache = SlotCache(model, len(input_ids), canvas.tokens.shape[1])
@@ -309,7 +330,8 @@ def decode(
                 break
     if streamer is not None:
         streamer.end()
-    return DecodingOutput(canvas.tokens, canvas.forwards, canvas.decided_at, canvas.kept_suffix, canvas.processed)
+    sequences = torch.cat((prompts[:, :common], canvas.tokens), dim=1)
+    return DecodingOutput(sequences, canvas.forwards, canvas.decided_at, canvas.kept_suffix, canvas.processed)
 
 
 def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache | None, settings: DecodingSettings,
@@ -332,17 +354,16 @@ def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache 
         # Ask the head about the positions that compete, and choose among them.
         rows, columns = rule.eligible(step, masked).nonzero(as_tuple=True)
         logits = model.head(hidden[rows, (columns + slots.begin - computed.start - offset).clamp(min=0)])  # [M, V]
-        tokens, scores = rule.candidates(logits, columns, length, step_generator(settings.seed, block, step))
+        noise = step_generator(settings.seed, block, step)
+        tokens, scores = rule.candidates(logits, columns, step, noise)
+        candidates = torch.zeros_like(masked, dtype=torch.long)
+        candidates[rows, columns] = tokens
         confidence = torch.full(masked.shape, float("-inf"), dtype=torch.float64, device=masked.device)
         confidence[rows, columns] = scores
         finite &= ~scores.isnan().any()
-        chosen = rule.choose(confidence, quota)
+        chosen = rule.choose(confidence, quota, noise)
         # Write what was chosen.
-        decided = chosen[rows, columns]
-        rows, columns, tokens = slots.rows[rows[decided]], columns[decided], tokens[decided]
-        canvas.tokens[rows, columns + slots.begin] = tokens
-        canvas.decided_at[rows, columns + slots.begin - canvas.prompt] = canvas.forwards[rows]
-        canvas.forwards[slots.rows] += 1
+        canvas.write(slots, chosen, candidates)
         canvas.processed += _slots_computed(canvas, slots, computed)
         masked &= ~chosen
         if streamer is not None:

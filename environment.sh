@@ -14,7 +14,7 @@ give_up() {
 }
 
 works() { # an interpreter that starts and is new enough
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 has_gpu() {
@@ -27,7 +27,7 @@ find_python() {
         works "$PYTHON" && command -v "$PYTHON"
         return
     fi
-    for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
+    for candidate in python3 python3.13 python3.12 python3.11 python; do
         if works "$candidate"; then
             command -v "$candidate"
             return
@@ -68,7 +68,7 @@ set_up() {
         fi
     fi
     if ! works "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-        python="$(find_python)" || give_up "${PYTHON:-python3} is missing or older than Python 3.10;" \
+        python="$(find_python)" || give_up "${PYTHON:-python3} is missing or older than Python 3.11;" \
             "install a newer one or name it: PYTHON=/path/to/python3"
         "$python" -m venv --clear "$venv" >/dev/null 2>&1 || {
             rm -rf "$venv"

@@ -41,7 +41,7 @@ from tqdm import tqdm
 import records
 from completion import check_chat_template, check_prompt, complete, describe_decoding, warm_up
 from journal import Journal, digest
-from models import LoadedModel
+from models import FAMILIES, LoadedModel
 
 ROOT = Path(__file__).resolve().parent
 TASK_FOLDERS = [ROOT / "dataset" / "tasks", ROOT / "demo"]
@@ -100,6 +100,7 @@ class DiffusionLM(LM):
         self.journal, self.progress = journal, progress
         self.answers: dict[tuple[str, int, int], dict] = {}
         self.reused = 0
+        self.in_chat = False  # until lm-eval asks for the chat template; it does so for all prompts or for none
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The answer to each request, in their order; requests that the journal holds are not generated again."""
@@ -133,6 +134,7 @@ class DiffusionLM(LM):
             repeat = seen[id(instance)]
             seen[id(instance)] += 1
             try:
+                prompt = prompt if self.in_chat else self.loaded.raw(prompt)
                 check_prompt(self.loaded, prompt, self.settings["gen_length"])
             except ValueError as error:
                 raise ValueError(f"{instance.task_name}, document {instance.doc_id}: {error}") from None
@@ -144,10 +146,11 @@ class DiffusionLM(LM):
         return prepared
 
     def _stop_strings(self, instance: Instance, arguments: dict) -> tuple[str, ...]:
+        if not FAMILIES[self.loaded.family].stop_strings:
+            return (self.loaded.tokenizer.eos_token,)
         until = arguments.get("until") or ()
         until = (until,) if isinstance(until, str) else tuple(until)
-        in_chat = instance.args[0].startswith(self.loaded.tokenizer.bos_token or "\0")
-        if in_chat and str(instance.doc.get("task_id", "")).lower().startswith("humaneval"):
+        if self.in_chat and str(instance.doc.get("task_id", "")).lower().startswith("humaneval"):
             return ()  # its stop strings, such as "\ndef", would cut a reply before the code that it explains
         return until
 
@@ -171,6 +174,7 @@ class DiffusionLM(LM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         check_chat_template(self.loaded, True)
+        self.in_chat = True
         return self.loaded.tokenizer.apply_chat_template(
             chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+    from decoding import UnmaskingRule
     from transformer import MaskedDiffusionModel
 
 ROOT = Path(__file__).resolve().parent
@@ -30,14 +31,22 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Family:
     """A family of models: its package, the class of its models there, and the names of its checkpoints.
 
-    package: has `generate.generate` and the model class. names: what people type -> folder or hub id. raw_prompt: parts
-    of checkpoint names whose published numbers were measured on the raw prompt, without the chat template.
+    package: has `generate.generate`. model_class: there. rule: the UnmaskingRule of `generate`, which says what its
+    settings are and checks them. names: what people type -> folder or hub id. raw_prompt: parts of checkpoint names
+    whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: such a prompt
+    follows a BOS token. stop_strings: answers are cut at a task's stop strings; otherwise at EOS alone.
     """
 
     package: str
     model_class: str
+    rule: str
     names: dict[str, str]
     raw_prompt: tuple[str, ...]
+    bos_before_raw: bool
+    stop_strings: bool
+
+    def import_rule(self) -> type[UnmaskingRule]:
+        return getattr(import_module(f"{self.package}.generate"), self.rule)
 
 
 # Keyed by `model_type` in config.json.
@@ -45,6 +54,7 @@ FAMILIES = {
     "llada": Family(
         package="llada",
         model_class="LLaDAModelLM",
+        rule="LLaDARule",
         names={
             "tiny": str(ROOT / "checkpoints" / "llada-tiny"),
             "instruct": "GSAI-ML/LLaDA-8B-Instruct",
@@ -52,6 +62,20 @@ FAMILIES = {
             "base": "GSAI-ML/LLaDA-8B-Base",
         },
         raw_prompt=("base", "1.5"),
+        bos_before_raw=False,
+        stop_strings=True,
+    ),
+    "dream": Family(
+        package="dream",
+        model_class="DreamModel",
+        rule="DreamRule",
+        names={
+            "dream-instruct": "Dream-org/Dream-v0-Instruct-7B",
+            "dream-base": "Dream-org/Dream-v0-Base-7B",
+        },
+        raw_prompt=("base",),
+        bos_before_raw=True,
+        stop_strings=False,
     ),
 }
 NAMES = {name: checkpoint for family in FAMILIES.values() for name, checkpoint in family.names.items()}
@@ -75,10 +99,13 @@ class LoadedModel:
 
         chat_template: put each prompt into a user's turn of the chat template (None: this model's default).
         """
-        if self.chat_template if chat_template is None else chat_template:
-            prompts = [self.chat(prompt) for prompt in prompts]
+        chosen = self.chat_template if chat_template is None else chat_template
+        return self.encode_text([self.chat(prompt) if chosen else self.raw(prompt) for prompt in prompts])
+
+    def encode_text(self, texts: list[str]) -> BatchEncoding:
+        """The same for texts that are complete: nothing is put around them."""
         return self.tokenizer(
-            prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
         ).to(self.model.device)
 
     def chat(self, prompt: str) -> str:
@@ -86,6 +113,10 @@ class LoadedModel:
         return self.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
+
+    def raw(self, prompt: str) -> str:
+        """The text that a prompt without the chat template becomes: with BOS before it where the family wants one."""
+        return self.tokenizer.bos_token + prompt if FAMILIES[self.family].bos_before_raw else prompt
 
 
 def load(
@@ -113,21 +144,40 @@ def load(
             raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
         dtype = getattr(torch, dtype)
     checkpoint = resolve(name)
-    options: dict[str, Any] = {} if revision is None else {"revision": revision}
-    if not Path(checkpoint).is_dir():
-        options["local_files_only"] = not _hub_answers(checkpoint, revision)
+    options = _hub_options(checkpoint, revision)
     family_name = _family_of(name, checkpoint, options)
     family = FAMILIES[family_name]
     model_class = getattr(import_module(family.package), family.model_class)
     with _quiet_if_small(checkpoint):
-        model = model_class.from_pretrained(checkpoint, dtype=dtype, **options).to(device).eval()
+        # Straight to the device: a GPU machine need not have room for the weights in its main memory.
+        model = model_class.from_pretrained(checkpoint, dtype=dtype, device_map={"": device}, **options).eval()
     tokenizer = _tokenizer(checkpoint, options)
-    raw = any(part in Path(checkpoint).name.lower() for part in family.raw_prompt)
     return LoadedModel(
         name=name, checkpoint=checkpoint, family=family_name, model=model, tokenizer=tokenizer,
         generate=import_module(f"{family.package}.generate").generate,
-        chat_template=tokenizer.chat_template is not None and not raw,
+        chat_template=tokenizer.chat_template is not None and not measured_raw(checkpoint, family),
     )
+
+
+def measured_raw(checkpoint: str, family: Family) -> bool:
+    """Whether the published numbers of a checkpoint (folder or hub id) were measured on the raw prompt.
+
+    By the last part of its name, as in the authors' code; --chat_template on or off says otherwise.
+    """
+    return any(part in Path(checkpoint).name.lower() for part in family.raw_prompt)
+
+
+def family_of(name: str, revision: str | None = None) -> Family:
+    """The family of a model, from its name or its config.json; the weights are not touched.
+
+    Raises:
+        ValueError: as `load` does for a name or checkpoint that cannot be used.
+    """
+    for family in FAMILIES.values():
+        if name in family.names:
+            return family
+    checkpoint = resolve(name)
+    return FAMILIES[_family_of(name, checkpoint, _hub_options(checkpoint, revision))]
 
 
 def resolve(name: str) -> str:
@@ -153,7 +203,17 @@ def _device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda or another device that this installation of "
                          "torch can use") from error
+    if chosen.type == "mps":
+        raise ValueError("device is 'mps'; it must be one with float64, which confidences are computed in: cpu or cuda")
     return chosen
+
+
+def _hub_options(checkpoint: str, revision: str | None) -> dict[str, Any]:
+    """Arguments of transformers' loaders: which revision, and whether the local cache is all there is."""
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    if not Path(checkpoint).is_dir():
+        options["local_files_only"] = not _hub_answers(checkpoint, revision)
+    return options
 
 
 def _hub_answers(checkpoint: str, revision: str | None) -> bool:
@@ -162,13 +222,17 @@ def _hub_answers(checkpoint: str, revision: str | None) -> bool:
     Asked once and at once: transformers' own calls would try again for half a minute a file before they gave up.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         HfApi().model_info(checkpoint, revision=revision, timeout=10)
         return True
     except RepositoryNotFoundError as error:
         raise ValueError(f"model {checkpoint!r} is not on the hub, or is not open to this account") from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"revision is {revision!r}; model {checkpoint!r} has no such branch, tag or commit") from error
+    except HfHubHTTPError as error:
+        raise ValueError(f"the hub refuses model {checkpoint!r}: {str(error).splitlines()[0]}") from error
     except Exception:  # whatever the HTTP library of the day raises (it has changed twice): the hub did not answer
         return False
 
@@ -184,8 +248,8 @@ def _family_of(name: str, checkpoint: str, options: dict) -> str:
     except (OSError, ValueError) as error:
         if Path(checkpoint).is_dir():
             raise ValueError(f"checkpoint {checkpoint!r} has a config.json that can not be read") from error
-        raise ValueError(f"model {name!r} ({checkpoint}) is not in the local cache, and the hub is out of reach. "
-                         "`-m tiny` needs neither") from error
+        raise ValueError(f"model {name!r}: there is no such folder, {checkpoint} is not in the local cache, and the "
+                         "hub is out of reach. `-m tiny` needs none of them") from error
     model_type = str(config.get("model_type", "unnamed")).lower()
     if model_type not in FAMILIES:
         raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {model_type!r}; the families here "

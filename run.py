@@ -49,8 +49,8 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     """Which model decodes, and how: the same for evaluation and generate."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
-                       help="tiny (embedded), instruct, 1.5 or base (LLaDA-8B), a checkpoint folder, or a hub id "
-                       "(default: %(default)s)")
+                       help="tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
+                       "(Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--chat_template", choices=("auto", "on", "off"), default="auto",
@@ -68,9 +68,12 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-th", "--threshold", type=float, default=0,
                        help="parallel decoding: decode every token at least this confident, up to 1; 0: a fixed number "
                        "a step (default: %(default)s)")
-    group.add_argument("--factor", type=float, help="parallel decoding by Fast-dLLM's factor rule instead")
     group.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (default: %(default)s)")
-    group.add_argument("--remasking", default="low_confidence", help="low_confidence or random (default: %(default)s)")
+    group.add_argument("--factor", type=float, help="LLaDA: parallel decoding by Fast-dLLM's factor rule instead")
+    group.add_argument("--remasking", help="LLaDA: low_confidence or random (default: low_confidence)")
+    group.add_argument("--top_p", type=float, help="Dream: draw from the likeliest tokens of this mass")
+    group.add_argument("--top_k", type=int, help="Dream: draw from so many likeliest tokens")
+    group.add_argument("--alg_temp", type=float, help="Dream: draw the positions, too, at this temperature")
     group.add_argument("-c", "--use_cache", action="store_true", help="prefix cache: recompute block and suffix alone")
     group.add_argument("-dc", "--dual_cache", action="store_true", help="dual cache: recompute the block alone")
     group.add_argument("-e", "--early_termination", action="store_true", help="stop after a block that holds EOS")
@@ -133,9 +136,11 @@ def decoding_from(args: argparse.Namespace) -> dict:
     """The keyword arguments of the model's generate call that the flags stand for; ValueError when they clash."""
     import inspect
 
+    import models
     from completion import decoding_options
 
-    return decoding_options(**{name: getattr(args, name) for name in inspect.signature(decoding_options).parameters})
+    names = list(inspect.signature(decoding_options).parameters)[1:]
+    return decoding_options(models.family_of(args.model), **{name: getattr(args, name) for name in names})
 
 
 def load_model(args: argparse.Namespace):
@@ -151,9 +156,7 @@ def load_model(args: argparse.Namespace):
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     options = decoding_from(args)  # what is wrong with the flags is said before a model of 16 GB is loaded
     import harness
-    import models
 
-    models.resolve(args.model)
     tasks = harness.load_tasks(args.task, args.num_fewshot, args.seed)
     loaded, chat_template = load_model(args)
     record = harness.evaluate(
@@ -198,7 +201,7 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
 
     loaded, wanted = load_model(args)
     chat_template = completion.check_chat_template(loaded, wanted)
-    texts = [loaded.chat(prompt) if chat_template else prompt for prompt in prompts]
+    texts = [loaded.chat(prompt) if chat_template else loaded.raw(prompt) for prompt in prompts]
     for text in texts:
         completion.check_prompt(loaded, text, args.gen_length)
     eos = loaded.tokenizer.convert_ids_to_tokens(loaded.model.config.eos_token_id)

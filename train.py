@@ -1,6 +1,7 @@
-"""Train a small masked diffusion model on arithmetic word problems; made checkpoints/llada-tiny.
+"""Train a small masked diffusion model on arithmetic word problems; made checkpoints/llada-tiny and dream-tiny.
 
     python train.py --output checkpoints/llada-tiny            # from nothing
+    python train.py --family dream --output checkpoints/dream-tiny
     python train.py --output checkpoints/llada-tiny --resume   # go on where an interrupted run stopped
     python train.py --output checkpoints/llada-tiny --card     # renew the folder's README.md and curve.png from its log
 
@@ -10,9 +11,9 @@ The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's
 token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
 length. Some samples are masked that way all over. The others are masked as decoding meets them (a clean prefix, one
 block masked with probability t, everything after it masked; the loss over the block), or where there is most to learn
-(the results of the sums; see SHAPES). A result and its repetition behind the annotation (`=12>>12`) share their noise:
-or else most sums could be copied instead of worked out. Answers are padded with EOS, as LLaDA's are, to canvases of
-mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with its tokenizer, and
+(the results of sums; see NOISE_SHAPES). A result and its repetition behind the annotation (`=12>>12`) share their
+noise: or else most sums could be copied instead of worked out. Answers are padded with EOS, as LLaDA's are, to canvases
+of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with its tokenizer, and
 `train.jsonl` holds the curve: loss and accuracy on held-out problems.
 """
 
@@ -24,37 +25,19 @@ import os
 import random
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-import report
+from checkpoints import tiny
 from dataset import arithmetic
-from llada import LLaDAConfig, LLaDAModelLM
 from records import environment
 from transformer import MaskedDiffusionModel
-
-# LLaDA's special tokens, in the order of their ids here (on the hub they sit at 126080 and above).
-SPECIAL_TOKENS = {
-    "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "mask_token": "<|mdm_mask|>",
-    "start_header": "<|start_header_id|>", "end_header": "<|end_header_id|>", "end_of_turn": "<|eot_id|>",
-}
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-VOCABULARY = 1024
-# RoPE's base and the spread of the initial weights suit this width and these lengths, not the 8B's.
-SHAPE = {"d_model": 192, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512, "rope_theta": 10_000.0, "init_std": 0.07}
-MAX_POSITIONS = 4096
 
 # Total lengths (prompt and canvas). Most samples get the shortest that fits, the others room for a canvas of 256, 512
 # or 1024 answer tokens, so that the model knows what a long tail of EOS, or of masks, looks like.
@@ -64,7 +47,7 @@ BLOCK = 32
 NEXT = 8
 # Where the noise of a sample lies, and how often: all over the answer; in one block, after a clean prefix and before
 # masks alone; on the digits of results; on the NEXT tokens from a result on, after a clean prefix and before masks.
-SHAPES = {"everywhere": 0.25, "block": 0.45, "results": 0.1, "next": 0.2}
+NOISE_SHAPES = {"everywhere": 0.25, "block": 0.45, "results": 0.1, "next": 0.2}
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
 MICROBATCH_TOKENS = 2048
 # Bare sums among the samples, up to DRILL_UNTIL of the run and after: most of a story's tokens teach words, not sums.
@@ -72,36 +55,10 @@ DRILL_SHARES, DRILL_UNTIL = (0.5, 0.1), 0.6
 EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
-def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the training problems, with LLaDA's special tokens and chat template.
-
-    Every digit is a token of its own: sums are learned once, digit by digit, instead of once for each pair of numbers.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"<<|>>|####|\d| ?[A-Za-z]+|\n| ?[^A-Za-z\d\s<>#]|\s"), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(SPECIAL_TOKENS.values()), show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    samples = islice(arithmetic.problems(seed, "train"), 20_000)
-    extra = ["Question: ", "\nAnswer:", "user", "assistant", "system"] * 1000
-    tokenizer.train_from_iterator([*(p["question"] + "\n" + p["answer"] for p in samples), *extra], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, model_max_length=MAX_POSITIONS,
-        padding_side="left", pad_token=SPECIAL_TOKENS["eos_token"],
-        additional_special_tokens=[SPECIAL_TOKENS[name] for name in ("start_header", "end_header", "end_of_turn")],
-        **{name: SPECIAL_TOKENS[name] for name in ("bos_token", "eos_token", "mask_token")},
-    )
-
-
 class Stream:
     """The training data as a function of the step: the same seed gives step i the same batches after any restart."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, tokens_per_step: int, seed: int, split: str,
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_step: int, seed: int, split: str,
                  easy_steps: int = 0, drill_steps: int = 0):
         self.tokenizer, self.tokens_per_step, self.seed, self.split = tokenizer, tokens_per_step, seed, split
         self.easy_steps, self.drill_steps = easy_steps, drill_steps
@@ -161,7 +118,7 @@ class Stream:
             target[row, :end] = torch.tensor(prompt + answer)
             # Spread t evenly over the rows: the same distribution as independent draws, with less variance.
             t = MIN_NOISE + (1 - MIN_NOISE) * (row + rng.random()) / len(samples)
-            shape = "results" if bare else rng.choices(list(SHAPES), SHAPES.values())[0]
+            shape = "results" if bare else rng.choices(list(NOISE_SHAPES), NOISE_SHAPES.values())[0]
             result = self.results(target[row], start)
             first, last = start, length  # the tokens that the loss is over
             if shape == "block":
@@ -274,16 +231,13 @@ def train(options: argparse.Namespace) -> None:
     if state_file.exists() and not options.resume:
         raise ValueError(f"--output {str(folder)!r} holds an unfinished run: add --resume to go on with it, or name "
                          "another folder")
+    if (folder / "model.safetensors").exists() and not state_file.exists():
+        raise ValueError(f"--output {str(folder)!r} holds a finished checkpoint: name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()  # transformers draws one for every file that it writes
-    tokenizer = build_tokenizer(options.seed)
+    model, tokenizer = tiny.make(options.family, options.seed)
     if rank == 0:
-        tokenizer.save_pretrained(folder)
-    config = LLaDAConfig(
-        **SHAPE, vocab_size=VOCABULARY, max_sequence_length=MAX_POSITIONS, mask_token_id=tokenizer.mask_token_id,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
-    )
-    model = LLaDAModelLM._from_config(config, attn_implementation="eager")
+        tiny.save_tokenizer(tokenizer, folder)
     optimizers = make_optimizers(model, options.rate)
     stream = Stream(tokenizer, options.tokens_per_step, options.seed, "train",
                     easy_steps=int(EASY_SHARE * options.steps), drill_steps=int(DRILL_UNTIL * options.steps))
@@ -335,7 +289,7 @@ def train(options: argparse.Namespace) -> None:
         torch.distributed.destroy_process_group()
     if rank == 0:
         state_file.unlink(missing_ok=True)
-        write_card(folder)
+        tiny.write_card(folder)
         print(f"{folder}: {options.steps} steps; README.md and curve.png tell how it went")
 
 
@@ -371,89 +325,6 @@ def sum_over_processes(model: MaskedDiffusionModel, loss: float, ranks: int) -> 
     return flat[-1].item()
 
 
-CARD = """\
-# {name}: a small LLaDA for machines without a GPU
-
-{parameters:.2f} million parameters ({shape}; float32), a byte-level BPE vocabulary of {vocabulary} tokens in which
-every digit is a token, and LLaDA's chat template. It solves the word problems that `dataset/arithmetic.py` writes, one
-to four steps in whole numbers up to 99, and nothing else. It is here so that everything in this repository runs, and
-can be tested, offline.
-
-    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does Tom have?"
-
-## Training
-
-Random initial weights; problems of the train split, generated as they are needed (those of the test split share no
-story with the same numbers). {steps} steps of about {tokens} tokens, {hours:.1f} hours in all, on {hardware}.
-Loss and schedule: see `train.py`. {restarts}
-
-{commands}
-
-![curve](curve.png)
-
-| step | minutes | loss | held-out loss | held-out accuracy of masked tokens |
-| ---: | ---: | ---: | ---: | ---: |
-{rows}
-
-The accuracy counts every masked token but EOS, under all levels of noise; with most of an answer masked, much of it can
-not be known.
-
-## Accuracy on fresh problems
-
-Test problems that are neither in the training data nor in the demo, one token a forward.
-
-{table}
-"""
-
-
-def write_card(folder: Path) -> None:
-    """README.md and curve.png of a checkpoint, from its train.jsonl, config.json and records.json alone."""
-    entries = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    runs = [entry for entry in entries if "command" in entry]
-    curve = [entry for entry in entries if "loss" in entry]
-    config = json.loads((folder / "config.json").read_text())
-    machine = runs[-1]["environment"]["hardware"]
-    shown = curve[:: max(1, len(curve) // 12)]
-    shown += [] if shown[-1] is curve[-1] else [curve[-1]]
-    records_file = folder / "records.json"
-    table = "Not measured yet."
-    if records_file.exists():
-        table = f"<!-- table: records.json -->\n{report.markdown_table(report.load([records_file]))}\n<!-- /table -->"
-    (folder / "README.md").write_text(CARD.format(
-        name=folder.name, parameters=runs[0]["parameters"] / 1e6, vocabulary=config["vocab_size"],
-        shape=f"{config['n_layers']} layers, width {config['d_model']}, {config['n_heads']} heads, SwiGLU of "
-              f"{config['mlp_hidden_size']}",
-        steps=curve[-1]["step"], tokens=runs[0]["settings"]["tokens_per_step"], hours=curve[-1]["seconds"] / 3600,
-        hardware=f"{runs[-1]['processes'] * machine['threads']} cores of an {machine['processor']}", table=table,
-        restarts="One run." if len(runs) == 1 else "Interrupted and resumed:",
-        commands="\n".join(f"    {run['command']}    # from step {run['from_step']}, commit "
-                           f"{run['environment']['commit']}" for run in runs),
-        rows="\n".join(f"| {e['step']} | {e['seconds'] / 60:.0f} | {e['loss']:.3f} | {e['held_out_loss']:.3f} | "
-                       f"{100 * e['held_out_accuracy']:.1f} % |" for e in shown),
-    ))
-    draw_curve(curve, folder / "curve.png")
-
-
-def draw_curve(curve: list[dict], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no window system, no global state
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    steps = [entry["step"] for entry in curve]
-    left.plot(steps, [entry["loss"] for entry in curve], color="#E69F00", label="training")
-    left.plot(steps, [entry["held_out_loss"] for entry in curve], color="#0072B2", label="held out")
-    left.set(xlabel="step", ylabel="masked-diffusion loss", yscale="log")
-    left.legend(frameon=False)
-    right.plot(steps, [100 * entry["held_out_accuracy"] for entry in curve], color="#0072B2")
-    right.set(xlabel="step", ylabel="held-out masked tokens right (%)", ylim=(0, 100))
-    for axes in (left, right):
-        axes.grid(color="#dddddd", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
-
-
 def save(state: dict, file: Path) -> None:
     """Write by a temporary file, so that a stop at any moment leaves a whole one."""
     temporary = file.with_suffix(".part")
@@ -471,6 +342,7 @@ def main() -> None:
         prog="train.py", description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--output", required=True, help="folder of the checkpoint")
+    parser.add_argument("--family", choices=sorted(tiny.FAMILIES), default="llada", help="which model to train")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
     parser.add_argument("--card", action="store_true", help="train nothing; renew README.md and curve.png in --output")
     parser.add_argument("--steps", type=int, default=4500, help="optimizer steps")
@@ -485,7 +357,7 @@ def main() -> None:
             if getattr(options, name) < 1:
                 raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
         if options.card:
-            write_card(Path(options.output))
+            tiny.write_card(Path(options.output))
         else:
             train(options)
     except (ValueError, FileNotFoundError) as error:

@@ -10,14 +10,19 @@ H heads, K key-value heads (K divides H), D head size, E model width, V vocabula
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
+
+# What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
+NEUTRAL = {"return_dict": (None, True)}
 
 
 class RMSNorm(nn.Module):
@@ -30,6 +35,20 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
+
+
+def check_fields(integers: dict, optional: dict, numbers: dict) -> None:
+    """Check fields of a config.json: integers of at least 1, the same or None, and finite numbers above 0.
+
+    Raises:
+        ValueError: naming the first field that is none of that, its value and what is allowed.
+    """
+    for name, value in (integers | {name: value for name, value in optional.items() if value is not None}).items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"config field {name} is {value!r}; it must be an integer of at least 1")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise ValueError(f"config field {name} is {value!r}; it must be a number above 0")
 
 
 def rope_tables(position_ids: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -182,8 +201,9 @@ class MaskedDiffusionModel(PreTrainedModel):
         Raises:
             ValueError: naming the argument when a shape or an index does not fit.
         """
-        if unused.pop("use_cache", False) or any(value is not None for value in unused.values()):
-            given = ", ".join(sorted(unused)) or "use_cache"
+        asked = sorted(name for name, value in unused.items() if value not in NEUTRAL.get(name, (None, False)))
+        if asked:
+            given = ", ".join(asked)
             raise ValueError(f"{given}: not an argument of {type(self).__name__}.forward, which takes input_ids, "
                              "position_ids, attention_mask and logits_to_keep")
         if input_ids.ndim != 2:
@@ -196,7 +216,7 @@ class MaskedDiffusionModel(PreTrainedModel):
             attention_mask = attention_mask.bool()
         if position_ids is None:
             position_ids = positions_of(attention_mask, input_ids)
-        elif position_ids.shape[-1:] != (length,) or position_ids.ndim > 2:
+        elif position_ids.shape not in ((length,), (1, length), (rows, length)):
             raise ValueError(f"position_ids has shape {list(position_ids.shape)}; it must be [{length}] or "
                              f"[{rows}, {length}]")
         hidden = self.hidden_states(input_ids, position_ids.expand(rows, length), attention_mask)
@@ -204,8 +224,10 @@ class MaskedDiffusionModel(PreTrainedModel):
             if not 0 <= logits_to_keep <= length:
                 raise ValueError(f"logits_to_keep is {logits_to_keep}; it must lie between 0 (all) and {length}")
             hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        else:
+        elif isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim == 1:
             hidden = hidden[:, logits_to_keep]
+        else:
+            raise ValueError("logits_to_keep must be a number of last places or a 1-D tensor of indices")
         return MaskedLMOutput(logits=self.head(hidden))
 
     @classmethod
@@ -223,15 +245,17 @@ class MaskedDiffusionModel(PreTrainedModel):
             if not (path / "config.json").is_file():
                 raise ValueError(f"checkpoint {str(folder)!r} has no config.json: it must be a folder written by "
                                  "save_pretrained or downloaded from the hub")
-        elif path.is_absolute() or str(folder).startswith(".") or str(folder).count("/") != 1:
+        elif path.is_absolute() or path.parent.is_dir() or str(folder).count("/") != 1:
             raise ValueError(f"checkpoint {str(folder)!r} is neither an existing folder nor a hub id (owner/name)")
         options |= {"trust_remote_code": False, "use_safetensors": True}
+        if path.is_dir():
+            check_model_type(path, cls.config_class.model_type)
         wants_info = options.pop("output_loading_info", False)
         try:
             model, info = super().from_pretrained(
                 folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"checkpoint {str(folder)!r} could not be loaded: {reason}") from error
         for kind, names in (
@@ -245,6 +269,17 @@ class MaskedDiffusionModel(PreTrainedModel):
                 names = ", ".join(names[:3]) + more
                 raise ValueError(f"checkpoint {str(folder)!r} has weights that are {kind}: {names}")
         return (model, info) if wants_info else model
+
+
+def check_model_type(folder: Path, expected: str) -> None:
+    """Raise ValueError unless the folder's config.json can be read and is of the expected kind of model."""
+    try:
+        given = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"checkpoint {str(folder)!r} has a config.json that names no model_type or can not be "
+                         "read") from error
+    if given != expected:
+        raise ValueError(f"checkpoint {str(folder)!r} is a {given!r} model; this class loads {expected!r}")
 
 
 def positions_of(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:

@@ -60,11 +60,15 @@ def prepare(options: argparse.Namespace) -> dict[str, dict]:
         ValueError: a setting or the task cannot be used, in one sentence.
     """
     import harness
+    import models
     from completion import decoding_options
 
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit is {options.limit}; it must be at least 1")
-    prepared = {name: decoding_options(**flags(name, options.model, options.gen_length)) for name in CONFIGURATIONS}
+    family = models.family_of(options.model)
+    prepared = {
+        name: decoding_options(family, **flags(name, options.model, options.gen_length)) for name in CONFIGURATIONS
+    }
     with harness.quiet():
         harness.load_tasks(options.task)
     return prepared
@@ -78,9 +82,12 @@ def measure(loaded, prepared: dict[str, dict], options: argparse.Namespace) -> I
     """
     from completion import complete, decoding_options
     from harness import evaluate
+    from models import FAMILIES
 
     # The first call of a process allocates memory and loads libraries: a cost that no configuration should bear.
-    one_block = decoding_options(gen_length=BLOCK_LENGTH, block_length=BLOCK_LENGTH, threshold=THRESHOLD)
+    one_block = decoding_options(
+        FAMILIES[loaded.family], gen_length=BLOCK_LENGTH, block_length=BLOCK_LENGTH, threshold=THRESHOLD
+    )
     complete(loaded, [WARM_UP_PROMPT], one_block)
     command = ["python", "demo/demo.py", "--model", options.model, "--task", options.task,
                "--gen_length", str(options.gen_length)]

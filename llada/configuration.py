@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from transformers import AutoConfig, PretrainedConfig
 
+from transformer import check_fields
+
 # Switches of the code that LLaDA's configuration comes from (OLMo) that no LLaDA checkpoint turns: this
 # implementation has no code for their other values, so it says so instead of computing something else.
 FIXED = {
     "activation_type": "silu",
+    "clip_qkv": None,
+    "rope_scaling": None,
     "alibi": False,
     "attention_layer_norm": False,
     "block_group_size": 1,
     "block_type": "llama",
     "layer_norm_type": "rms",
-    "multi_query_attention": None,
     "rope": True,
     "rope_full_precision": True,
 }
@@ -28,7 +31,7 @@ class LLaDAConfig(PretrainedConfig):
     d_model: width. n_layers, n_heads, n_kv_heads (None: n_heads). mlp_hidden_size: width of the SwiGLU (None:
     mlp_ratio * d_model). vocab_size: of the tokenizer; embedding_size: rows of the embedding and the head (None:
     vocab_size). max_sequence_length: prompt and answer together. include_bias: on every projection;
-    include_qkv_bias: on q, k, v (None: as include_bias). weight_tying: the head is the embedding.
+    include_qkv_bias: on q, k, v at least. weight_tying: the head is the embedding.
     scale_logits: divide logits by sqrt(d_model). input_emb_norm: multiply embeddings by sqrt(d_model).
 
     Raises:
@@ -46,19 +49,23 @@ class LLaDAConfig(PretrainedConfig):
         self, d_model: int = 4096, n_layers: int = 32, n_heads: int = 32, n_kv_heads: int | None = None,
         mlp_hidden_size: int | None = 12288, mlp_ratio: int = 4, vocab_size: int = 126464,
         embedding_size: int | None = None, max_sequence_length: int = 4096, rope_theta: float = 500000.0,
-        rms_norm_eps: float = 1e-5, include_bias: bool = False, include_qkv_bias: bool | None = None,
+        rms_norm_eps: float = 1e-5, include_bias: bool = False, include_qkv_bias: bool = False,
         weight_tying: bool = False, scale_logits: bool = False, input_emb_norm: bool = False,
         init_std: float = 0.02, mask_token_id: int = 126336, eos_token_id: int = 126081,
         pad_token_id: int | None = None, **others,
     ):
+        if others.get("multi_query_attention"):
+            raise ValueError("config field multi_query_attention is on; set n_kv_heads to 1 instead")
         for name, value in FIXED.items():
-            if others.setdefault(name, value) != value:
+            if others.get(name, value) != value:
                 raise ValueError(f"config field {name} is {others[name]!r}; every LLaDA checkpoint has {value!r}, "
                                  "and no other value is implemented")
-        for name, value in (("d_model", d_model), ("n_layers", n_layers), ("n_heads", n_heads),
-                            ("vocab_size", vocab_size), ("max_sequence_length", max_sequence_length)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"config field {name} is {value!r}; it must be an integer of at least 1")
+        check_fields(
+            {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "vocab_size": vocab_size,
+             "mlp_ratio": mlp_ratio, "max_sequence_length": max_sequence_length},
+            {"n_kv_heads": n_kv_heads, "mlp_hidden_size": mlp_hidden_size, "embedding_size": embedding_size},
+            {"rope_theta": rope_theta, "rms_norm_eps": rms_norm_eps},
+        )
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         if d_model % n_heads or (d_model // n_heads) % 2:
             raise ValueError(f"config field n_heads is {n_heads}; it must divide d_model ({d_model}) into heads of "
@@ -74,7 +81,7 @@ class LLaDAConfig(PretrainedConfig):
         self.mlp_ratio, self.vocab_size, self.embedding_size = mlp_ratio, vocab_size, embedding_size
         self.max_sequence_length, self.rope_theta, self.rms_norm_eps = max_sequence_length, rope_theta, rms_norm_eps
         self.include_bias = include_bias
-        self.include_qkv_bias = include_bias if include_qkv_bias is None else include_qkv_bias
+        self.include_qkv_bias = bool(include_bias or include_qkv_bias)
         self.weight_tying, self.scale_logits, self.input_emb_norm = weight_tying, scale_logits, input_emb_norm
         self.init_std = self.initializer_range = init_std
         self.mask_token_id = mask_token_id

@@ -21,6 +21,7 @@ from decoding import (
     choose_above,
     choose_most_confident,
     decode,
+    gumbel_noise,
     log_probability,
     without_mask,
 )
@@ -37,8 +38,8 @@ class LLaDARule(UnmaskingRule):
     "random". The mask token is never a candidate.
     """
 
-    def __init__(self, settings: DecodingSettings, temperature: float, remasking: str, threshold: float | None,
-                 factor: float | None):
+    def __init__(self, settings: DecodingSettings, *, temperature: float = 0.0, remasking: str = "low_confidence",
+                 threshold: float | None = None, factor: float | None = None):
         check_number("temperature", temperature, 0, math.inf, or_equal=True)
         if remasking not in REMASKING:
             raise ValueError(f"remasking is {remasking!r}; it must be one of {', '.join(REMASKING)}")
@@ -57,12 +58,13 @@ class LLaDARule(UnmaskingRule):
         each, more = divmod(self.settings.block_length, self.settings.steps_per_block)
         return each + (step < more)
 
-    def candidates(self, logits: Tensor, columns: Tensor, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        length = self.settings.block_length
         allowed = without_mask(logits, self.settings.mask_id)
         if self.temperature:
             # argmax of exp(logit) / (-log u)^T, taken as a logarithm so that nothing overflows.
-            u = torch.rand(length, logits.shape[-1], dtype=torch.float64, generator=generator).to(columns.device)
-            allowed = allowed.double() - self.temperature * torch.log(-torch.log(u[columns]))
+            noise = gumbel_noise(length, logits.shape[-1], generator=generator, device=columns.device)
+            allowed = allowed.double() + self.temperature * noise[columns]
         tokens = allowed.argmax(-1)
         confidence = log_probability(logits, tokens).exp()
         if self.remasking == "random":
@@ -71,7 +73,7 @@ class LLaDARule(UnmaskingRule):
             confidence = noise[columns] + 0 * confidence
         return tokens, confidence
 
-    def choose(self, confidence: Tensor, quota: int | None) -> Tensor:
+    def choose(self, confidence: Tensor, quota: int | None, generator: Generator) -> Tensor:
         if self.threshold is not None:
             return choose_above(confidence, self.threshold)
         if self.factor is not None:
@@ -134,5 +136,5 @@ def generate(
         mask_id=model.config.mask_token_id if mask_id is None else mask_id,
         eos_id=model.config.eos_token_id if eos_id is None else eos_id,
     )
-    rule = LLaDARule(settings, temperature, remasking, threshold, factor)
+    rule = LLaDARule(settings, temperature=temperature, remasking=remasking, threshold=threshold, factor=factor)
     return decode(model, rule, input_ids, attention_mask, settings, streamer)

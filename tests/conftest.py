@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from dream import DreamModel
 from llada import LLaDAConfig, LLaDAModelLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +21,12 @@ def pytest_configure():
 def random_llada() -> LLaDAModelLM:
     """The model of the recordings: three layers of random weights, vocabulary 512, mask 510, EOS 509."""
     return LLaDAModelLM.from_pretrained(GOLDEN / "llada-mha").eval()
+
+
+@pytest.fixture(scope="session")
+def random_dream() -> DreamModel:
+    """Dream's recorded model: two key-value heads for four heads, otherwise as `random_llada`."""
+    return DreamModel.from_pretrained(GOLDEN / "dream-gqa").eval()
 
 
 @pytest.fixture(scope="session")

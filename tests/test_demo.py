@@ -303,7 +303,7 @@ def test_set_up_says_why_it_failed_and_tries_again(clone):
 
 
 @pytest.mark.parametrize("variables, message", [
-    ({"OLD": "1"}, "older than Python 3.10"), ({"PYTHON": "/no/such/python"}, "/no/such/python is missing"),
+    ({"OLD": "1"}, "older than Python 3.11"), ({"PYTHON": "/no/such/python"}, "/no/such/python is missing"),
     ({"NO_VENV": "1"}, "python3-venv"),
 ])
 def test_set_up_without_a_usable_python(clone, variables, message):

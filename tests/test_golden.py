@@ -12,11 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llada.generate import generate
+import dream.generate
+import llada.generate
 from sampler import GaussianSampler, UniformSampler
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = json.loads((GOLDEN / "llada-mha" / "cases.json").read_text())
+CASES = {name: json.loads((GOLDEN / name / "cases.json").read_text()) for name in ("llada-mha", "dream-gqa")}
+
+
+@pytest.fixture(scope="module")
+def models_by_name(random_llada, random_dream):
+    return {"llada-mha": random_llada, "dream-gqa": random_dream}
 
 
 def sampler_of(case):
@@ -29,23 +35,28 @@ def sampler_of(case):
 
 
 @torch.no_grad()
-def test_logits_at_contiguous_and_at_given_positions(random_llada):
+@pytest.mark.parametrize("name", CASES)
+def test_logits_at_contiguous_and_at_given_positions(models_by_name, name):
     """Guards the forward pass: a wrong RoPE, norm or layer order shows here first."""
-    recorded = load_file(GOLDEN / "llada-mha" / "logits.safetensors")
+    model, recorded = models_by_name[name], load_file(GOLDEN / name / "logits.safetensors")
     ids = recorded["input_ids"]
-    torch.testing.assert_close(random_llada(ids).logits, recorded["logits"], atol=1e-4, rtol=1e-4)
-    placed = random_llada(ids, position_ids=recorded["position_ids"]).logits
+    torch.testing.assert_close(model(ids).logits, recorded["logits"], atol=1e-4, rtol=1e-4)
+    placed = model(ids, position_ids=recorded["position_ids"]).logits
     torch.testing.assert_close(placed, recorded["logits_at_position_ids"], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
-def test_recording(random_llada, case):
+def settings_of(case):
+    """The arguments that a recording and both generate calls share."""
+    names = ("gen_length", "block_length", "steps", "threshold", "cache", "early_termination", "seed", "mask_id",
+             "eos_id")
+    return {name: case[name] for name in names} | {"suffix_sampler": sampler_of(case)}
+
+
+@pytest.mark.parametrize("case", CASES["llada-mha"], ids=lambda case: case["id"])
+def test_llada_recording(random_llada, case):
     """Guards the whole decoding: schedules, thresholds, caches, samplers, early termination."""
-    output = generate(
-        random_llada, torch.tensor([case["prompt"]]), gen_length=case["gen_length"], block_length=case["block_length"],
-        steps=case["steps"], threshold=case["threshold"], factor=case["factor"], cache=case["cache"],
-        suffix_sampler=sampler_of(case), early_termination=case["early_termination"], seed=case["seed"],
-        mask_id=case["mask_id"], eos_id=case["eos_id"],
+    output = llada.generate.generate(
+        random_llada, torch.tensor([case["prompt"]]), factor=case["factor"], **settings_of(case)
     )
     assert output.sequences[0].tolist() == case["output"]
     assert output.decided_at[0].tolist() == case["decided_at"]
@@ -53,3 +64,21 @@ def test_recording(random_llada, case):
     assert output.tokens_processed == sum(case["tokens_per_forward"])
     if case["kept_suffix"] is not None:
         assert output.kept_suffix == case["kept_suffix"]
+
+
+@pytest.mark.parametrize("case", CASES["dream-gqa"], ids=lambda case: case["id"])
+def test_dream_recording(random_dream, case):
+    """Guards the same for Dream, where a step of the fixed schedule that decodes nothing takes no forward here.
+
+    So forwards may be fewer than recorded; then the decisions keep their order, but not their numbers.
+    """
+    output = dream.generate.generate(random_dream, torch.tensor([case["prompt"]]), **settings_of(case))
+    assert output.sequences[0].tolist() == case["output"]
+    if case["kept_suffix"] is not None:
+        assert output.kept_suffix == case["kept_suffix"]
+    recorded, used = case["decided_at"], sorted({number for number in case["decided_at"] if number >= 0})
+    assert output.decided_at[0].tolist() == [number if number < 0 else used.index(number) for number in recorded]
+    assert output.forwards.item() == len(used)
+    assert output.tokens_processed == sum(case["tokens_per_forward"][number] for number in used)
+    if case["threshold"] is not None:
+        assert output.forwards.item() == case["forwards"]

@@ -302,12 +302,15 @@ def request(prompt: str, doc: dict | None = None, until: tuple[str, ...] = (), d
 
 def test_stop_strings_cut_text_but_not_humaneval_in_chat(loaded):
     """LLaDA's text ends before a stop string; HumanEval's with the chat template is left whole."""
-    lm = harness.DiffusionLM(loaded, SHORT)
-    humaneval = {"task_id": "HumanEval/0"}
-    raw, chat = "def f():", loaded.chat("def f():")
-    stop = ("\ndef",)
-    requests = [request(raw, humaneval, stop), request(chat, humaneval, stop), request(chat, {}, stop)]
-    assert [prepared.until for prepared in lm._prepare(requests)] == [stop, (), stop]
+    humaneval, stop = {"task_id": "HumanEval/0"}, ("\ndef",)
+
+    def stops(lm):
+        return [prepared.until for prepared in lm._prepare([request("f", humaneval, stop), request("f", {}, stop)])]
+
+    raw, chat = harness.DiffusionLM(loaded, SHORT), harness.DiffusionLM(loaded, SHORT)
+    chat.apply_chat_template([{"role": "user", "content": "f"}])
+    assert stops(raw) == [stop, stop]
+    assert stops(chat) == [(), stop]
 
 
 def test_keys_tell_requests_apart(loaded):
@@ -388,7 +391,7 @@ def test_cut_counts_tokens_of_the_kept_text(loaded):
 ])
 def test_flags_become_settings(flags, expected):
     """The published command line's meaning of each flag and default."""
-    options = completion.decoding_options(**flags)
+    options = completion.decoding_options(models.FAMILIES["llada"], **flags)
     assert {name: options[name] for name in expected} == expected
 
 
@@ -408,4 +411,4 @@ def test_flags_become_settings(flags, expected):
 def test_bad_flags_are_refused_before_a_model_is_loaded(flags, message):
     """Each is one sentence with the name, the value and what is allowed."""
     with pytest.raises(ValueError, match=message):
-        completion.decoding_options(**flags)
+        completion.decoding_options(models.FAMILIES["llada"], **flags)

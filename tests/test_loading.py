@@ -8,12 +8,13 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import models
 from llada import LLaDAConfig, LLaDAModelLM
+from transformer import RMSNorm, rope_tables, rotate
 
 
 @pytest.fixture
@@ -94,7 +95,8 @@ def test_wrong_weights_are_refused(checkpoint, change, words):
 
 @pytest.mark.parametrize("field, value", [
     ("alibi", True), ("block_type", "sequential"), ("n_heads", 5), ("n_kv_heads", 3), ("embedding_size", 100),
-    ("d_model", 0), ("activation_type", "gelu"),
+    ("d_model", 0), ("activation_type", "gelu"), ("rope_theta", None), ("rms_norm_eps", "small"), ("clip_qkv", 8),
+    ("mlp_hidden_size", -5), ("multi_query_attention", True),
 ])
 def test_a_configuration_that_is_not_implemented_is_refused(checkpoint, field, value):
     """Guards against computing something else than the checkpoint means."""
@@ -154,6 +156,44 @@ def test_folder_of_another_family(checkpoint):
     (checkpoint / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="model_type 'gpt2'; the families here are"):
         models.load(str(checkpoint))
+    with pytest.raises(ValueError, match="is a 'gpt2' model; this class loads 'llada'"):
+        LLaDAModelLM.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not json"])
+def test_a_configuration_without_model_type_is_refused(checkpoint, text):
+    """Guards against defaults: an empty config.json would mean an 8B model."""
+    (checkpoint / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="names no model_type or can not be read"):
+        LLaDAModelLM.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_damaged_weights_are_refused(checkpoint, content):
+    """Guards a download that was cut: one sentence that names the checkpoint."""
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3000] if content is None else content)
+    with pytest.raises(ValueError, match="could not be loaded"):
+        LLaDAModelLM.from_pretrained(checkpoint)
+
+
+@torch.no_grad()
+def test_bfloat16_keeps_positions_and_norms_in_float32(checkpoint):
+    """Guards the real models' dtype: RoPE and RMSNorm computed in bfloat16 are wrong by far more, at late positions."""
+    x = torch.randn(1, 4, 50, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rope = rope_tables(torch.arange(4000, 4050)[None], 64, 500_000.0)
+    assert torch.equal(rotate(x, *rope), rotate(x.float(), *rope).bfloat16())
+    norm = RMSNorm(64, 1e-5)
+    norm.weight.copy_(torch.rand(64, generator=torch.Generator().manual_seed(1)))
+    exact = (norm(x.float()) / norm.weight).bfloat16() * norm.weight.bfloat16()
+    assert torch.equal(norm.bfloat16()(x), exact)
+
+
+def test_the_embedded_checkpoint_is_small():
+    """Guards the clone's size: 16 MB for the whole folder."""
+    folder = ROOT / "checkpoints" / "llada-tiny"
+    tracked = [path for path in folder.iterdir() if path.name != "train-state.pt"]
+    assert sum(path.stat().st_size for path in tracked) <= 16e6
 
 
 def test_folder_without_tokenizer(checkpoint):
@@ -169,16 +209,23 @@ def test_hub_out_of_reach(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-    with pytest.raises(ValueError, match="not in the local cache, and the hub is out of reach"):
+    with pytest.raises(ValueError, match="no such folder, .* not in the local cache, and the hub is out of reach"):
         models.load("nobody/such-a-model-does-not-exist")
 
 
 def test_the_published_conventions_for_chat_templates():
     """Guards the defaults behind the published numbers: LLaDA-1.5 and base models get the raw prompt."""
-    family = models.FAMILIES["llada"]
-    raw = {name: any(part in models.NAMES[name].rsplit("/", 1)[-1].lower() for part in family.raw_prompt)
-           for name in family.names}
-    assert raw == {"tiny": False, "instruct": False, "1.5": True, "base": True}
+    raw = {name: models.measured_raw(checkpoint, family)
+           for family in models.FAMILIES.values() for name, checkpoint in family.names.items()}
+    assert raw == {"tiny": False, "instruct": False, "1.5": True, "base": True,
+                   "dream-instruct": False, "dream-base": True}
+
+
+@pytest.mark.parametrize("name, chat", [("llada-base", False), ("my-LLaDA-1.5-copy", False), ("my-instruct", True)])
+def test_loading_follows_the_convention(checkpoint_folder, tmp_path, name, chat):
+    """Guards that `load` applies it to a folder, by the folder's name."""
+    shutil.copytree(checkpoint_folder, tmp_path / name)
+    assert models.load(str(tmp_path / name)).chat_template is chat
 
 
 def test_batches_are_padded_on_the_left():

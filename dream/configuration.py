@@ -1,0 +1,63 @@
+"""Dream's configuration, with the field names of the config.json on the hub (Dream-org/Dream-v0-Instruct-7B and kin).
+
+Imported, never run. `DreamConfig.from_pretrained(folder)` reads one; `Dream` is its name in AutoConfig.
+"""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, PretrainedConfig
+
+from transformer import check_fields
+
+# What a Dream checkpoint never turns on, and this implementation has no code for: other values are refused.
+FIXED = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False}
+
+
+class DreamConfig(PretrainedConfig):
+    """What a Dream checkpoint is made of (Dream 7B, arXiv 2508.15487; Qwen2 layers). The defaults are Dream-7B's.
+
+    hidden_size: width. num_hidden_layers, num_attention_heads, num_key_value_heads. intermediate_size: width of the
+    SwiGLU. vocab_size: rows of the embedding and the head. max_position_embeddings: prompt and answer together.
+    tie_word_embeddings: the head is the embedding.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+
+    model_type = "Dream"
+
+    def __init__(
+        self, hidden_size: int = 3584, num_hidden_layers: int = 28, num_attention_heads: int = 28,
+        num_key_value_heads: int = 4, intermediate_size: int = 18944, vocab_size: int = 152064,
+        max_position_embeddings: int = 131072, rope_theta: float = 1_000_000.0, rms_norm_eps: float = 1e-6,
+        initializer_range: float = 0.02, tie_word_embeddings: bool = False, mask_token_id: int = 151666,
+        bos_token_id: int = 151643, eos_token_id: int = 151643, pad_token_id: int = 151643, **others,
+    ):
+        for name, value in FIXED.items():
+            given = others.pop(name, value)
+            if given != value:
+                raise ValueError(f"config field {name} is {given!r}; every Dream checkpoint has {value!r}, and no "
+                                 "other value is implemented")
+        check_fields(
+            {"hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "vocab_size": vocab_size,
+             "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads,
+             "intermediate_size": intermediate_size, "max_position_embeddings": max_position_embeddings}, {},
+            {"rope_theta": rope_theta, "rms_norm_eps": rms_norm_eps},
+        )
+        if hidden_size % num_attention_heads or (hidden_size // num_attention_heads) % 2:
+            raise ValueError(f"config field num_attention_heads is {num_attention_heads}; it must divide hidden_size "
+                             f"({hidden_size}) into heads of even size")
+        if num_attention_heads % num_key_value_heads:
+            raise ValueError(f"config field num_key_value_heads is {num_key_value_heads}; it must divide "
+                             f"num_attention_heads ({num_attention_heads})")
+        self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
+        self.num_attention_heads, self.num_key_value_heads = num_attention_heads, num_key_value_heads
+        self.intermediate_size, self.vocab_size = intermediate_size, vocab_size
+        self.max_position_embeddings, self.rope_theta = max_position_embeddings, rope_theta
+        self.rms_norm_eps, self.initializer_range = rms_norm_eps, initializer_range
+        self.mask_token_id = mask_token_id
+        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
+                         tie_word_embeddings=tie_word_embeddings, **others)
+
+
+AutoConfig.register(DreamConfig.model_type, DreamConfig)

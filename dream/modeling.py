@@ -1,0 +1,120 @@
+"""Dream as a transformers model: the weight names of the hub's checkpoints over the layers of transformer.py.
+
+Imported, never run. `DreamModel.from_pretrained(folder_or_hub_id)` loads Dream-v0-Base-7B and Dream-v0-Instruct-7B;
+AutoModel finds it too once `dream` is imported.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from dream.configuration import DreamConfig
+from transformer import MaskedDiffusionModel, RMSNorm, attend
+
+
+class DreamAttention(nn.Module):
+    """Grouped-query attention with biases on q, k and v alone."""
+
+    def __init__(self, config: DreamConfig):
+        super().__init__()
+        self.config = config
+        width, self.head_size = config.hidden_size, config.hidden_size // config.num_attention_heads
+        self.q_proj = nn.Linear(width, width, bias=True)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_size, bias=True)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_size, bias=True)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, rope, key_mask, cache, index: int, start: int) -> Tensor:
+        """x [R, Q, E] -> [R, Q, E]; the other arguments are `transformer.attend`'s."""
+        queries, keys, values = (
+            project(x).unflatten(-1, (-1, self.head_size)) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.o_proj(attend(queries, keys, values, rope, key_mask, cache, index, start,
+                                  self.config._attn_implementation))
+
+
+class DreamMLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DreamConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DreamDecoderLayer(nn.Module):
+    """One layer: attention and SwiGLU, each after an RMSNorm and added to its input."""
+
+    def __init__(self, config: DreamConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DreamAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = DreamMLP(config)
+
+    def forward(self, x: Tensor, rope, key_mask, cache, index: int, start: int) -> Tensor:
+        """x [R, Q, E] -> [R, Q, E]; the other arguments are `transformer.attend`'s."""
+        x = x + self.self_attn(self.input_layernorm(x), rope, key_mask, cache, index, start)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DreamBaseModel(nn.Module):
+    """Holds the modules under the names of the checkpoint: model.{embed_tokens, layers, norm}."""
+
+    def __init__(self, config: DreamConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DreamDecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class DreamModel(MaskedDiffusionModel):
+    """Dream (arXiv 2508.15487): logits at a position predict the token of the next one."""
+
+    config_class = DreamConfig
+    base_model_prefix = "model"
+    prediction_offset = 1
+    _no_split_modules = ["DreamDecoderLayer"]
+
+    def __init__(self, config: DreamConfig):
+        super().__init__(config)
+        self.model = DreamBaseModel(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.layer_count, self.kv_head_count = config.num_hidden_layers, config.num_key_value_heads
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.rope_theta, self.max_positions = config.rope_theta, config.max_position_embeddings
+        self.vocabulary_size = config.vocab_size
+        self.post_init()
+
+    @property
+    def layers(self):
+        return self.model.layers
+
+    @property
+    def final_norm(self):
+        return self.model.norm
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        return self.model.embed_tokens(input_ids)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        if self.config.tie_word_embeddings:
+            return F.linear(hidden, self.model.embed_tokens.weight)
+        return self.lm_head(hidden)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
+        self.model.embed_tokens = embedding
+
+
+for auto_class in (AutoModel, AutoModelForMaskedLM):
+    auto_class.register(DreamConfig, DreamModel)

@@ -1,0 +1,42 @@
+"""README.md: its commands are ones that the command line takes, and its Python example runs.
+
+    bash tests/run.sh tests/test_readme.py
+"""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+import run
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python run\.py (.*?)(?:\s+#.*)?$", TEXT, flags=re.MULTILINE)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_taken(command):
+    """Guards against flags that were renamed: a newcomer's first line must not fail."""
+    words = shlex.split(command)
+    if words == ["--help"]:
+        return
+    generate = words[0] == "generate"
+    options = (run.generate_parser() if generate else run.evaluate_parser()).parse_args(words[generate:])
+    assert run.decoding_from(options)["gen_length"] == 256
+
+
+def test_scripts_exist():
+    for script in re.findall(r"bash (\S+\.sh)", TEXT) + re.findall(r"python (\S+\.py)", TEXT):
+        assert (ROOT / script).is_file(), script
+
+
+def test_python_example_runs(capsys):
+    """Guards the interface that the README shows."""
+    [example] = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    assert "tensor" in capsys.readouterr().out

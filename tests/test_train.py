@@ -1,0 +1,102 @@
+"""Training: what the noise may touch, drills that are right, and a resumed run that equals an uninterrupted one.
+
+    bash tests/run.sh tests/test_train.py
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import train
+from checkpoints import tiny
+
+
+@pytest.fixture(scope="module", params=["llada", "dream"])
+def stream(request):
+    _, tokenizer = tiny.make(request.param, seed=3)
+    return train.Stream(tokenizer, 3000, 3, "train", drill_steps=1)
+
+
+def test_noise_and_loss_keep_to_the_answer(stream):
+    """Guards the batches: a prompt is never masked, the loss is over masked tokens alone, its weights are positive."""
+    shown = 0
+    for noisy, target, weight in (batch for number in range(4) for batch in stream.step(number)):
+        masked = noisy == stream.mask_id
+        assert torch.equal(noisy[~masked], target[~masked])
+        assert not (weight[~masked] != 0).any() and (weight >= 0).all()
+        for row in range(len(noisy)):
+            first = int(masked[row].nonzero()[0]) if masked[row].any() else len(masked[row])
+            text = stream.tokenizer.decode(noisy[row, :first])
+            assert "assistant" in text  # the prompt's last turn is there, whole
+            shown += 1
+    assert shown > 20
+
+
+def test_step_is_a_function_of_its_number(stream):
+    """Guards resuming: the same step gives the same batches."""
+    for first, second in zip(stream.step(7), stream.step(7)):
+        assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_results_and_their_repetitions_share_their_noise(stream):
+    """Guards `tie_results`: 48/8=<<48/8=6>>6 ties the two sixes, 5*8=<<5*8=40>>40 both digits, and nothing else."""
+    ids = stream.tokenizer("48/8=<<48/8=6>>6\n5*8=<<5*8=40>>40").input_ids
+    tied = stream.tie_results(torch.arange(len(ids), dtype=torch.float), ids).tolist()
+    assert [(stream.tokenizer.decode([ids[place]]), stream.tokenizer.decode([ids[int(tied[place])]]))
+            for place in range(len(ids)) if tied[place] != place] == [("6", "6"), ("4", "4"), ("0", "0")]
+
+
+def test_bare_sums_are_right():
+    """Guards the drills: every line is true, whole and within the stories' bounds."""
+    rng = random.Random(1)
+    for line in (line for _ in range(200) for line in train.drill(rng)["answer"].splitlines()):
+        text, _, result = line.partition("=<<")[0], *line.partition(">>")[1:]
+        left, sign, right = next((text.split(s)[0], s, text.split(s)[1]) for s in "+-*/" if s in text)
+        left, right, result = int(left), int(right), int(result)
+        assert {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[sign] == result
+        assert (sign != "/" or left % right == 0) and max(left, right, result) <= 99 and result >= 1
+
+
+def run(folder, *extra, processes=1):
+    command = [str(ROOT / "train.py"), "--output", str(folder), "--tokens_per_step", "600", "--threads", "1",
+               "--log_every", "1", *extra]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29771"]
+    return subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), *command], capture_output=True, text=True,
+        cwd=folder.parent, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+
+
+def losses(folder):
+    lines = map(json.loads, (folder / "train.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_resumed_and_shared_runs_equal_one_run(tmp_path):
+    """Guards resuming after a kill and several processes: the same losses as one run without a break."""
+    whole, broken, shared = tmp_path / "whole", tmp_path / "broken", tmp_path / "shared"
+    assert run(whole, "--steps", "3").returncode == 0
+    code = ("import train, sys, os; step = train.Stream.step\n"
+            "def stop(self, number):\n"
+            "    if number == 2 and self.split == 'train': os._exit(9)\n"
+            "    return step(self, number)\n"
+            "train.Stream.step = stop; train.main()")
+    arguments = ["--output", str(broken), "--steps", "3", "--tokens_per_step", "600", "--threads", "1",
+                 "--log_every", "1"]
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True)
+    assert killed.returncode == 9 and (broken / "train-state.pt").exists()
+    refused = run(broken, "--steps", "3")
+    assert refused.returncode == 1 and "holds an unfinished run: add --resume" in refused.stderr
+    assert run(broken, "--steps", "3", "--resume").returncode == 0
+    assert losses(broken) == losses(whole) and len(losses(whole)) == 3
+    assert run(shared, "--steps", "3", processes=2).returncode == 0
+    assert losses(shared) == pytest.approx(losses(whole), abs=2e-3)
+    assert not (whole / "train-state.pt").exists() and "# whole" in (whole / "README.md").read_text()
+    finished = run(whole, "--steps", "3")
+    assert finished.returncode == 1 and "holds a finished checkpoint" in finished.stderr
