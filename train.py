@@ -288,6 +288,7 @@ def train(options: argparse.Namespace) -> None:
     if ranks > 1:
         torch.distributed.destroy_process_group()
     if rank == 0:
+        model.bfloat16().save_pretrained(folder)  # as the hub's checkpoints are; half the size of a clone
         state_file.unlink(missing_ok=True)
         tiny.write_card(folder)
         print(f"{folder}: {options.steps} steps; README.md and curve.png tell how it went")

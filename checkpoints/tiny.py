@@ -118,7 +118,7 @@ FAMILIES = {"llada": _llada, "dream": _dream}
 CARD = """\
 # {name}: a small LLaDA for machines without a GPU
 
-{parameters:.2f} million parameters ({shape}; float32), a byte-level BPE vocabulary of {vocabulary} tokens in which
+{parameters:.2f} million parameters ({shape}; bfloat16), a byte-level BPE vocabulary of {vocabulary} tokens in which
 every digit is a token, and LLaDA's chat template. It solves the word problems that `dataset/arithmetic.py` writes, one
 to four steps in whole numbers up to 99, and nothing else. It is here so that everything in this repository runs, and
 can be tested, offline.
