@@ -346,7 +346,7 @@ def main() -> None:
     parser.add_argument("--family", choices=sorted(tiny.FAMILIES), default="llada", help="which model to train")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
     parser.add_argument("--card", action="store_true", help="train nothing; renew README.md and curve.png in --output")
-    parser.add_argument("--steps", type=int, default=4500, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=6500, help="optimizer steps")
     parser.add_argument("--tokens_per_step", type=int, default=8_000, help="tokens of one optimizer step")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1234)

@@ -201,7 +201,10 @@ class MaskedDiffusionModel(PreTrainedModel):
         Raises:
             ValueError: naming the argument when a shape or an index does not fit.
         """
-        asked = sorted(name for name, value in unused.items() if value not in NEUTRAL.get(name, (None, False)))
+        asked = sorted(
+            name for name, value in unused.items()
+            if not any(value is neutral for neutral in NEUTRAL.get(name, (None, False)))
+        )
         if asked:
             given = ", ".join(asked)
             raise ValueError(f"{given}: not an argument of {type(self).__name__}.forward, which takes input_ids, "

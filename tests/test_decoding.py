@@ -158,6 +158,9 @@ def test_logits_for_a_part_of_the_positions(random_llada):
         random_llada(ids, logits_to_keep=34)
     with pytest.raises(ValueError, match="labels"):
         random_llada(ids, labels=ids)
+    with pytest.raises(ValueError, match="logits_to_keep"):
+        random_llada(ids, logits_to_keep=[9])
+    assert random_llada(ids, return_dict=True, use_cache=False, output_hidden_states=False).logits.shape[1] == 33
 
 
 # --- Selection -------------------------------------------------------------------------------------------------------
