@@ -144,7 +144,7 @@ not be known.
 
 ## Accuracy on fresh problems
 
-Test problems that are neither in the training data nor in the demo, one token a forward.
+Test problems that are not in the training data, one token a forward. The aim is 80 %.
 
 {table}
 """
