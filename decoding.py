@@ -79,6 +79,16 @@ class DecodingSettings:
         if self.mask_id == self.eos_id:
             raise ValueError(f"mask_id is {self.mask_id}; it must differ from eos_id")
 
+    @classmethod
+    def for_model(
+        cls, model: MaskedDiffusionModel, mask_id: int | None, eos_id: int | None, **shared
+    ) -> DecodingSettings:
+        """Settings whose token ids are the model's own where None is given."""
+        return cls(
+            mask_id=model.config.mask_token_id if mask_id is None else mask_id,
+            eos_id=model.config.eos_token_id if eos_id is None else eos_id, **shared,
+        )
+
     @property
     def blocks(self) -> int:
         return self.gen_length // self.block_length

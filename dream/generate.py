@@ -146,11 +146,9 @@ def generate(
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    settings = DecodingSettings(
-        gen_length=gen_length, block_length=block_length, steps=steps, cache=cache, suffix_sampler=suffix_sampler,
-        early_termination=early_termination, seed=seed,
-        mask_id=model.config.mask_token_id if mask_id is None else mask_id,
-        eos_id=model.config.eos_token_id if eos_id is None else eos_id,
+    settings = DecodingSettings.for_model(
+        model, mask_id, eos_id, gen_length=gen_length, block_length=block_length, steps=steps, cache=cache,
+        suffix_sampler=suffix_sampler, early_termination=early_termination, seed=seed,
     )
     rule = DreamRule(settings, temperature=temperature, top_p=top_p, top_k=top_k, alg_temp=alg_temp,
                      threshold=threshold)

@@ -66,7 +66,7 @@ def test_bare_sums_are_right():
 def run(folder, *extra, processes=1):
     command = [str(ROOT / "train.py"), "--output", str(folder), "--tokens_per_step", "600", "--threads", "1",
                "--log_every", "1", *extra]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29771"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run(
         [sys.executable, *(launcher if processes > 1 else []), *command], capture_output=True, text=True,
         cwd=folder.parent, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
