@@ -9,9 +9,9 @@ import json
 from itertools import islice
 from pathlib import Path
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 import dream
 import llada
@@ -34,6 +34,9 @@ DREAM_CHAT = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY = 1024
+# What BPE may merge within. A capital begins a piece, without the space before it: a name is then the same token at the
+# start of a line and inside one, and copying it is one thing to learn instead of one for each name.
+PIECES = r"<<|>>|####|\d|[A-Z][a-z]*| ?[a-z]+|\n| ?[^A-Za-z\d\s<>#]|\s"
 # RoPE's base and the spread of the initial weights suit this width and these lengths, not the 8B's.
 LLADA_SHAPE = {
     "d_model": 192, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512, "rope_theta": 10_000.0, "init_std": 0.07,
@@ -48,7 +51,31 @@ MAX_POSITIONS = 4096
 def make(family: str, seed: int) -> tuple[MaskedDiffusionModel, PreTrainedTokenizerBase]:
     """A model of random weights and its tokenizer; family: a key of FAMILIES."""
     tokenizer, model_class, config = FAMILIES[family](seed)
-    return model_class._from_config(config, attn_implementation="eager"), tokenizer
+    model = model_class._from_config(config, attn_implementation="eager")
+    let_attention_copy(model)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def let_attention_copy(model: MaskedDiffusionModel) -> None:
+    """Choose initial weights with which a head only has to learn where to look in order to copy a token.
+
+    From independent random weights it would have to learn that, what to read there and what to write, each of no use
+    without the others; in so few steps names were never copied. So embeddings are as large as what layers add to them
+    (a token's identity stays readable in every layer), the model's head begins as the same vectors, and each attention
+    head's output projection as the transpose of its value projection: what is attended to adds to its own logit. (The
+    last is from Trockman and Kolter, "Mimetic initialization of self-attention layers", 2023.)
+    """
+    embedding = model.get_input_embeddings().weight
+    head = next(m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(embedding))
+    head.weight.copy_(embedding)
+    embedding /= embedding.std()
+    for layer in model.layers:
+        attention = getattr(layer, "self_attn", layer)  # Dream's, LLaDA's
+        output = attention.o_proj if attention is not layer else attention.attn_out
+        values = attention.v_proj.weight.unflatten(0, (model.kv_head_count, model.head_size))  # [K, D, E]
+        values = values.repeat_interleave(output.in_features // model.head_size // model.kv_head_count, dim=0)
+        output.weight.copy_(values.flatten(0, 1).T)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -81,8 +108,7 @@ def train_bpe(pattern: str, special_tokens: list[str], vocabulary: int, seed: in
 
 
 def _llada(seed: int):
-    pattern = r"<<|>>|####|\d| ?[A-Za-z]+|\n| ?[^A-Za-z\d\s<>#]|\s"
-    bpe = train_bpe(pattern, list(LLADA_TOKENS.values()), VOCABULARY, seed)
+    bpe = train_bpe(PIECES, list(LLADA_TOKENS.values()), VOCABULARY, seed)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, chat_template=LLADA_CHAT, model_max_length=MAX_POSITIONS,
         padding_side="left", pad_token=LLADA_TOKENS["eos_token"],
@@ -97,7 +123,7 @@ def _llada(seed: int):
 
 
 def _dream(seed: int):
-    bpe = train_bpe(PRETOKENIZE_REGEX, [], VOCABULARY - 8, seed)
+    bpe = train_bpe(PIECES, [], VOCABULARY - 8, seed)  # no merge crosses a piece, though Qwen's pattern cuts fewer
     parts = json.loads(bpe.to_str())["model"]
     tokenizer = dream.DreamTokenizer(
         vocab=parts["vocab"], merges=[tuple(pair) for pair in parts["merges"]], chat_template=DREAM_CHAT,
