@@ -30,6 +30,8 @@ from sampler import FullSuffix, SuffixSampler
 from transformer import MaskedDiffusionModel, SlotCache
 
 CACHE_MODES = ("none", "prefix", "dual")
+# How many logits are turned into float64 at a time (see `in_pieces`): 2 MiB of them, which fit a core's cache; 128 MiB.
+PIECE_ON_CPU, PIECE_ON_GPU = 2**18, 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +123,9 @@ class UnmaskingRule(ABC):
     Steps count from 0 in each block. The loop stops a block when nothing in it is masked.
     """
 
-    def eligible(self, step: int, masked: Tensor) -> Tensor:
-        """Which masked positions compete at this step: bool [R, L], given `masked` bool [R, L]."""
-        return masked
+    def opens(self, step: int) -> bool:
+        """Whether the block's first position, still masked, competes alone at this step; else all masked ones do."""
+        return False
 
     @abstractmethod
     def quota(self, step: int, left: int) -> int | None:
@@ -154,15 +156,36 @@ class UnmaskingRule(ABC):
 # --- Selection rules that models share -------------------------------------------------------------------------------
 
 
+def in_pieces(logits: Tensor) -> list[slice]:
+    """Slices of the rows of logits [M, V], small enough for work in float64 to stay in the processor's cache.
+
+    On a GPU they only bound the memory: the vocabulary in float64 for every masked position of a batch is gigabytes.
+    """
+    most = PIECE_ON_GPU if logits.is_cuda else PIECE_ON_CPU
+    rows = max(1, most // logits.shape[-1])
+    return [slice(first, first + rows) for first in range(0, len(logits), rows)]
+
+
 def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
     """log softmax(logits)[tokens] in float64 over the whole vocabulary: logits [M, V], tokens [M] -> [M]."""
-    logits = logits.double()
-    return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    totals = [logits[piece].double().logsumexp(-1) for piece in in_pieces(logits)]
+    return logits.gather(-1, tokens[:, None]).squeeze(-1).double() - torch.cat(totals)
+
+
+def best_but_mask(logits: Tensor, mask_id: int) -> Tensor:
+    """The likeliest token that is not the mask, int64 [M] of logits [M, V], which are as before when it returns."""
+    of_mask = logits[:, mask_id].clone()
+    logits[:, mask_id] = float("-inf")  # in place: a copy of the logits costs as much as looking for the largest
+    tokens = logits.argmax(-1)
+    logits[:, mask_id] = of_mask
+    return tokens
 
 
 def without_mask(logits: Tensor, mask_id: int) -> Tensor:
     """A copy of the logits in which the mask token can not be chosen (confidence stays that of the originals)."""
-    return logits.index_fill(-1, torch.tensor([mask_id], device=logits.device), float("-inf"))
+    allowed = logits.clone()
+    allowed[:, mask_id] = float("-inf")
+    return allowed
 
 
 def gumbel_noise(*shape: int, generator: Generator, device: torch.device) -> Tensor:
@@ -266,9 +289,13 @@ class _Canvas:
 
 @dataclass
 class _Slots:
-    """What the rows of a block compute: `columns` [S] of the canvas, their `positions` [R, S], `key_mask` [R, S]."""
+    """What the rows of a block compute: `columns` [S] of the canvas, their `positions` [R, S], `key_mask` [R, S].
+
+    rows: which rows of the canvas, on its device; host_rows: the same numbers, where they cost no synchronisation.
+    """
 
     rows: Tensor
+    host_rows: list[int]
     columns: Tensor
     positions: Tensor
     key_mask: Tensor | None
@@ -282,7 +309,7 @@ class _Slots:
         columns = torch.cat((torch.arange(end), kept)).to(canvas.tokens.device)
         positions = columns - canvas.padding[canvas.active, None]
         key_mask = positions >= 0 if canvas.padded else None
-        return cls(canvas.active, columns, positions.clamp(min=0), key_mask, begin, end)
+        return cls(canvas.active, canvas.active.tolist(), columns, positions.clamp(min=0), key_mask, begin, end)
 
     def recomputed(self, first: bool, cache: str) -> slice:
         """The slots that a step computes (SPEC of the cache modes: this file's first lines)."""
@@ -290,9 +317,10 @@ class _Slots:
             return slice(0, len(self.columns))
         return slice(self.begin, len(self.columns) if cache == "prefix" else self.end)
 
-    def keep(self, which: Tensor) -> None:
-        """Go on with the rows at the places `which` [R'] only."""
+    def keep(self, which: list[int]) -> None:
+        """Go on with the rows at these places only, in this order."""
         self.rows, self.positions = self.rows[which], self.positions[which]
+        self.host_rows = [self.host_rows[place] for place in which]
         self.key_mask = None if self.key_mask is None else self.key_mask[which]
 
 
@@ -351,6 +379,7 @@ def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache 
     if cache is not None:
         cache.begin(len(slots.rows), len(slots.columns))
     masked = torch.ones(len(slots.rows), length, dtype=torch.bool, device=canvas.tokens.device)
+    masks = [length] * len(masked)  # in each row, known here so that the device need not be asked
     left, first, finite = length, True, torch.ones((), dtype=torch.bool, device=masked.device)
     for step in itertools.count():
         quota = rule.quota(step, left)
@@ -362,7 +391,10 @@ def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache 
         ids = canvas.tokens[slots.rows[:, None], slots.columns[computed]]  # [R, Q]
         hidden = model.hidden_states(ids, slots.positions[:, computed], slots.key_mask, cache, computed.start)
         # Ask the head about the positions that compete, and choose among them.
-        rows, columns = rule.eligible(step, masked).nonzero(as_tuple=True)
+        if rule.opens(step):
+            rows, columns = torch.arange(len(masked), device=masked.device), torch.zeros_like(slots.rows)
+        else:
+            rows, columns = masked.nonzero_static(size=sum(masks)).unbind(1)
         logits = model.head(hidden[rows, (columns + slots.begin - computed.start - offset).clamp(min=0)])  # [M, V]
         noise = step_generator(settings.seed, block, step)
         tokens, scores = rule.candidates(logits, columns, step, noise)
@@ -381,12 +413,13 @@ def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache 
         # Leave when nothing is masked; rows that are complete sit the rest of the block out.
         if quota is not None:
             left -= quota
+            masks = [left] * len(masks)
         else:
-            unfinished = masked.any(dim=1)
-            left = int(unfinished.sum())
-            if 0 < left < len(masked):
-                keep = unfinished.nonzero().squeeze(1)
-                masked = masked[keep]
+            masks = masked.sum(dim=1).tolist()  # the one place where a step waits for the device
+            left = sum(count > 0 for count in masks)
+            if 0 < left < len(masks):
+                keep = _without_holes([place for place, count in enumerate(masks) if count])
+                masks, masked = [masks[place] for place in keep], masked[keep]
                 slots.keep(keep)
                 if cache is not None:
                     cache.keep(keep)
@@ -397,11 +430,18 @@ def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache 
                          f"({model.dtype})")
 
 
+def _without_holes(places: list[int]) -> list[int]:
+    """The ascending places in an order in which as many as can be stay where they are: the last fill the holes."""
+    count, movers = len(places), [place for place in places if place >= len(places)]
+    staying = set(places)
+    return [place if place in staying else movers.pop() for place in range(count)]
+
+
 def _slots_computed(canvas: _Canvas, slots: _Slots, computed: slice) -> int:
     """How many slots a forward over `computed` stands for: all of them, but for padding."""
     count = len(slots.rows) * (computed.stop - computed.start)
     if canvas.padded and computed.start == 0:
-        count -= sum(canvas.padded[row] for row in slots.rows.tolist())
+        count -= sum(canvas.padded[row] for row in slots.host_rows)
     return count
 
 

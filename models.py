@@ -134,15 +134,7 @@ def load(
     Raises:
         ValueError: one sentence that says what is wrong with the name, the device, the dtype or the checkpoint.
     """
-    import torch
-
-    device = _device(device)
-    if dtype is None:
-        dtype = "float32" if device.type == "cpu" else "bfloat16"
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-        dtype = getattr(torch, dtype)
+    device, dtype = placement(device, dtype)
     checkpoint = resolve(name)
     options = _hub_options(checkpoint, revision)
     family_name = _family_of(name, checkpoint, options)
@@ -190,6 +182,22 @@ def resolve(name: str) -> str:
         return name
     raise ValueError(f"model is {name!r}; it must be {', '.join(NAMES)}, an existing checkpoint folder or a hub id "
                      "(owner/name)")
+
+
+def placement(
+    device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Where a model's weights go and in which type: `load`'s defaults filled in; ValueError as there."""
+    import torch
+
+    device = _device(device)
+    if dtype is None:
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        dtype = getattr(torch, dtype)
+    return device, dtype
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -1,4 +1,4 @@
-"""Tables and plots of evaluation records: every number shown comes from a record, none is typed.
+"""Tables and plots of records, of evaluations and of `run.py bench`: every number comes from a record, none is typed.
 
     python report.py results/demo/tiny-arithmetic-50/records.json                # the table, for the terminal
     python report.py records.json --format markdown                              # or markdown, csv
@@ -22,6 +22,7 @@ import csv
 import io
 import os
 import re
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,12 @@ from typing import Any
 import records as record_files
 
 BASELINE = "Vanilla"
+# Kinds of records, and what one must have. "benchmark" and "growth" are bench.py's: many rows each.
+KINDS = {
+    "evaluation": ("name", "task", "model", "settings", "metrics", "latency_s", "samples"),
+    "benchmark": ("model", "settings", "rows"),
+    "growth": ("model", "settings", "rows"),
+}
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
 MARK = re.compile(r"(<!-- table: *(?P<paths>[^>]*?) *-->)(?P<body>.*?)(?P<end><!-- /table -->|\Z)", re.DOTALL)
 LOG_SPREAD = 8  # the latency axis is logarithmic from this ratio of slowest to fastest on
@@ -42,14 +49,14 @@ GREY, ORANGE, BLUE, GREEN, VERMILLION = "#8c8c8c", "#E69F00", "#0072B2", "#009E7
 
 
 def load(paths: Sequence[str | Path], folder: str | Path = ".") -> list[dict]:
-    """The evaluation records in files and folders, in the order given (within a folder: by file name).
+    """The records in files and folders, in the order given (within a folder: by file name); all of one kind.
 
     Args:
         paths: files that hold a record or a list of records, or folders of such files.
         folder: where relative paths count from.
 
     Raises:
-        ValueError: a path is missing, is not JSON, or holds something else than evaluation records.
+        ValueError: a path is missing, is not JSON, or holds something else than records of one of KINDS.
     """
     found = []
     for path in (Path(folder) / path for path in paths):
@@ -59,13 +66,14 @@ def load(paths: Sequence[str | Path], folder: str | Path = ".") -> list[dict]:
         for file in files:
             content = record_files.read_json(file)
             for record in content if isinstance(content, list) else [content]:
-                if not isinstance(record, dict) or record.get("kind") != "evaluation":
-                    raise ValueError(f"{file} holds something that is not an evaluation record")
-                missing = [key for key in ("name", "task", "model", "settings", "metrics", "latency_s", "samples")
-                           if key not in record]
+                if not isinstance(record, dict) or record.get("kind") not in KINDS:
+                    raise ValueError(f"{file} holds something that is not a record of a run")
+                missing = [key for key in KINDS[record["kind"]] if key not in record]
                 if missing:
                     raise ValueError(f"{file} holds a record without {', '.join(missing)}")
                 found.append(record)
+    if len({record["kind"] for record in found}) > 1:
+        raise ValueError(f"{', '.join(map(str, paths))}: records of different kinds do not make one table")
     return found
 
 
@@ -132,6 +140,8 @@ def caption(records: Sequence[dict]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
 
     settings = [record["settings"] for record in records]
+    if records[0]["kind"] != "evaluation":
+        return " ".join(_benchmark_caption(record) for record in records)
     shots = all_of([entry.get("num_fewshot") or 0 for entry in settings])
     return (
         f"Model {all_of([r['model'] for r in records])}, task {all_of([r['task'] for r in records])} ({shots}-shot), "
@@ -139,6 +149,21 @@ def caption(records: Sequence[dict]) -> str:
         f"batch size {all_of([s.get('batch_size') for s in settings])}, "
         f"{all_of([hardware_line(r) for r in records])}, {all_of([s.get('dtype') for s in settings])}, "
         f"commit {all_of([r.get('environment', {}).get('commit') for r in records])}."
+    )
+
+
+def _benchmark_caption(record: dict) -> str:
+    work = record["settings"]
+    steps = f"threshold {work['threshold']}" if work["threshold"] else f"{work['steps_per_block']} steps"
+    lengths = sorted({row["gen_length"] for row in record["rows"]}) if record["kind"] == "growth" else []
+    answer = f"G = {', '.join(map(str, lengths)) or work['gen_length']}"
+    sampler, commit = work["sampler"], record.get("environment", {}).get("commit", "unknown")
+    ends = f" (early termination after {work['blocks']})" if work["blocks"] and not lengths else ""
+    return (
+        f"Model {record['model']}, prompt {work['prompt_length']}, {answer}, blocks of {work['block_length']} in "
+        f"{steps}{ends}, batch size {work['batch_size']}, DPad window {sampler['window']}, k {sampler['k_sigma']:g}, "
+        f"scale {sampler['scale']:g}; median of {record['repeats']} runs; {hardware_line(record)}, {work['dtype']}, "
+        f"commit {commit}."
     )
 
 
@@ -161,6 +186,8 @@ def _labels(shown: Sequence[dict]) -> list[str]:
 
 def _cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Headings and text cells; the first column is the configuration, and settings that vary come right after it."""
+    if records and records[0]["kind"] != "evaluation":
+        return {"benchmark": _benchmark_cells, "growth": _growth_cells}[records[0]["kind"]](records)
     shown = rows(records)
     varying = [key for key in ("model", "task", "G", "hardware") if len({row[key] for row in shown}) > 1]
     labels = _labels(shown)
@@ -174,6 +201,62 @@ def _cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
         ]
         for row in shown
     ]
+
+
+def _benchmark_cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """For each row: time, its spread over the repeats, work, time of a forward of each kind, and the floor."""
+    headings = ["configuration", "latency (s)", "spread", "speedup", "forwards", "slots", "kept suffix", "full (ms)",
+                "cached (ms)", "floor (s)", "× floor", "memory (GB)"]
+    reads = any(row.get("read_s") for record in records for row in record["rows"])
+    models = len(records) > 1
+    if models:
+        headings[1:1] = ["model"]
+    if reads:
+        headings[-1:-1] = ["read (s)"]
+    cells = []
+    for record in records:
+        for row in record["rows"]:
+            latency, memory = statistics.median(row["latency_s"]), row.get("peak_memory")
+            spread = (max(row["latency_s"]) - min(row["latency_s"])) / 2 / latency
+            cells.append([
+                row["name"], *([record["model"]] if models else []), _seconds(latency), f"±{100 * spread:.0f}%",
+                f"{row['speedup']:.2f}×", str(row["forwards"]), str(row["tokens_processed"]),
+                _number(row["kept_suffix"], 0), _number(row["full_ms"], 2), _number(row["cached_ms"], 2),
+                _seconds(statistics.median(row["floor_s"])), f"{row['ratio']:.2f}",
+                *([_number(row["read_s"], 3)] if reads else []), _number(memory and memory / 2**30, 2),
+            ])
+    return headings, cells
+
+
+def block_ms(row: dict) -> float:
+    """Milliseconds of a block in a row of a growth record: the mean over its blocks of the median over the repeats."""
+    return 1000 * statistics.fmean(statistics.median(seconds) for seconds in row["block_s"])
+
+
+def _growth_cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """For each answer length a row, for each setting its cost of a block and that over the cost at the shortest."""
+    rows_by_name: dict[str, dict[int, float]] = {}
+    for row in (row for record in records for row in record["rows"]):
+        rows_by_name.setdefault(row["name"], {})[row["gen_length"]] = block_ms(row)
+    lengths = sorted({length for costs in rows_by_name.values() for length in costs})
+    headings = ["G", *(text for name in rows_by_name for text in (f"{name} (ms a block)", "growth"))]
+    return headings, [
+        [str(length), *(text for costs in rows_by_name.values() for text in
+                        (_number(costs.get(length)), f"{costs[length] / costs[min(costs)]:.2f}×"))]
+        for length in lengths
+    ]
+
+
+def summary_of(record: dict) -> dict:
+    """A benchmark or growth record in one line of JSON: for each row its time, and what that is relative to."""
+    if record["kind"] == "growth":
+        found = [{"name": row["name"], "gen_length": row["gen_length"], "block_ms": round(block_ms(row), 3)}
+                 for row in record["rows"]]
+    else:
+        found = [{"name": row["name"], "latency_s": round(statistics.median(row["latency_s"]), 5),
+                  "speedup": round(row["speedup"], 3), "floor_speedup": round(row["floor_speedup"], 3),
+                  "times_floor": round(row["ratio"], 3)} for row in record["rows"]]
+    return {"kind": record["kind"], "model": record["model"], "rows": found}
 
 
 def markdown_table(records: Sequence[dict]) -> str:
@@ -202,7 +285,15 @@ def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
 
 
 def csv_table(records: Sequence[dict]) -> str:
-    """The rows as comma-separated values with a heading line: plain numbers in full precision, empty where unknown."""
+    """The rows as comma-separated values with a heading line: plain numbers in full precision, empty where unknown.
+
+    Of benchmarks: the cells of the table as they are.
+    """
+    if records and records[0]["kind"] != "evaluation":
+        text = io.StringIO()
+        headings, cells = _cells(records)
+        csv.writer(text, lineterminator="\n").writerows([headings, *cells])
+        return text.getvalue()
     shown = rows(records)
     labels = _labels(shown)
     columns = ("name", "model", "task", "G", "hardware", "latency_s", "speedup", "tps", "nfe")
@@ -214,7 +305,101 @@ def csv_table(records: Sequence[dict]) -> str:
     return text.getvalue()
 
 
-# --- Plot ---------------------------------------------------------------------------------------------------------
+# --- Plots --------------------------------------------------------------------------------------------------------
+
+
+def draw(records: Sequence[dict], path: str | Path) -> None:
+    """Draw the picture of the records' kind into a PNG: bars of configurations, or the cost of a block by length.
+
+    Raises:
+        ValueError: see `rows`. OSError: the file cannot be written.
+    """
+    {"evaluation": bar_chart, "benchmark": floor_chart, "growth": growth_chart}[records[0]["kind"]](records, path)
+
+
+def floor_chart(records: Sequence[dict], path: str | Path) -> None:
+    """Draw a benchmark's first record: latency by row (bars, with speedups), and its floor inside each bar."""
+    from matplotlib.patches import Patch
+
+    record = records[0]
+    shown = record["rows"]
+    places = range(len(shown))
+    latencies = [statistics.median(row["latency_s"]) for row in shown]
+    floors = [statistics.median(row["floor_s"]) for row in shown]
+    figure = _figure((10, 1.7 + 0.45 * len(shown)))
+    axes = figure.subplots()
+    axes.barh(places, latencies, height=0.66, color=[BLUE if row["dpad"] else ORANGE for row in shown])
+    axes.barh(places, floors, height=0.26, color=GREY)
+    for place, row, latency in zip(places, shown, latencies):
+        axes.annotate(f"{_seconds(latency)} s  ({row['speedup']:.2f}×; {row['ratio']:.2f} of the floor)",
+                      (latency, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    if max(latencies) / min(latencies) > LOG_SPREAD:
+        axes.set_xscale("log")
+        axes.set_xlim(min(floors) / 2, max(latencies) * (max(latencies) / min(floors)) ** 0.45)
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_xlim(0, max(latencies) * 1.5)
+    axes.set_yticks(places, [row["name"] for row in shown], fontsize=11)
+    axes.set_ylim(len(shown) - 0.45, -0.55)
+    axes.set_xlabel("latency (seconds a batch)", fontsize=11)
+    axes.legend([Patch(color=colour) for colour in (ORANGE, BLUE, GREY)],
+                ["without DPad", "with DPad", "floor: its matrix products alone"],
+                loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=10)
+    work = record["settings"]
+    figure.suptitle(f"{record['model']}, G = {work['gen_length']}, batch size {work['batch_size']}, "
+                    f"{hardware_line(record)}", fontsize=12)
+    _save(figure, path)
+
+
+def growth_chart(records: Sequence[dict], path: str | Path) -> None:
+    """Draw what a block costs against the length of the answer, a line for each setting, of the first record."""
+    record = records[0]
+    costs: dict[str, list[tuple[int, float]]] = {}
+    for row in record["rows"]:
+        costs.setdefault(row["name"], []).append((row["gen_length"], block_ms(row)))
+    figure = _figure((7, 4))
+    axes = figure.subplots()
+    for name, points in costs.items():
+        lengths, values = zip(*sorted(points))
+        axes.plot(lengths, values, marker="o", color=BLUE if "DPad" in name else GREY, label=name, linewidth=2)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.minorticks_off()
+    axes.set_ylim(0)
+    axes.set_xlabel("answer length G (tokens)", fontsize=11)
+    axes.set_ylabel("milliseconds a block", fontsize=11)
+    axes.legend(frameon=False, fontsize=10)
+    work = record["settings"]
+    figure.suptitle(f"{record['model']}, prompt {work['prompt_length']}, first {work['blocks']} blocks, "
+                    f"{hardware_line(record)}", fontsize=12)
+    _save(figure, path)
+
+
+def _figure(size: tuple[float, float]):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no window system, no global state
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path: str | Path) -> None:
+    """Give every panel the same quiet frame, and write the PNG whole or not at all."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="x", labelsize=10)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def bar_chart(records: Sequence[dict], path: str | Path) -> None:
@@ -226,8 +411,6 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
     Raises:
         ValueError: see `rows`. OSError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no window system, no global state
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     shown = rows(records)
@@ -236,8 +419,7 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
     latencies = [row["latency_s"] for row in shown]
     logarithmic = min(latencies) > 0 and max(latencies) / min(latencies) > LOG_SPREAD
 
-    figure = Figure(figsize=(10, 1.7 + 0.48 * len(shown)), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure((10, 1.7 + 0.48 * len(shown)))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2)) if labels else (figure.subplots(), None)
 
     legend_style = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "frameon": False, "fontsize": 10,
@@ -281,23 +463,11 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
         right.set_xlabel("accuracy (%, ± standard error)", fontsize=11)
         right.legend(**legend_style)
         right.tick_params(axis="y", length=0)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(axis="x", labelsize=10)
 
     first = records[0]
     figure.suptitle(f"{first['model']} on {first['task']}, {first['samples']} samples, "
                     f"G = {first['settings'].get('gen_length')}, {hardware_line(first)}", fontsize=12)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _save(figure, path)
 
 
 def _error(record: dict, label: str) -> float:
@@ -348,7 +518,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="records (files or folders), or markdown documents")
     parser.add_argument("--check", action="store_true", help="change nothing; fail when a document is out of date")
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
-    parser.add_argument("--plot", metavar="PNG", help="draw the bar chart into this file instead of printing a table")
+    parser.add_argument("--plot", metavar="PNG", help="draw the chart into this file instead of printing a table")
     options = parser.parse_args(arguments)
     try:
         documents = [path for path in options.paths if path.endswith(".md")]
@@ -360,7 +530,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("--check takes documents (.md)")
         found = load(options.paths)
         if options.plot:
-            bar_chart(found, options.plot)
+            draw(found, options.plot)
             print(f"wrote {options.plot}")
         elif options.format == "terminal":
             print(f"{terminal_table(found)}\n\n{caption(found)}")

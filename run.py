@@ -1,8 +1,9 @@
-"""The command line: measure a model on a task, or let it answer prompts. Parses, calls, prints; no logic.
+"""The command line: measure a model on a task, let it answer prompts, or time it. Parses, calls, prints; no logic.
 
     python run.py -t arithmetic-50 -m tiny -d gaussian -k 3 -sc 1.6 -w 256 -e     # evaluate
     python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
-    python run.py --help                                                          # all flags of both
+    python run.py bench                                                           # time decoding against its floor
+    python run.py --help                                                          # flags; also: generate --help
 
 Exit status: 0 done; 2 something in the request cannot be used, said in one line; 1 an unexpected error (--debug shows
 where); 130 interrupted.
@@ -33,6 +34,16 @@ examples:
   python run.py generate -m tiny -d gaussian -e --watch --prompt "..."   watch the masks being decoded
   echo "..." | python run.py generate -m tiny -th 0.9                    the prompt from standard input
   python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json > answers.jsonl
+"""
+BENCH_EXAMPLES = """\
+examples:
+  python run.py bench                                      eight layers of random weights: vanilla, DPad, caches
+  python run.py bench -m tiny --rows figure -l 1024 --blocks 2      the seven rows of the paper's long-sequence figure
+  python run.py bench --gen_lengths 256,512,1024,2048 --plot growth.png      cost of a block against answer length
+  python run.py bench --profile +DPad                      where the time goes
+  python run.py bench -m 8b --device cuda --prompt_length 200 -l 1024 --steps_per_block 10     LLaDA-8B's shape
+
+The floor is the same forwards as their matrix products alone, timed in the same process.
 """
 
 
@@ -96,7 +107,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="run.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="run.py [flags]            measure a model on a task\n       run.py generate [flags]   answer prompts "
-        "(run.py generate --help)",
+        "(run.py generate --help)\n       run.py bench [flags]      time decoding (run.py bench --help)",
         description="Measure a masked diffusion language model on a task: accuracy, latency, tokens/s, forwards.",
         epilog=EVALUATE_EXAMPLES,
     )
@@ -129,6 +140,46 @@ def generate_parser() -> argparse.ArgumentParser:
     group.add_argument("--watch", action="store_true", help="show the denoising live, one prompt at a time")
     group.add_argument("--json", action="store_true", help="print one JSON object per prompt")
     add_shared_flags(parser)
+    return parser
+
+
+def bench_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="run.py bench", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="run.py bench [flags]", epilog=BENCH_EXAMPLES,
+        description="Time decoding in one process, warm and synchronised, against the floor of its matrix products.",
+    )
+    group = parser.add_argument_group("model")
+    group.add_argument("-m", "--model", default="small", metavar="NAME",
+                       help="random weights in the shape 8b (LLaDA-8B), 7b (Dream-7B) or small, or a model as run.py "
+                       "takes it: tiny, ... (default: %(default)s)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
+    group.add_argument("--debug", action="store_true", help="show where an error happened")
+    group = parser.add_argument_group("work")
+    group.add_argument("--prompt_length", type=int, default=128, help="prompt tokens (default: %(default)s)")
+    group.add_argument("-l", "--gen_length", type=int, default=256, help="answer tokens (default: %(default)s)")
+    group.add_argument("-b", "--block_size", dest="block_length", type=int, default=32,
+                       help="tokens a block (default: %(default)s)")
+    group.add_argument("--steps_per_block", type=int, default=4, help="forwards a block (default: %(default)s)")
+    group.add_argument("-th", "--threshold", type=float, help="as many as the confidences need instead")
+    group.add_argument("--batch_size", type=int, default=1, help="rows decoded together (default: %(default)s)")
+    group.add_argument("--blocks", type=int, help="rows with early termination end after so many blocks")
+    group.add_argument("-w", "--window", type=int, help="DPad's window (default: 256, or --gen_length if shorter)")
+    group.add_argument("-k", "--k_sigma", type=float, default=3.0, help="DPad's k (default: %(default)s)")
+    group.add_argument("-sc", "--scale", type=float, default=1.6, help="DPad's scale (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=1234, help="of prompts and draws (default: %(default)s)")
+    group = parser.add_argument_group("measurement")
+    group.add_argument("--rows", choices=("caches", "figure"), default="caches",
+                       help="which settings: vanilla and DPad with each cache, or the paper's long-sequence figure "
+                       "(default: %(default)s)")
+    group.add_argument("--only", metavar="ROW,...", help="of these, only the rows of these names")
+    group.add_argument("--repeats", type=int, default=5, help="timed runs of every row (default: %(default)s)")
+    group.add_argument("--gen_lengths", metavar="G,...", help="instead: the cost of the first --blocks blocks (4) of "
+                       "Vanilla and +DPad at these answer lengths")
+    group.add_argument("--profile", metavar="ROW", help="instead: where the time of this row goes")
+    group.add_argument("--output", metavar="FILE", help="write the record into this .json file")
+    group.add_argument("--plot", metavar="PNG", help="draw the record into this file")
     return parser
 
 
@@ -291,9 +342,57 @@ def read_text(name: str) -> str:
         raise ValueError(f"{name} cannot be read: {reason}") from error
 
 
+# --- bench ------------------------------------------------------------------------------------------------------------
+
+
+def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
+    import bench
+    import records
+    import report
+    from sampler import GaussianSampler
+
+    lengths = [args.gen_length] if args.gen_lengths is None else integers("--gen_lengths", args.gen_lengths)
+    names = ("Vanilla", "+DPad") if args.gen_lengths else args.only.split(",") if args.only else None
+    chosen = bench.choose_rows(args.rows, [args.profile] if args.profile else names)
+    given = {field: getattr(args, field) for field in ("prompt_length", "block_length", "steps_per_block", "threshold",
+                                                       "batch_size", "blocks", "seed")}
+    if args.gen_lengths and args.blocks is None:
+        given["blocks"] = 4
+    works = [
+        bench.Workload(gen_length=length, **given, sampler=GaussianSampler(
+            min(256, length) if args.window is None else args.window, args.k_sigma, args.scale)) for length in lengths
+    ]
+    model, family = bench.make_model(args.model, args.device, args.dtype)
+    if args.profile:
+        print(bench.profile(model, family, chosen[0], works[0]))
+        return
+    measured = (args.model, model, family, chosen)
+    command = shlex.join(["python", "run.py", *argv])
+    if args.gen_lengths:
+        record = bench.growth(*measured, works, args.repeats, command)
+    else:
+        record = bench.measure(*measured, works[0], args.repeats, command)
+    print(f"{report.terminal_table([record])}\n\n{report.caption([record])}")
+    if args.output:
+        records.write_json(args.output, record)
+        print(f"written to {args.output}")
+    if args.plot:
+        report.draw([record], args.plot)
+        print(f"drawn in {args.plot}")
+    print(json.dumps(report.summary_of(record)))
+
+
+def integers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; it must be whole numbers with commas between them") from None
+
+
 # --- main -------------------------------------------------------------------------------------------------------------
 
-COMMANDS = {"evaluate": (evaluate_parser, run_evaluate), "generate": (generate_parser, run_generate)}
+COMMANDS = {"evaluate": (evaluate_parser, run_evaluate), "generate": (generate_parser, run_generate),
+            "bench": (bench_parser, run_bench)}
 
 
 def main(argv: list[str]) -> int:

@@ -11,10 +11,10 @@ The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's
 token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
 length. Some samples are masked that way all over. The others are masked as decoding meets them (a clean prefix, one
 block masked with probability t, everything after it masked; the loss over the block), or where there is most to learn
-(the results of sums, the names of people; see NOISE_SHAPES). A result and its repetition behind the annotation (`=12>>12`) share their
-noise: or else most sums could be copied instead of worked out. Answers are padded with EOS, as LLaDA's are, to canvases
-of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with its tokenizer, and
-`train.jsonl` holds the curve: loss and accuracy on held-out problems.
+(the results of sums, the names of people; see NOISE_SHAPES). A result and its repetition behind the annotation
+(`=12>>12`) share their noise: or else most sums could be copied instead of worked out. Answers are padded with EOS, as
+LLaDA's are, to canvases of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with
+its tokenizer, and `train.jsonl` holds the curve: loss and accuracy on held-out problems.
 """
 
 from __future__ import annotations

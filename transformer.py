@@ -93,9 +93,9 @@ class SlotCache:
         stored[1, :, :, start : start + keys.shape[2]] = values
         return stored[0, :, :, : self.length], stored[1, :, :, : self.length]
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row but `rows` [R'] (ascending): the others have finished their block."""
-        for target, source in enumerate(rows.tolist()):  # ascending, so a row moves only onto one no longer needed
+    def keep(self, rows: list[int]) -> None:
+        """Drop every row but these: the row rows[i] becomes row i, and each moves only onto one no longer needed."""
+        for target, source in enumerate(rows):
             if target != source:
                 self.buffer[:, :, target, :, : self.length] = self.buffer[:, :, source, :, : self.length]
         self.rows = len(rows)

@@ -17,12 +17,15 @@ from decoding import (
     DecodingOutput,
     DecodingSettings,
     UnmaskingRule,
+    best_but_mask,
     check_integer,
     check_number,
     choose_above,
     choose_most_confident,
     decode,
     gumbel_noise,
+    in_pieces,
+    log_probability,
     without_mask,
 )
 from dream.modeling import DreamModel
@@ -52,43 +55,44 @@ class DreamRule(UnmaskingRule):
                 raise ValueError(f"alg_temp is {alg_temp!r} while threshold is {threshold!r}; give one of the two")
         self.settings, self.temperature, self.top_p, self.top_k = settings, temperature, top_p, top_k
         self.alg_temp, self.threshold = alg_temp, threshold
-        self.opens = settings.cache != "none"
         self.times = torch.linspace(FIRST_TIME, LAST_TIME, settings.steps_per_block + 1)
 
-    def eligible(self, step: int, masked: Tensor) -> Tensor:
-        if not self._opening(step):
-            return masked
-        first = torch.zeros_like(masked)
-        first[:, 0] = masked[:, 0]
-        return first
-
-    def _opening(self, step: int) -> bool:
-        return self.opens and step == 0
+    def opens(self, step: int) -> bool:
+        return self.settings.cache != "none" and step == 0
 
     def quota(self, step: int, left: int) -> int | None:
         if self.threshold is not None:
             return None
-        if self._opening(step):
+        if self.opens(step):
             return 1
         # Steps 1 to s - 1 have the intervals [t_j, t_j+1]; the first interval, t_0 to t_1, is never used.
-        j = step if self.opens else step + 1
+        j = step + (not self.opens(0))
         if j >= self.settings.steps_per_block - 1:
             return left
         return int(left * (1 - self.times[j + 1] / self.times[j]))
 
     def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """The confidence is the candidate's probability with a threshold, else the negative entropy."""
-        greedy = not self.temperature or self._opening(step)
-        logits = logits.double() if greedy else logits.double() / self.temperature
-        log_p = keep_top(logits, self.top_p, self.top_k).log_softmax(-1)  # [M, V]
-        allowed = without_mask(log_p, self.settings.mask_id)
-        # Where the filters leave the mask alone, the next best token is the candidate.
-        lost = (allowed == float("-inf")).all(-1, keepdim=True)
-        allowed = torch.where(lost, without_mask(logits.log_softmax(-1), self.settings.mask_id), allowed)
-        if not greedy:
+        noise = None
+        if self.temperature and not self.opens(step):
             shape = self.settings.block_length, logits.shape[-1]
-            allowed = allowed + gumbel_noise(*shape, generator=generator, device=columns.device)[columns]
-        tokens = allowed.argmax(-1)
+            noise = gumbel_noise(*shape, generator=generator, device=columns.device)[columns]
+        pieces = [(logits[piece], None if noise is None else noise[piece]) for piece in in_pieces(logits)]
+        tokens, confidence = zip(*(self._candidates(*piece) for piece in pieces))
+        return torch.cat(tokens), torch.cat(confidence)
+
+    def _candidates(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        mask_id, filters = self.settings.mask_id, self.top_p is not None or self.top_k is not None
+        if noise is None and not filters and self.threshold is not None:
+            tokens = best_but_mask(logits, mask_id)
+            return tokens, log_probability(logits, tokens).exp()
+        logits = logits.double() if noise is None else logits.double() / self.temperature
+        log_p = keep_top(logits, self.top_p, self.top_k).log_softmax(-1)  # [M, V]
+        allowed = without_mask(log_p, mask_id)
+        if filters:  # where they leave the mask alone, the next best token is the candidate
+            lost = (allowed == float("-inf")).all(-1, keepdim=True)
+            allowed = torch.where(lost, without_mask(logits.log_softmax(-1), mask_id), allowed)
+        tokens = (allowed if noise is None else allowed + noise).argmax(-1)
         if self.threshold is not None:
             return tokens, log_p.gather(-1, tokens[:, None]).squeeze(-1).exp()
         p = log_p.exp()

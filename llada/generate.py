@@ -17,6 +17,7 @@ from decoding import (
     DecodingOutput,
     DecodingSettings,
     UnmaskingRule,
+    best_but_mask,
     check_number,
     choose_above,
     choose_most_confident,
@@ -60,12 +61,13 @@ class LLaDARule(UnmaskingRule):
 
     def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
         length = self.settings.block_length
-        allowed = without_mask(logits, self.settings.mask_id)
         if self.temperature:
             # argmax of exp(logit) / (-log u)^T, taken as a logarithm so that nothing overflows.
             noise = gumbel_noise(length, logits.shape[-1], generator=generator, device=columns.device)
-            allowed = allowed.double() + self.temperature * noise[columns]
-        tokens = allowed.argmax(-1)
+            allowed = without_mask(logits, self.settings.mask_id).double() + self.temperature * noise[columns]
+            tokens = allowed.argmax(-1)
+        else:
+            tokens = best_but_mask(logits, self.settings.mask_id)
         confidence = log_probability(logits, tokens).exp()
         if self.remasking == "random":
             noise = torch.rand(length, dtype=torch.float64, generator=generator).to(columns.device)

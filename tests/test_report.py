@@ -213,7 +213,7 @@ def test_load_takes_files_lists_and_folders(tmp_path, pair):
 
 
 @pytest.mark.parametrize("content, message", [
-    ({"kind": "other"}, "not an evaluation record"), ([3], "not an evaluation record"),
+    ({"kind": "other"}, "not a record of a run"), ([3], "not a record of a run"),
     ({"kind": "evaluation", "name": "x", "task": "t", "model": "m", "settings": {}, "metrics": {}}, "latency_s"),
 ])
 def test_load_refuses_what_is_no_record(tmp_path, content, message):

@@ -52,6 +52,49 @@ def test_results_and_their_repetitions_share_their_noise(stream):
             for place in range(len(ids)) if tied[place] != place] == [("6", "6"), ("4", "4"), ("0", "0")]
 
 
+def test_samples_for_names_mask_names_alone(stream, monkeypatch):
+    """Guards the shape that teaches copying: people's names are masked, all of them at t = 1, and nothing else."""
+    monkeypatch.setattr(train, "NOISE_SHAPES", {"names": 1.0})
+    monkeypatch.setattr(train, "MIN_NOISE", 1.0)
+    monkeypatch.setattr(train, "DRILL_SHARES", (0, 0))
+    names, samples = set(train.arithmetic.GIRLS + train.arithmetic.BOYS), 0
+    for noisy, target, weight in stream.step(1):
+        for row in range(len(noisy)):
+            masked = noisy[row] == stream.mask_id
+            hidden = [stream.tokenizer.decode([token]) for token in target[row][masked].tolist()]
+            if names & set(hidden) and (masked.sum() < 30):  # a story without people is masked all over
+                samples += 1
+                assert set(hidden) <= names
+                assert weight[row].sum().item() == pytest.approx(1)
+    assert samples > 5
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_a_name_is_one_token_wherever_it_stands(family):
+    """Guards copying: a name at the start of a line and inside one is the same token."""
+    _, tokenizer = tiny.make(family, seed=3)
+    for name in train.arithmetic.GIRLS + train.arithmetic.BOYS:
+        alone = tokenizer(name, add_special_tokens=False).input_ids
+        assert len(alone) == 1
+        assert alone[0] in tokenizer(f"Then {name} has", add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_attention_copies_from_the_start(family):
+    """Guards the initial weights: what a layer's heads attend to adds to the logit of the same token."""
+    model, _ = tiny.make(family, seed=3)
+    tokens = torch.arange(50, 250)
+    embedded = model.embed(tokens[None])
+    for layer in model.layers:
+        attention = getattr(layer, "self_attn", layer)
+        values = attention.v_proj(model.final_norm(embedded)).unflatten(-1, (model.kv_head_count, -1))
+        output = getattr(attention, "o_proj", None) or attention.attn_out
+        values = values.repeat_interleave(output.in_features // model.head_size // model.kv_head_count, dim=-2)
+        written = output(values.flatten(-2))
+        found = model.head(model.final_norm(written)).argmax(-1)
+        assert (found == tokens).float().mean() > 0.8
+
+
 def test_bare_sums_are_right():
     """Guards the drills: every line is true, whole and within the stories' bounds."""
     rng = random.Random(1)

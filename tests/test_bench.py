@@ -1,0 +1,174 @@
+"""The benchmark: what it runs is what it says, its floor counts every weight product, its records make tables.
+
+    bash tests/run.sh tests/test_bench.py
+"""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+
+import bench
+import models
+import report
+import run
+from dream import DreamConfig
+from llada import LLaDAConfig
+from sampler import GaussianSampler
+
+WORK = bench.Workload(prompt_length=9, gen_length=64, block_length=16, steps_per_block=4, blocks=2,
+                      sampler=GaussianSampler(48, 3, 1.6))
+
+
+@pytest.fixture(scope="module", params=["llada", "dream"])
+def subject(request, random_llada, random_dream):
+    """A model of random weights and its family."""
+    model = random_llada if request.param == "llada" else random_dream
+    return model, models.FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def record(random_llada):
+    return bench.measure("random", random_llada, models.FAMILIES["llada"], bench.ROWS["caches"], WORK, 2, "command")
+
+
+def test_shapes_are_the_real_models():
+    """Guards the rows `8b` and `7b`: the configurations' defaults are LLaDA-8B's and Dream-7B's (SPEC of both)."""
+    llada, dream = LLaDAConfig(**bench.SHAPES["8b"][1]), DreamConfig(**bench.SHAPES["7b"][1])
+    assert (llada.n_layers, llada.d_model, llada.n_heads, llada.mlp_hidden_size, llada.vocab_size) == (
+        32, 4096, 32, 12288, 126464)
+    assert (dream.num_hidden_layers, dream.hidden_size, dream.num_key_value_heads, dream.intermediate_size,
+            dream.vocab_size) == (28, 3584, 4, 18944, 152064)
+
+
+@pytest.mark.parametrize("table", bench.ROWS)
+def test_rows_do_the_work_they_stand_for(subject, table):
+    """Guards the settings of the rows: forwards, blocks entered and suffix kept follow from row and workload."""
+    model, family = subject
+    for row in bench.ROWS[table]:
+        output = bench.run(model, family, row, WORK)
+        blocks = WORK.blocks if row.stops else 4
+        assert len(output.kept_suffix) == blocks
+        steps = WORK.steps_per_block if row.parallel else WORK.block_length
+        if family.package == "llada":
+            assert output.forwards.tolist() == [blocks * steps]
+        assert (len(output.kept_suffix[0]) < 48) == row.dpad
+        answer = output.sequences[0, WORK.prompt_length:]
+        ended = (answer == model.config.eos_token_id).nonzero().flatten()
+        assert (int(ended[0]) == 16 * (blocks - 1) if row.stops else len(ended) == 0)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_watched_forwards_are_all_the_work(subject, cache):
+    """Guards the floor: the slots of the forwards seen are tokens_processed, and every decoded token was asked for."""
+    model, family = subject
+    row = bench.Row("row", dpad=True, cache=cache)
+    with bench.watched(model) as forwards:
+        output = bench.run(model, family, row, WORK)
+    assert sum(forward.slots for forward in forwards) == output.tokens_processed
+    assert len(forwards) == int(output.forwards[0])
+    assert all(forward.keys >= forward.slots and forward.seconds > 0 for forward in forwards)
+    assert sum(forward.logits for forward in forwards) >= WORK.gen_length
+    assert bool(bench.median_ms(forwards, cached=True)) == (cache != "none")
+    assert "hidden_states" not in vars(model) and "head" not in vars(model)
+
+
+def test_floor_is_every_weight_product_once(subject, monkeypatch):
+    """Guards `Products`: each linear layer once a forward with the forward's slots, the head with its logits alone."""
+    model, _ = subject
+    seen = []
+    monkeypatch.setattr(bench.F, "linear", lambda x, weight: seen.append((len(x), weight)))
+    products = bench.Products(model)
+    products([bench.Forward(slots=5, keys=9, logits=3, seconds=0.1)])
+    linears = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(seen) == len(linears) and {id(w) for _, w in seen} == {id(w) for w in linears}
+    assert [count for count, weight in seen if len(weight) == model.vocabulary_size] == [3]
+    assert {count for count, weight in seen if len(weight) != model.vocabulary_size} == {5}
+    assert products.bytes() == sum(w.numel() * w.element_size() for w in linears)
+
+
+def test_a_record_becomes_a_table_and_a_picture(record, tmp_path):
+    """Guards records and report.py: quotients are of the repeats, and every row is shown."""
+    for row in record["rows"]:
+        assert len(row["latency_s"]) == len(row["floor_s"]) == 2
+        quotients = [a / b for a, b in zip(row["latency_s"], row["floor_s"])]
+        assert min(quotients) <= row["ratio"] <= max(quotients)
+        assert row["read_s"] is None
+    assert record["rows"][0]["speedup"] == 1
+    assert json.loads(json.dumps(record))["settings"]["sampler"]["window"] == 48
+    assert record["environment"]["commit"]
+    table = report.markdown_table([record])
+    assert all(f"| {row.name} |" in table for row in bench.ROWS["caches"])
+    assert "G = 64" in table and "in 4 steps" in table and "median of 2 runs" in table
+    report.draw([record], tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    assert report.csv_table([record]).count("\n") == 7
+    assert [row["name"] for row in report.summary_of(record)["rows"]] == [row.name for row in bench.ROWS["caches"]]
+
+
+def test_growth_times_the_same_blocks_at_every_length(random_llada, tmp_path):
+    """Guards the growth record: as many blocks for every length, each with every repeat."""
+    works = [bench.Workload(prompt_length=9, gen_length=length, block_length=16, steps_per_block=2, blocks=2,
+                            sampler=GaussianSampler(32, 3, 1.6)) for length in (32, 64)]
+    rows = bench.choose_rows("caches", ["Vanilla", "+DPad"])
+    record = bench.growth("random", random_llada, models.FAMILIES["llada"], rows, works, 3, "command")
+    assert [(row["name"], row["gen_length"]) for row in record["rows"]] == [
+        ("Vanilla", 32), ("Vanilla", 64), ("+DPad", 32), ("+DPad", 64)]
+    assert all([len(block) for block in row["block_s"]] == [3, 3] for row in record["rows"])
+    lines = report.terminal_table([record]).splitlines()
+    assert len(lines) == 4 and "1.00×" in lines[2] and lines[3].split()[0] == "64"
+    report.draw([record], tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_profile_names_the_operators(random_llada):
+    """Guards --profile: a dozen lines at most, the matrix products among them."""
+    text = bench.profile(random_llada, models.FAMILIES["llada"], bench.Row("Vanilla"), WORK)
+    assert len(text.splitlines()) == 13 and "aten::" in text
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["-l", "100"], "block_length is 32; it must divide gen_length (100)"),
+    (["--steps_per_block", "33"], "steps_per_block is 33; it must be at most one a token (32)"),
+    (["--blocks", "9"], "blocks is 9; an answer of 256 tokens has only 8"),
+    (["--only", "Vanila"], "row is 'Vanila'; the rows of caches are Vanilla, "),
+    (["--profile", "x"], "row is 'x'; the rows of caches are Vanilla, "),
+    (["--gen_lengths", "64,x"], "--gen_lengths is '64,x'; it must be whole numbers with commas between them"),
+    (["--repeats", "0"], "repeats is 0; it must be at least 1"),
+    (["--batch_size", "0"], "batch_size is 0; it must be at least 1"),
+    (["-m", "9b"], "model is '9b'; it must be 8b, 7b, small (random weights), tiny, "),
+    (["-k", "-1"], "k_sigma is -1.0; it must be a finite number above 0"),
+    (["--threshold", "2"], "threshold is 2.0; it must be a number above 0 and at most 1"),
+])
+def test_bad_flags_end_in_one_line(capsys, monkeypatch, random_llada, flags, message):
+    """Guards people: what is wrong is said in one line, with status 2."""
+    if "-m" not in flags:
+        monkeypatch.setattr(bench, "make_model", lambda *_: (random_llada, models.FAMILIES["llada"]))
+    assert run.main(["bench", *flags]) == 2
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert shown.startswith("run.py: ") and message in shown
+
+
+def test_command_line_measures_writes_and_ends_in_json(capsys, monkeypatch, tmp_path):
+    """Guards `run.py bench` end to end on a small random shape."""
+    shape = {"d_model": 32, "n_layers": 2, "n_heads": 2, "mlp_hidden_size": 48, "vocab_size": 300,
+             "mask_token_id": 298, "eos_token_id": 297}
+    monkeypatch.setitem(bench.SHAPES, "small", ("llada", shape))
+    flags = ["--prompt_length", "8", "-l", "64", "--repeats", "1", "--rows", "figure", "--blocks", "1"]
+    files = ["--output", str(tmp_path / "bench.json"), "--plot", str(tmp_path / "bench.png")]
+    assert run.main(["bench", *flags, *files]) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert last["kind"] == "benchmark" and len(last["rows"]) == 7
+    kept = report.load([tmp_path / "bench.json"])
+    assert kept[0]["command"].startswith("python run.py bench --prompt_length 8") and (tmp_path / "bench.png").exists()
+
+
+def test_bench_needs_no_lm_eval():
+    """Guards machines without lm-eval: the benchmark must import and run there."""
+    import subprocess
+    import sys
+
+    program = ("import sys; sys.modules['lm_eval'] = None; sys.modules['datasets'] = None\n"
+               "import bench, report, train; bench.make_model('tiny', 'cpu', None)")
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
