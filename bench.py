@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+import graphs
 import models
 from decoding import DecodingOutput, DecodingSettings, UnmaskingRule, check_number, decode
 from records import environment
@@ -143,18 +144,28 @@ def make_model(name: str, device: str | None, dtype: str | None) -> tuple[Masked
 
 
 class EndingRule(UnmaskingRule):
-    """Another rule, with EOS for every token of the `last` block (from 0) and for none before: known answer lengths."""
+    """Another rule, with EOS for every token of the `last` block (from 0) and for none before: known answer lengths.
 
-    def __init__(self, rule: UnmaskingRule, settings: DecodingSettings, last: int | None):
+    clock: called at the start of every step that makes a forward, with whether it is the block's first.
+    """
+
+    def __init__(self, rule: UnmaskingRule, settings: DecodingSettings, last: int | None,
+                 clock: Callable[[bool], None] | None):
         self.rule, self.last, self.block, self.eos_id = rule, last, -1, settings.eos_id
+        self.clock, self.first = clock, True
         self.other_id = next(token for token in range(3) if token not in (settings.eos_id, settings.mask_id))
 
     def opens(self, step: int) -> bool:
         return self.rule.opens(step)
 
     def quota(self, step: int, left: int) -> int | None:
-        self.block += step == 0
-        return self.rule.quota(step, left)
+        if step == 0:
+            self.block, self.first = self.block + 1, True
+        quota = self.rule.quota(step, left)
+        if self.clock is not None and quota != 0:
+            self.clock(self.first)
+            self.first = False
+        return quota
 
     def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
         tokens, confidence = self.rule.candidates(logits, columns, step, generator)
@@ -166,8 +177,9 @@ class EndingRule(UnmaskingRule):
         return self.rule.choose(confidence, quota, generator)
 
 
-def run(model: MaskedDiffusionModel, family: models.Family, row: Row, work: Workload, streamer=None) -> DecodingOutput:
-    """Decode the workload once, as a row does."""
+def run(model: MaskedDiffusionModel, family: models.Family, row: Row, work: Workload, streamer=None,
+        clock: Callable[[bool], None] | None = None) -> DecodingOutput:
+    """Decode the workload once, as a row does. clock: see EndingRule."""
     per_block = work.steps_per_block if row.parallel and work.threshold is None else work.block_length
     settings = DecodingSettings.for_model(
         model, None, None, gen_length=work.gen_length, block_length=work.block_length, cache=row.cache,
@@ -175,7 +187,7 @@ def run(model: MaskedDiffusionModel, family: models.Family, row: Row, work: Work
         suffix_sampler=work.sampler if row.dpad else None,
     )
     rule = family.import_rule()(settings, threshold=work.threshold if row.parallel else None)
-    rule = EndingRule(rule, settings, work.blocks - 1 if row.stops and work.blocks else None)
+    rule = EndingRule(rule, settings, work.blocks - 1 if row.stops and work.blocks else None, clock)
     prompt = torch.randint(3, model.vocabulary_size - 3, (work.batch_size, work.prompt_length),
                            generator=torch.Generator().manual_seed(work.seed))
     return decode(model, rule, prompt.to(model.device), None, settings, streamer)
@@ -191,38 +203,48 @@ class Forward:
     slots: int
     keys: int
     logits: int
-    seconds: float
 
 
 @contextmanager
 def watched(model: MaskedDiffusionModel) -> Iterator[list[Forward]]:
-    """Collect the forwards that the model makes; each is timed from its start to the next one's, synchronised."""
+    """Collect the forwards that the model makes, without padding: graphs are off."""
     forwards: list[Forward] = []
     hidden_states, head = model.hidden_states, model.head
-    pending: dict = {}
-
-    def close() -> None:
-        synchronize(model.device)
-        now = time.perf_counter()
-        if pending:
-            forwards.append(Forward(pending["slots"], pending["keys"], pending["logits"], now - pending["began"]))
-        pending.update(began=now, logits=0)
+    shape = {}
 
     def seen_hidden_states(ids, positions, key_mask=None, cache=None, start=0):
-        close()
-        pending.update(slots=ids.numel(), keys=len(ids) * (ids.shape[1] if cache is None else cache.length))
+        shape.update(slots=ids.numel(), keys=len(ids) * (ids.shape[1] if cache is None else cache.length))
         return hidden_states(ids, positions, key_mask, cache, start)
 
     def seen_head(hidden):
-        pending["logits"] += hidden.numel() // hidden.shape[-1]
+        forwards.append(Forward(**shape, logits=hidden.numel() // hidden.shape[-1]))
         return head(hidden)
 
     model.hidden_states, model.head = seen_hidden_states, seen_head
     try:
-        yield forwards
-        close()
+        with graphs.use("off"):
+            yield forwards
     finally:
         del model.hidden_states, model.head
+
+
+class StepClock:
+    """Times every step of a run, synchronised, with whether it is the first of its block."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.marks = device, []
+
+    def __call__(self, first: bool) -> None:
+        synchronize(self.device)
+        self.marks.append((time.perf_counter(), first))
+
+    def median_ms(self, first: bool) -> float | None:
+        """Of the steps that are the first of their block, or of the others; None where there are none.
+
+        The last call must have been made at the end of the run.
+        """
+        steps = [after - before for (before, kind), (after, _) in zip(self.marks, self.marks[1:]) if kind == first]
+        return 1000 * statistics.median(steps) if steps else None
 
 
 class Products:
@@ -315,7 +337,7 @@ def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows:
     Returns:
         A record of kind "benchmark". Each of its `rows` has the row's settings; `latency_s` and `floor_s`, one number a
         repeat, of the whole batch; `ratio`, the median of their quotients; `speedup` over the first row, likewise;
-        `forwards`, `tokens_processed`, `kept_suffix` (mean a block); `full_ms` and `cached_ms`, the median forward of
+        `forwards`, `tokens_processed`, `kept_suffix` (mean a block); `full_ms` and `cached_ms`, the median step of
         each kind; `peak_memory` in bytes; `read_s`, the floor of memory, on a GPU.
 
     Raises:
@@ -325,25 +347,29 @@ def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows:
         raise ValueError(f"repeats is {repeats}; it must be at least 1")
     device, products = model.device, Products(model)
     bandwidth = copy_bandwidth(device) if device.type == "cuda" else None
-    seen, outputs = [], []
+    seen, outputs, clocks = [], [], []
     bar = tqdm(total=len(rows) * (repeats + 2), unit="run", leave=False)
     for row in rows:
         bar.set_description(row.name)
-        run(model, family, row, work)  # libraries set themselves up, buffers are allocated
-        bar.update()
         with watched(model) as forwards:
             outputs.append(run(model, family, row, work))
         seen.append(forwards)
+        bar.update()
+        for _ in range(2):  # libraries set themselves up, buffers are allocated, graphs recorded
+            clocks.append(StepClock(device))
+            run(model, family, row, work, clock=clocks[-1])
+            clocks[-1](True)
+        del clocks[-2]
         bar.update()
     results = [
         dataclasses.asdict(row) | {
             "forwards": len(forwards), "tokens_processed": output.tokens_processed,
             "kept_suffix": statistics.fmean(map(len, output.kept_suffix)), "blocks": len(output.kept_suffix),
-            "full_ms": median_ms(forwards, cached=False), "cached_ms": median_ms(forwards, cached=True),
+            **step_times(row, clock),
             "read_s": bytes_read(model, products, forwards) / bandwidth if bandwidth else None,
             "latency_s": [], "floor_s": [],
         }
-        for row, forwards, output in zip(rows, seen, outputs)
+        for row, forwards, output, clock in zip(rows, seen, outputs, clocks)
     ]
     for _ in range(repeats):
         for row, forwards, result in zip(rows, seen, results):
@@ -410,10 +436,10 @@ class BlockClock:
         return [after - before for before, after in zip(self.times, self.times[1:])]
 
 
-def median_ms(forwards: Sequence[Forward], cached: bool) -> float | None:
-    """The median time of a forward that finds keys of other slots in the cache, or of those that find none."""
-    seconds = [forward.seconds for forward in forwards if (forward.keys > forward.slots) == cached]
-    return 1000 * statistics.median(seconds) if seconds else None
+def step_times(row: Row, clock: StepClock) -> dict[str, float | None]:
+    """The median step that computes every slot and, with a cache, the median one that does not, in milliseconds."""
+    first, later = clock.median_ms(True), clock.median_ms(False)
+    return {"full_ms": first, "cached_ms": later} if row.cache != "none" else {"full_ms": later, "cached_ms": None}
 
 
 def median_quotient(above: Sequence[float], below: Sequence[float]) -> float:

@@ -20,12 +20,14 @@ import hashlib
 import itertools
 import math
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 from transformers.utils import ModelOutput
 
+from graphs import slot_cache
 from sampler import FullSuffix, SuffixSampler
 from transformer import MaskedDiffusionModel, SlotCache
 
@@ -348,28 +350,33 @@ def decode(
     common = int(padding.min())  # columns of padding that every row has: they are put back at the end
     prompts = input_ids.to(model.device)
     canvas = _Canvas(prompts[:, common:], padding.to(model.device) - common, settings)
-    cache = None
-    if settings.cache != "none":
-        cache = SlotCache(model, len(input_ids), canvas.tokens.shape[1])
     generator = torch.Generator().manual_seed(settings.seed)
     if streamer is not None:
         streamer.put(input_ids.cpu())
-    for block in range(settings.blocks):
-        suffix = torch.arange(canvas.prompt + (block + 1) * settings.block_length, canvas.tokens.shape[1])
-        kept = settings.suffix_sampler.sample(suffix, generator)
-        canvas.kept_suffix.append(kept.tolist())
-        slots = _Slots.of_block(canvas, block, settings, kept)
-        _decode_block(model, rule, canvas, slots, cache, settings, block, streamer)
-        if streamer is not None:
-            streamer.put(canvas.tokens[:, slots.begin : slots.end].cpu())
-        if settings.early_termination:
-            _retire(canvas, slots, settings)
-            if not len(canvas.active):
-                break
+    with cache_for(model, canvas, settings) as cache:
+        for block in range(settings.blocks):
+            suffix = torch.arange(canvas.prompt + (block + 1) * settings.block_length, canvas.tokens.shape[1])
+            kept = settings.suffix_sampler.sample(suffix, generator)
+            canvas.kept_suffix.append(kept.tolist())
+            slots = _Slots.of_block(canvas, block, settings, kept)
+            _decode_block(model, rule, canvas, slots, cache, settings, block, streamer)
+            if streamer is not None:
+                streamer.put(canvas.tokens[:, slots.begin : slots.end].cpu())
+            if settings.early_termination:
+                _retire(canvas, slots, settings)
+                if not len(canvas.active):
+                    break
     if streamer is not None:
         streamer.end()
     sequences = torch.cat((prompts[:, :common], canvas.tokens), dim=1)
     return DecodingOutput(sequences, canvas.forwards, canvas.decided_at, canvas.kept_suffix, canvas.processed)
+
+
+def cache_for(model: MaskedDiffusionModel, canvas: _Canvas, settings: DecodingSettings):
+    """A context manager that lends the cache of a generate call; None where every step computes every slot."""
+    if settings.cache == "none":
+        return nullcontext()
+    return slot_cache(model, *canvas.tokens.shape)
 
 
 def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache | None, settings: DecodingSettings,
@@ -389,7 +396,8 @@ def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache 
         computed = slots.recomputed(first, settings.cache)
         first = False
         ids = canvas.tokens[slots.rows[:, None], slots.columns[computed]]  # [R, Q]
-        hidden = model.hidden_states(ids, slots.positions[:, computed], slots.key_mask, cache, computed.start)
+        inputs = ids, slots.positions[:, computed], slots.key_mask
+        hidden = cache.forward(model, *inputs, computed.start) if cache else model.hidden_states(*inputs)
         # Ask the head about the positions that compete, and choose among them.
         if rule.opens(step):
             rows, columns = torch.arange(len(masked), device=masked.device), torch.zeros_like(slots.rows)

@@ -60,8 +60,8 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     """Which model decodes, and how: the same for evaluation and generate."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
-                       help="tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
-                       "(Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
+                       help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, "
+                       "dream-base (Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--chat_template", choices=("auto", "on", "off"), default="auto",
@@ -152,7 +152,7 @@ def bench_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="small", metavar="NAME",
                        help="random weights in the shape 8b (LLaDA-8B), 7b (Dream-7B) or small, or a model as run.py "
-                       "takes it: tiny, ... (default: %(default)s)")
+                       "takes it: tiny, dream-tiny, ... (default: %(default)s)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--debug", action="store_true", help="show where an error happened")
@@ -173,6 +173,8 @@ def bench_parser() -> argparse.ArgumentParser:
     group.add_argument("--rows", choices=("caches", "figure"), default="caches",
                        help="which settings: vanilla and DPad with each cache, or the paper's long-sequence figure "
                        "(default: %(default)s)")
+    group.add_argument("--graphs", choices=("auto", "on", "off"), default="auto", help="replay cached steps as CUDA "
+                       "graphs; auto: on a GPU (default: %(default)s)")
     group.add_argument("--only", metavar="ROW,...", help="of these, only the rows of these names")
     group.add_argument("--repeats", type=int, default=5, help="timed runs of every row (default: %(default)s)")
     group.add_argument("--gen_lengths", metavar="G,...", help="instead: the cost of the first --blocks blocks (4) of "
@@ -347,6 +349,7 @@ def read_text(name: str) -> str:
 
 def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
     import bench
+    import graphs
     import records
     import report
     from sampler import GaussianSampler
@@ -363,15 +366,16 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
             min(256, length) if args.window is None else args.window, args.k_sigma, args.scale)) for length in lengths
     ]
     model, family = bench.make_model(args.model, args.device, args.dtype)
-    if args.profile:
-        print(bench.profile(model, family, chosen[0], works[0]))
-        return
     measured = (args.model, model, family, chosen)
     command = shlex.join(["python", "run.py", *argv])
-    if args.gen_lengths:
-        record = bench.growth(*measured, works, args.repeats, command)
-    else:
-        record = bench.measure(*measured, works[0], args.repeats, command)
+    with graphs.use(args.graphs):
+        if args.profile:
+            print(bench.profile(model, family, chosen[0], works[0]))
+            return
+        if args.gen_lengths:
+            record = bench.growth(*measured, works, args.repeats, command)
+        else:
+            record = bench.measure(*measured, works[0], args.repeats, command)
     print(f"{report.terminal_table([record])}\n\n{report.caption([record])}")
     if args.output:
         records.write_json(args.output, record)

@@ -78,9 +78,14 @@ class SlotCache:
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, capacity: int):
-        shape = (model.layer_count, 2, rows, model.kv_head_count, capacity, model.head_size)
-        self.buffer = torch.empty(shape, dtype=model.dtype, device=model.device)
+        self.buffer = self.allocate(model, rows, capacity)
         self.rows, self.length = rows, 0
+
+    @staticmethod
+    def allocate(model: PreTrainedModel, rows: int, capacity: int) -> Tensor:
+        """Room for keys and values, [layers, 2, R, K, capacity, D]."""
+        shape = (model.layer_count, 2, rows, model.kv_head_count, capacity, model.head_size)
+        return torch.empty(shape, dtype=model.dtype, device=model.device)
 
     def begin(self, rows: int, length: int) -> None:
         """Start a block with `rows` rows of `length` slots; whatever the buffers held is stale."""
@@ -92,6 +97,11 @@ class SlotCache:
         stored[0, :, :, start : start + keys.shape[2]] = keys
         stored[1, :, :, start : start + keys.shape[2]] = values
         return stored[0, :, :, : self.length], stored[1, :, :, : self.length]
+
+    def forward(self, model: MaskedDiffusionModel, ids: Tensor, positions: Tensor, key_mask: Tensor | None,
+                start: int) -> Tensor:
+        """The model's `hidden_states` of the slots [start, start + Q), which overwrite their entries."""
+        return model.hidden_states(ids, positions, key_mask, self, start)
 
     def keep(self, rows: list[int]) -> None:
         """Drop every row but these: the row rows[i] becomes row i, and each moves only onto one no longer needed."""
@@ -108,7 +118,8 @@ def attend(
     """Bidirectional attention of Q queries [R, Q, H, D] to all slots, returned as [R, Q, H * D].
 
     keys, values: [R, Q, K, D], of the same slots as the queries. key_mask: [R, 1, 1, S], True where a slot may be
-    attended to. With a cache the queries are its slots [start, start + Q), and the others come from its buffers.
+    attended to. With a cache the queries are its slots [start, start + Q), and the others come from its buffers. (A
+    cache of graphs.py takes a tensor of slots there instead.)
     implementation: transformers' names, "sdpa" (torch's kernels) or "eager" (the textbook formula: the oracle, and
     the faster of the two for training in bfloat16 on a CPU).
     """
@@ -116,17 +127,20 @@ def attend(
     queries, keys = rotate(queries, *rope), rotate(keys, *rope)
     if cache is not None:
         keys, values = cache.write(layer, start, keys, values)
+    groups = queries.shape[1] // keys.shape[1]
     if implementation == "eager":
-        groups = queries.shape[1] // keys.shape[1]
         keys, values = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (keys, values))
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [R, H, Q, S]
         if key_mask is not None:
             scores = scores.masked_fill(~key_mask, float("-inf"))
         mixed = scores.softmax(dim=-1) @ values
     else:
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=key_mask, enable_gqa=keys.shape[1] != queries.shape[1]
-        )
+        # Heads that share keys become more queries of one head: every query attends to the same slots, so any kernel
+        # serves grouped-query attention, and none repeats keys.
+        count = queries.shape[2]
+        grouped = queries.unflatten(1, (-1, groups)).flatten(2, 3)  # [R, K, H / K * Q, D]
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=key_mask)
+        mixed = mixed.unflatten(2, (groups, count)).flatten(1, 2)
     return mixed.transpose(1, 2).flatten(2)
 
 

@@ -142,14 +142,14 @@ FAMILIES = {"llada": _llada, "dream": _dream}
 # --- The card --------------------------------------------------------------------------------------------------------
 
 CARD = """\
-# {name}: a small LLaDA for machines without a GPU
+# {name}: a small {family} for machines without a GPU
 
-{parameters:.2f} million parameters ({shape}; bfloat16), a byte-level BPE vocabulary of {vocabulary} tokens in which
-every digit is a token, and LLaDA's chat template. It solves the word problems that `dataset/arithmetic.py` writes, one
-to four steps in whole numbers up to 99, and nothing else. It is here so that everything in this repository runs, and
-can be tested, offline.
+{parameters:.2f} million parameters ({shape};
+bfloat16), a byte-level BPE vocabulary of {vocabulary} tokens in which every digit is a token and so is every name, and
+{family}'s chat template. It solves the word problems that `dataset/arithmetic.py` writes, one to four steps in whole
+numbers up to 99, and nothing else. It is here so that everything in this repository runs, and can be tested, offline.
 
-    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does Tom have?"
+    python run.py generate -m {short} --prompt "Tom has 3 bags with 4 apples each. How many apples does Tom have?"
 
 ## Training
 
@@ -170,7 +170,7 @@ not be known.
 
 ## Accuracy on fresh problems
 
-Test problems that are not in the training data, one token a forward. The aim is 80 %.
+Test problems that are not in the training data.
 
 {table}
 """
@@ -190,6 +190,7 @@ def write_card(folder: Path) -> None:
     curve = [entry for entry in entries if "loss" in entry]
     config = AutoConfig.from_pretrained(folder)  # both families answer to the standard names
     machine = runs[-1]["environment"]["hardware"]
+    cores = runs[-1]["processes"] * machine["threads"]
     shown = curve[:: max(1, len(curve) // 12)]
     shown += [] if shown[-1] is curve[-1] else [curve[-1]]
     records_file = folder / "records.json"
@@ -197,11 +198,13 @@ def write_card(folder: Path) -> None:
     if records_file.exists():
         table = f"<!-- table: records.json -->\n{report.markdown_table(report.load([records_file]))}\n<!-- /table -->"
     (folder / "README.md").write_text(CARD.format(
-        name=folder.name, parameters=runs[0]["parameters"] / 1e6, vocabulary=config.vocab_size,
-        shape=f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, "
-              f"SwiGLU of {config.intermediate_size}",
+        name=folder.name, family={"llada": "LLaDA", "Dream": "Dream"}[config.model_type],
+        short={"llada": "tiny", "Dream": "dream-tiny"}[config.model_type],
+        parameters=runs[0]["parameters"] / 1e6, vocabulary=config.vocab_size,
+        shape=f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads on "
+              f"{config.num_key_value_heads} keys and values, SwiGLU of {config.intermediate_size}",
         steps=curve[-1]["step"], tokens=runs[0]["settings"]["tokens_per_step"], hours=curve[-1]["seconds"] / 3600,
-        hardware=f"{runs[-1]['processes'] * machine['threads']} cores of an {machine['processor']}", table=table,
+        hardware=f"{cores} core{'s' * (cores > 1)} of an {machine['processor']}", table=table,
         restarts=ONE_RUN if len(runs) == 1 else SEVERAL_RUNS,
         commands="\n".join(f"    {run['command']}    # from step {run['from_step']}, commit "
                            f"{run['environment']['commit']}" for run in runs),

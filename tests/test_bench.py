@@ -68,9 +68,9 @@ def test_watched_forwards_are_all_the_work(subject, cache):
         output = bench.run(model, family, row, WORK)
     assert sum(forward.slots for forward in forwards) == output.tokens_processed
     assert len(forwards) == int(output.forwards[0])
-    assert all(forward.keys >= forward.slots and forward.seconds > 0 for forward in forwards)
+    assert all(forward.keys >= forward.slots for forward in forwards)
     assert sum(forward.logits for forward in forwards) >= WORK.gen_length
-    assert bool(bench.median_ms(forwards, cached=True)) == (cache != "none")
+    assert any(forward.keys > forward.slots for forward in forwards) == (cache != "none")
     assert "hidden_states" not in vars(model) and "head" not in vars(model)
 
 
@@ -80,7 +80,7 @@ def test_floor_is_every_weight_product_once(subject, monkeypatch):
     seen = []
     monkeypatch.setattr(bench.F, "linear", lambda x, weight: seen.append((len(x), weight)))
     products = bench.Products(model)
-    products([bench.Forward(slots=5, keys=9, logits=3, seconds=0.1)])
+    products([bench.Forward(slots=5, keys=9, logits=3)])
     linears = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
     assert len(seen) == len(linears) and {id(w) for _, w in seen} == {id(w) for w in linears}
     assert [count for count, weight in seen if len(weight) == model.vocabulary_size] == [3]
@@ -95,6 +95,7 @@ def test_a_record_becomes_a_table_and_a_picture(record, tmp_path):
         quotients = [a / b for a, b in zip(row["latency_s"], row["floor_s"])]
         assert min(quotients) <= row["ratio"] <= max(quotients)
         assert row["read_s"] is None
+        assert row["full_ms"] > 0 and (row["cached_ms"] is None) == (row["cache"] == "none")
     assert record["rows"][0]["speedup"] == 1
     assert json.loads(json.dumps(record))["settings"]["sampler"]["window"] == 48
     assert record["environment"]["commit"]

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import dream.generate
+import graphs
 import llada.generate
 from sampler import GaussianSampler, UniformSampler
 
@@ -45,6 +46,14 @@ def test_logits_at_contiguous_and_at_given_positions(models_by_name, name):
     torch.testing.assert_close(placed, recorded["logits_at_position_ids"], atol=1e-4, rtol=1e-4)
 
 
+def runs_of(name):
+    """Every recording as it is, and those with a cache over the padded steps of graphs.py as well."""
+    return [
+        pytest.param(case, mode, id=case["id"] + "-padded" * (mode == "on"))
+        for case in CASES[name] for mode in ("off", "on") if mode == "off" or case["cache"] != "none"
+    ]
+
+
 def settings_of(case):
     """The arguments that a recording and both generate calls share."""
     names = ("gen_length", "block_length", "steps", "threshold", "cache", "early_termination", "seed", "mask_id",
@@ -52,12 +61,13 @@ def settings_of(case):
     return {name: case[name] for name in names} | {"suffix_sampler": sampler_of(case)}
 
 
-@pytest.mark.parametrize("case", CASES["llada-mha"], ids=lambda case: case["id"])
-def test_llada_recording(random_llada, case):
+@pytest.mark.parametrize("case, mode", runs_of("llada-mha"))
+def test_llada_recording(random_llada, case, mode):
     """Guards the whole decoding: schedules, thresholds, caches, samplers, early termination."""
-    output = llada.generate.generate(
-        random_llada, torch.tensor([case["prompt"]]), factor=case["factor"], **settings_of(case)
-    )
+    with graphs.use(mode):
+        output = llada.generate.generate(
+            random_llada, torch.tensor([case["prompt"]]), factor=case["factor"], **settings_of(case)
+        )
     assert output.sequences[0].tolist() == case["output"]
     assert output.decided_at[0].tolist() == case["decided_at"]
     assert output.forwards.tolist() == [case["forwards"]]
@@ -66,13 +76,14 @@ def test_llada_recording(random_llada, case):
         assert output.kept_suffix == case["kept_suffix"]
 
 
-@pytest.mark.parametrize("case", CASES["dream-gqa"], ids=lambda case: case["id"])
-def test_dream_recording(random_dream, case):
+@pytest.mark.parametrize("case, mode", runs_of("dream-gqa"))
+def test_dream_recording(random_dream, case, mode):
     """Guards the same for Dream, where a step of the fixed schedule that decodes nothing takes no forward here.
 
     So forwards may be fewer than recorded; then the decisions keep their order, but not their numbers.
     """
-    output = dream.generate.generate(random_dream, torch.tensor([case["prompt"]]), **settings_of(case))
+    with graphs.use(mode):
+        output = dream.generate.generate(random_dream, torch.tensor([case["prompt"]]), **settings_of(case))
     assert output.sequences[0].tolist() == case["output"]
     if case["kept_suffix"] is not None:
         assert output.kept_suffix == case["kept_suffix"]

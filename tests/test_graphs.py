@@ -1,0 +1,100 @@
+"""Cached steps over fixed shapes: the same tokens as the plain steps, whatever is padded, in any order of calls.
+
+On the CPU the padded steps run without a recording; what a GPU adds is the replay alone.
+
+    bash tests/run.sh tests/test_graphs.py
+"""
+
+import gc
+
+import pytest
+import torch
+from test_decoding import left_padded, prompts_of
+
+import dream.generate
+import graphs
+import llada.generate
+from sampler import GaussianSampler
+
+
+@pytest.fixture(scope="module", params=["llada", "dream"])
+def subject(request, random_llada, random_dream):
+    """A random model and its generate call."""
+    return {"llada": (random_llada, llada.generate.generate), "dream": (random_dream, dream.generate.generate)}[
+        request.param]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("schedule", [{"steps": 12}, {"threshold": 0.02, "steps": 6}], ids=["fixed", "threshold"])
+def test_padded_steps_decode_the_same(subject, cache, schedule):
+    """Guards buckets, the spare slot, masks, rows that leave, and buffers that a longer call replaces."""
+    model, generate = subject
+    for lengths in ([9], [3, 17, 8, 30, 1], [200, 4]):
+        ids, mask = left_padded(prompts_of(lengths))
+        options = dict(gen_length=96, block_length=16, cache=cache, suffix_sampler=GaussianSampler(48, 3, 1.6),
+                       early_termination=True, eos_id=91, seed=5, attention_mask=mask) | schedule
+        plain = generate(model, ids, **options)
+        with graphs.use("on"):
+            padded = generate(model, ids, **options)
+        assert torch.equal(plain.sequences, padded.sequences)
+        assert torch.equal(plain.decided_at, padded.decided_at)
+        assert plain.tokens_processed == padded.tokens_processed
+
+
+def test_shapes_are_few(random_llada):
+    """Guards the number of recordings: the kept suffix varies from block to block, the shapes hardly do."""
+    ids = prompts_of([20])[0][None]
+    kept = set()
+    with graphs.use("on"):
+        for seed in range(6):
+            output = llada.generate.generate(random_llada, ids, gen_length=256, block_length=16, steps=32, seed=seed,
+                                             cache="prefix", suffix_sampler=GaussianSampler(96, 3, 1.6))
+            kept |= {len(block) for block in output.kept_suffix}
+        steps = graphs._caches[random_llada].steps
+    assert len(kept) > 15
+    shapes = {shape for shape in steps if shape[0] == 1}
+    assert len({queries for _, queries, _ in shapes}) <= 1 + (max(kept) + 16) // graphs.QUERY_BUCKET
+    assert all(queries % graphs.QUERY_BUCKET == 0 and slots % graphs.KEY_BUCKET == 0 for _, queries, slots in shapes)
+
+
+def test_the_oldest_shape_makes_room(random_llada, monkeypatch):
+    """Guards memory: no more recordings than MOST_GRAPHS."""
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    graphs._caches.pop(random_llada, None)
+    with graphs.use("on"):
+        for length in (290, 150, 5):  # the longest first: buffers that grow start anew
+            llada.generate.generate(random_llada, prompts_of([length])[0][None], gen_length=32, block_length=16,
+                                    steps=4, cache="dual")
+        assert len(graphs._caches[random_llada].steps) == 2
+
+
+def test_new_weights_are_used(subject):
+    """Guards against replaying over old weights, and against keeping a model alive."""
+    model, generate = subject
+    fresh = type(model)(model.config).eval()
+    ids, options = prompts_of([12])[0][None], dict(gen_length=32, block_length=16, steps=8, cache="dual")
+    with graphs.use("on"):
+        generate(fresh, ids, **options)
+        fresh.load_state_dict(model.state_dict(), assign=True)
+        again = generate(fresh, ids, **options)
+    assert torch.equal(again.sequences, generate(model, ids, **options).sequences)
+    before = len(graphs._caches)
+    del fresh
+    gc.collect()
+    assert len(graphs._caches) == before - 1
+
+
+def test_a_second_call_at_the_same_time_gets_its_own_cache(random_llada):
+    """Guards threads: the buffers of a model serve one call at a time."""
+    with graphs.use("on"), graphs.slot_cache(random_llada, 1, 40) as first:
+        with graphs.slot_cache(random_llada, 1, 40) as second:
+            assert isinstance(first, graphs.GraphedCache) and not isinstance(second, graphs.GraphedCache)
+    with graphs.use("on"), graphs.slot_cache(random_llada, 1, 40) as third:
+        assert third is first
+
+
+def test_modes():
+    """Guards the switch: off by itself on the CPU, and a wrong mode is refused."""
+    with pytest.raises(ValueError, match="graphs is 'fast'; it must be one of auto, on, off"):
+        with graphs.use("fast"):
+            pass
