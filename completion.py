@@ -15,6 +15,7 @@ How speed is counted (the rule behind every number in a record):
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
 import time
 from collections.abc import Sequence
@@ -217,6 +218,18 @@ def warm_up(loaded, prompt: str, gen_length: int) -> None:
     with torch.inference_mode():
         loaded.model(canvas, logits_to_keep=1)
     _synchronize(loaded.model.device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or the machine, had no memory for what was asked."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+
+
+def release_memory() -> None:
+    """Give back what torch keeps for later, so that smaller pieces fit."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _synchronize(device: torch.device) -> None:

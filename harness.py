@@ -20,6 +20,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -39,15 +40,25 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 import records
-from completion import check_chat_template, check_prompt, complete, describe_decoding, warm_up
+from completion import (
+    check_chat_template,
+    check_prompt,
+    complete,
+    describe_decoding,
+    is_out_of_memory,
+    release_memory,
+    warm_up,
+)
 from journal import Journal, digest
 from models import FAMILIES, LoadedModel
 
 ROOT = Path(__file__).resolve().parent
 TASK_FOLDERS = [ROOT / "dataset" / "tasks", ROOT / "demo"]
 # What an answer and its cost depend on; other files can change without making a journal's answers foreign.
-ANSWERING_CODE = ("sampler.py", "transformer.py", "decoding.py", "models.py", "completion.py", "*/configuration.py",
-                  "*/modeling.py", "*/generate.py")
+ANSWERING_CODE = ("sampler.py", "transformer.py", "graphs.py", "decoding.py", "models.py", "completion.py",
+                  "*/configuration.py", "*/modeling.py", "*/generate.py")
+PROBLEM = ("task_id", "prompt", "entry_point", "test", "test_list", "test_imports", "test_setup_code")
+FIRST_BATCH = {"cuda": 64, "cpu": 16}  # what batch_size "auto" tries first
 
 
 class Interrupted(KeyboardInterrupt):
@@ -77,22 +88,26 @@ class DiffusionLM(LM):
         loaded: a models.LoadedModel.
         options: keyword arguments of its `generate`; a task's own generation settings do not change them, but for the
             stop strings.
-        batch_size: requests per generate call.
+        batch_size: requests per generate call; "auto" begins with FIRST_BATCH and takes half as many whenever memory
+            runs out.
         journal: where finished answers are kept and found; None keeps them in memory.
         progress: show a progress bar where standard error is a terminal; a text is its label.
 
     Attributes:
+        batch_size_used: the largest batch that memory was found to be enough for, with "auto".
         settings: all that an answer and its cost depend on besides the prompt and the checkpoint, in JSON's types.
         answers: dict from (task, doc_id, repeat) to the answer of the journal's form, of all requests so far.
     """
 
-    def __init__(self, loaded: LoadedModel, options: dict, *, batch_size: int = 1, journal: Journal | None = None,
-                 progress: bool | str = True):
+    def __init__(self, loaded: LoadedModel, options: dict, *, batch_size: int | str = 1,
+                 journal: Journal | None = None, progress: bool | str = True):
         super().__init__()
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1")
+        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
+        if not whole and batch_size != "auto":
+            raise ValueError(f'batch_size is {batch_size!r}; it must be an integer of at least 1, or "auto"')
         self._device = loaded.model.device
         self.loaded, self.options, self.batch_size = loaded, options, batch_size
+        self.batch_size_used = FIRST_BATCH.get(self._device.type, 16) if batch_size == "auto" else batch_size
         self.settings = describe_decoding(loaded.generate, options) | {
             "batch_size": batch_size, "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": str(loaded.model.device),
@@ -115,8 +130,14 @@ class DiffusionLM(LM):
         tokens = seconds = 0
         label = self.progress if isinstance(self.progress, str) else None
         with tqdm(total=len(prepared), initial=done, unit="sample", desc=label, disable=hide) as bar:
-            for batch in _batches(todo, self.batch_size):
-                for answer in self._answer(batch):
+            while todo:
+                batch = _first_batch(todo, self.batch_size_used)
+                answers = self._answer(batch)
+                if answers is None:  # memory ran out
+                    self.batch_size_used = (len(batch) + 1) // 2
+                    continue
+                del todo[: len(batch)]
+                for answer in answers:
                     known[answer["key"]] = answer
                     tokens, seconds = tokens + answer["tokens"], seconds + answer["seconds"]
                 bar.set_postfix_str(f"{tokens / seconds:.1f} tokens/s", refresh=False)
@@ -150,22 +171,38 @@ class DiffusionLM(LM):
             return (self.loaded.tokenizer.eos_token,)
         until = arguments.get("until") or ()
         until = (until,) if isinstance(until, str) else tuple(until)
-        if self.in_chat and str(instance.doc.get("task_id", "")).lower().startswith("humaneval"):
+        names = str(instance.task_name), str(instance.doc.get("task_id"))
+        if self.in_chat and any(name.lower().startswith("humaneval") for name in names):
             return ()  # its stop strings, such as "\ndef", would cut a reply before the code that it explains
         return until
 
-    def _answer(self, batch: list[_Request]) -> Iterator[dict]:
-        completions = complete(self.loaded, [request.prompt for request in batch], batch[0].options, batch[0].until)
-        for request, completion in zip(batch, completions, strict=True):
-            answer = {
+    def _answer(self, batch: list[_Request]) -> list[dict] | None:
+        """Answer a batch and write it into the journal; None when memory ran out and a smaller batch may fit."""
+        try:
+            completions = complete(self.loaded, [request.prompt for request in batch], batch[0].options,
+                                   batch[0].until)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            completions = None  # the error holds on to what was allocated: go on when it is gone
+        if completions is None:
+            if self.batch_size != "auto" or len(batch) == 1:
+                raise ValueError(f"memory ran out on {len(batch)} prompt{'s' * (len(batch) > 1)} at once; finished "
+                                 "answers are kept. Take --batch_size auto, a shorter answer or a smaller dtype")
+            release_memory()
+            return None
+        answers = [
+            {
                 "key": request.key, "task": request.task, "doc_id": request.doc_id, "repeat": request.repeat,
                 "answer": completion.text, "raw": completion.raw, "forwards": completion.forwards,
                 "tokens": completion.tokens, "seconds": completion.seconds,
                 "tokens_processed": completion.tokens_processed,
             }
-            if self.journal:
-                self.journal.append(answer)
-            yield answer
+            for request, completion in zip(batch, completions, strict=True)
+        ]
+        for answer in answers if self.journal else ():
+            self.journal.append(answer)
+        return answers
 
     def loglikelihood(self, requests, disable_tqdm: bool = False):
         raise NotImplementedError("only generation tasks are supported, and this one asks for log-likelihoods")
@@ -192,16 +229,13 @@ class DiffusionLM(LM):
         return {"decoding": self.settings, "speed": speed(list(self.answers.values()))}
 
 
-def _batches(requests: Sequence[_Request], size: int) -> Iterator[list[_Request]]:
-    """Runs of at most `size` neighbours that share seed and stop strings, in the order given."""
-    batch: list[_Request] = []
-    for request in requests:
-        if batch and (len(batch) == size or (request.repeat, request.until) != (batch[0].repeat, batch[0].until)):
-            yield batch
-            batch = []
-        batch.append(request)
-    if batch:
-        yield batch
+def _first_batch(requests: Sequence[_Request], size: int) -> list[_Request]:
+    """The first requests, `size` at most, that share seed and stop strings."""
+    first = requests[0]
+    alike = itertools.takewhile(
+        lambda request: (request.repeat, request.until) == (first.repeat, first.until), requests[:size]
+    )
+    return list(alike)
 
 
 def speed(answers: Sequence[dict]) -> dict:
@@ -239,7 +273,7 @@ def load_tasks(name: str, num_fewshot: int = 0, seed: int = 1234) -> dict:
         if not Path(name).is_file():
             raise ValueError(f"there is no task file {name!r}")
     elif name not in own:
-        manager = TaskManager(include_path=folders)
+        manager = TaskManager()
         if name not in manager.all_tasks:
             close = difflib.get_close_matches(name, manager.all_tasks, n=4, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` lists lm-eval's"
@@ -285,7 +319,7 @@ def quiet() -> Iterator[None]:
 
 
 def evaluate(
-    loaded: LoadedModel, task: str, *, num_fewshot: int = 0, batch_size: int = 1, limit: int | None = None,
+    loaded: LoadedModel, task: str, *, num_fewshot: int = 0, batch_size: int | str = 1, limit: int | None = None,
     chat_template: bool | None = None, output: str | Path = "results", name: str = "", from_scratch: bool = False,
     command: str | None = None, progress: bool | str = True, tasks: dict | None = None, **options,
 ) -> dict:
@@ -295,7 +329,7 @@ def evaluate(
         loaded: a models.LoadedModel.
         task: a task or group of this repository or of lm-eval, or the path of a task file.
         num_fewshot: worked examples in the prompt.
-        batch_size: requests per generate call.
+        batch_size: requests per generate call, or "auto": as many as memory allows.
         limit: documents to use, the first ones (None: all).
         chat_template: None takes the model's default.
         output: the folder that run folders are made in.
@@ -335,7 +369,7 @@ def evaluate(
                 "checkpoint": _relative(loaded.checkpoint),
                 "command": command or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "settings": settings, "metrics": metrics_of(results, task), **speed(list(lm.answers.values())),
-                "reused": lm.reused, "environment": records.environment(),
+                "batch_size_used": lm.batch_size_used, "reused": lm.reused, "environment": records.environment(),
             }
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers)
             records.write_json(folder / "record.json", record)
@@ -391,7 +425,9 @@ def metrics_of(results: dict, task: str) -> dict:
 
 
 def _metric_name(metric: str, filter_name: str) -> str:
-    return filter_name if metric == "exact_match" and filter_name != "none" else f"{metric},{filter_name}"
+    if filter_name == "none":
+        return metric
+    return filter_name if metric == "exact_match" else f"{metric},{filter_name}"
 
 
 def write_samples(path: Path, samples: dict[str, list[dict]], answers: dict[tuple[str, int, int], dict]) -> None:
@@ -406,6 +442,8 @@ def write_samples(path: Path, samples: dict[str, list[dict]], answers: dict[tupl
                 "task": task, "doc_id": entry["doc_id"], "question": entry["doc"].get("question"),
                 "prompt": entry["arguments"][0][0], "target": entry["target"], "correct": {},
             })
+            if "task_id" in entry["doc"]:  # a coding problem: postprocess_code.py scores it from here
+                document["doc"] = {name: entry["doc"][name] for name in PROBLEM if name in entry["doc"]}
             for metric in entry["metrics"]:
                 document["correct"][_metric_name(metric, entry["filter"])] = entry[metric]
     lines = []

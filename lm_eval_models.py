@@ -36,8 +36,8 @@ class CommandLineLM(DiffusionLM):
                  max_batch_size: int | None = None, journal: str | None = None, **settings):
         if checkpoint and pretrained:
             raise ValueError("checkpoint and pretrained mean the same; give one")
-        if not str(batch_size).isdecimal():
-            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1")
+        if not str(batch_size).isdecimal() and batch_size != "auto":
+            raise ValueError(f'batch_size is {batch_size!r}; it must be an integer of at least 1, or "auto"')
         try:
             options = decoding_options(models.FAMILIES[self.family], **settings)
         except TypeError as error:
@@ -48,7 +48,7 @@ class CommandLineLM(DiffusionLM):
         loaded = models.load(name, device=device, dtype=dtype, revision=revision)
         if loaded.family != self.family:
             raise ValueError(f"checkpoint {loaded.checkpoint!r} is a {loaded.family} model, not a {self.family} one")
-        super().__init__(loaded, options, batch_size=int(batch_size))
+        super().__init__(loaded, options, batch_size=batch_size if batch_size == "auto" else int(batch_size))
         if journal:
             self.journal = Journal(run_folder(journal, "", "lm-eval", loaded, self.settings))
 

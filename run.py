@@ -53,6 +53,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"run.py: {message} (see --help)\n")
 
 
+def batch_size(text: str) -> int | str:
+    """The value of --batch_size."""
+    return text if text == "auto" else int(text)
+
+
 # --- Flags ------------------------------------------------------------------------------------------------------------
 
 
@@ -67,7 +72,8 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chat_template", choices=("auto", "on", "off"), default="auto",
                        help="put prompts into the model's chat template; auto: as its published numbers were measured "
                        "(default: %(default)s)")
-    group.add_argument("--batch_size", type=int, default=1, help="prompts decoded together (default: %(default)s)")
+    group.add_argument("--batch_size", type=batch_size, default=1, help="prompts decoded together; auto: as many as "
+                       "memory allows, in an evaluation (default: %(default)s)")
     group.add_argument("--seed", type=int, default=1234, help="of suffix draws and noise (default: %(default)s)")
     group.add_argument("--debug", action="store_true", help="show where an error happened")
 
@@ -246,8 +252,8 @@ def summary(record: dict) -> str:
 def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
     if args.watch and (args.json or args.batch_size != 1):
         raise ValueError("--watch shows one prompt at a time on a terminal: leave out --json and --batch_size")
-    if args.batch_size < 1:
-        raise ValueError(f"batch_size is {args.batch_size}; it must be an integer of at least 1")
+    if args.batch_size == "auto" or args.batch_size < 1:
+        raise ValueError(f"batch_size is {args.batch_size}; for generate it must be an integer of at least 1")
     options = decoding_from(args)
     prompts = read_prompts(args)
     import completion

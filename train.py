@@ -45,15 +45,16 @@ TIGHT_LENGTHS = (96, 128, 160, 192, 256, 320)
 LONG_LENGTHS = {384: 0.08, 640: 0.012, 1152: 0.006}
 BLOCK = 32
 NEXT = 8
-# Where the noise of a sample lies, and how often: all over the answer; in one block, after a clean prefix and before
-# masks alone; on the NEXT tokens from a result on, after a clean prefix and before masks; on the digits of results; on
-# the names of people. A name is one in forty and only the question tells which: words around it never give it away, and
-# without samples of their own, copying names has not begun when everything else is learned.
-NOISE_SHAPES = {"everywhere": 0.2, "block": 0.4, "next": 0.2, "results": 0.05, "names": 0.15}
+# Where the noise of a sample lies, and how often, before and after LESSONS_UNTIL of the run: all over the answer; in
+# one block, after a clean prefix and before masks alone, as decoding meets it; on the NEXT tokens from a result on,
+# between the same; on the digits of results; on the names of people. The last two are lessons: the words around never
+# give away a sum, or a name that is one in forty, and both are too little of an answer's loss to be learned from it.
+NOISE_SHAPES = {"everywhere": (0.2, 0.15), "block": (0.4, 0.75), "next": (0.2, 0.1), "results": (0.05, 0.0),
+                "names": (0.15, 0.0)}
+LESSONS_UNTIL = 0.4
+BARE_SUMS = (0.5, 0.05)  # the share of samples that are bare sums, before and after: stories teach words, not sums
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
 MICROBATCH_TOKENS = 2048
-# Bare sums among the samples, up to DRILL_UNTIL of the run and after: most of a story's tokens teach words, not sums.
-DRILL_SHARES, DRILL_UNTIL = (0.5, 0.1), 0.4
 EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
@@ -61,9 +62,9 @@ class Stream:
     """The training data as a function of the step: the same seed gives step i the same batches after any restart."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_step: int, seed: int, split: str,
-                 easy_steps: int = 0, drill_steps: int = 0):
+                 easy_steps: int = 0, lesson_steps: int = 0):
         self.tokenizer, self.tokens_per_step, self.seed, self.split = tokenizer, tokens_per_step, seed, split
-        self.easy_steps, self.drill_steps = easy_steps, drill_steps
+        self.easy_steps, self.lesson_steps = easy_steps, lesson_steps
         self.eos_id, self.mask_id = tokenizer.eos_token_id, tokenizer.mask_token_id
         self.digits = set(tokenizer.convert_tokens_to_ids(list("0123456789")))
         self.equals = tokenizer.convert_tokens_to_ids("=")
@@ -74,11 +75,11 @@ class Stream:
         """Microbatches of one optimizer step: (noisy input [R, T], target [R, T], loss weight [R, T]), T ascending."""
         rng = random.Random(f"{self.seed}-{self.split}-{number}")
         by_length: dict[int, list[tuple[list[int], list[int], bool]]] = {}
-        tokens = 0
+        tokens, late = 0, number >= self.lesson_steps
         for problem in arithmetic.problems(rng.getrandbits(48), self.split):
             if number < self.easy_steps and problem["steps"] > 2:
                 continue
-            bare = self.split == "train" and rng.random() < DRILL_SHARES[number >= self.drill_steps]
+            bare = self.split == "train" and rng.random() < BARE_SUMS[late]
             if bare:
                 problem = drill(rng)
             prompt, answer = self.encode(problem, rng)
@@ -91,7 +92,7 @@ class Stream:
         for length, samples in sorted(by_length.items()):
             rows = max(1, MICROBATCH_TOKENS // length)
             for first in range(0, len(samples), rows):
-                batches.append(self.collate(samples[first : first + rows], length, rng))
+                batches.append(self.collate(samples[first : first + rows], length, rng, late))
         return batches
 
     def encode(self, problem: dict, rng: random.Random) -> tuple[list[int], list[int]]:
@@ -113,7 +114,8 @@ class Stream:
             draw -= share
         return next((length for length in TIGHT_LENGTHS if length > used), max(LONG_LENGTHS))
 
-    def collate(self, samples: list, length: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
+    def collate(self, samples: list, length: int, rng: random.Random, late: bool) -> tuple[Tensor, Tensor, Tensor]:
+        shares = [share[late] for share in NOISE_SHAPES.values()]
         target = torch.full((len(samples), length), self.eos_id)
         noisy, weight = target.clone(), torch.zeros(len(samples), length)
         for row, (prompt, answer, bare) in enumerate(samples):
@@ -121,7 +123,7 @@ class Stream:
             target[row, :end] = torch.tensor(prompt + answer)
             # Spread t evenly over the rows: the same distribution as independent draws, with less variance.
             t = MIN_NOISE + (1 - MIN_NOISE) * (row + rng.random()) / len(samples)
-            shape = "results" if bare else rng.choices(list(NOISE_SHAPES), NOISE_SHAPES.values())[0]
+            shape = "results" if bare else rng.choices(list(NOISE_SHAPES), shares)[0]
             result = self.results(target[row], start)
             name = torch.isin(target[row], self.names) & (torch.arange(length) >= start)
             if shape == "names" and not name.any():
@@ -247,7 +249,7 @@ def train(options: argparse.Namespace) -> None:
         tiny.save_tokenizer(tokenizer, folder)
     optimizers = make_optimizers(model, options.rate)
     stream = Stream(tokenizer, options.tokens_per_step, options.seed, "train",
-                    easy_steps=int(EASY_SHARE * options.steps), drill_steps=int(DRILL_UNTIL * options.steps))
+                    easy_steps=int(EASY_SHARE * options.steps), lesson_steps=int(LESSONS_UNTIL * options.steps))
     test_stream = Stream(tokenizer, 16_384, options.seed, "test")
     first, seconds = 0, 0.0
     if options.resume and state_file.exists():

@@ -177,6 +177,9 @@ Test problems that are not in the training data.
 
 
 ONE_RUN = "Data, loss and schedule: see `train.py`. One command:"
+RESUMED_RUN = """\
+Data, loss and schedule: see `train.py`. The run was interrupted and went on from its saved state, which changes nothing
+(a resumed run has the losses of one without a break), nor does the number of processes. The parts:"""
 SEVERAL_RUNS = """\
 Data, loss and schedule: see `train.py`. The run was interrupted, and its recipe changed on the way, so no single
 command repeats it: each part began with the weights and optimizer state of the one before, at the commit named behind
@@ -194,9 +197,7 @@ def write_card(folder: Path) -> None:
     shown = curve[:: max(1, len(curve) // 12)]
     shown += [] if shown[-1] is curve[-1] else [curve[-1]]
     records_file = folder / "records.json"
-    table = "Not measured yet."
-    if records_file.exists():
-        table = f"<!-- table: records.json -->\n{report.markdown_table(report.load([records_file]))}\n<!-- /table -->"
+    table = accuracy_table(report.load([records_file])) if records_file.exists() else "Not measured yet."
     (folder / "README.md").write_text(CARD.format(
         name=folder.name, family={"llada": "LLaDA", "Dream": "Dream"}[config.model_type],
         short={"llada": "tiny", "Dream": "dream-tiny"}[config.model_type],
@@ -205,13 +206,34 @@ def write_card(folder: Path) -> None:
               f"{config.num_key_value_heads} keys and values, SwiGLU of {config.intermediate_size}",
         steps=curve[-1]["step"], tokens=runs[0]["settings"]["tokens_per_step"], hours=curve[-1]["seconds"] / 3600,
         hardware=f"{cores} core{'s' * (cores > 1)} of an {machine['processor']}", table=table,
-        restarts=ONE_RUN if len(runs) == 1 else SEVERAL_RUNS,
+        restarts=ONE_RUN if len(runs) == 1 else RESUMED_RUN if one_recipe(runs) else SEVERAL_RUNS,
         commands="\n".join(f"    {run['command']}    # from step {run['from_step']}, commit "
                            f"{run['environment']['commit']}" for run in runs),
         rows="\n".join(f"| {e['step']} | {e['seconds'] / 60:.0f} | {e['loss']:.3f} | {e['held_out_loss']:.3f} | "
                        f"{100 * e['held_out_accuracy']:.1f} % |" for e in shown),
     ))
     draw_curve(curve, folder / "curve.png")
+
+
+def accuracy_table(records: list[dict]) -> str:
+    """Accuracy alone, by answer length: several evaluations shared the machine, so their times would mislead."""
+    lines = ["| G | decoding | problems | flexible | strict |", "| ---: | --- | ---: | ---: | ---: |"]
+    for record in records:
+        cells = [f"{100 * score['value']:.1f} % ± {100 * score['stderr']:.1f}"
+                 for score in (record["metrics"][name] for name in ("flexible-extract", "strict-match"))]
+        lines.append(f"| {record['settings']['gen_length']} | {record['name']} | {record['samples']} | "
+                     f"{' | '.join(cells)} |")
+    return "\n".join([*lines, "", "± is the standard error. " + " ".join(
+        f"`{record['command']}`" for record in records) + f" at commit {records[0]['environment']['commit']}."])
+
+
+def one_recipe(runs: list[dict]) -> bool:
+    """Whether all parts of a run had the same settings and code, so that its first command alone repeats it."""
+    recipes = [
+        ({name: value for name, value in run["settings"].items() if name not in ("resume", "threads")},
+         run["environment"]["commit"]) for run in runs
+    ]
+    return all(recipe == recipes[0] for recipe in recipes)
 
 
 def draw_curve(curve: list[dict], path: Path) -> None:

@@ -4,6 +4,9 @@
 """
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -165,11 +168,31 @@ def test_command_line_measures_writes_and_ends_in_json(capsys, monkeypatch, tmp_
     assert kept[0]["command"].startswith("python run.py bench --prompt_length 8") and (tmp_path / "bench.png").exists()
 
 
-def test_bench_needs_no_lm_eval():
-    """Guards machines without lm-eval: the benchmark must import and run there."""
-    import subprocess
-    import sys
+def test_the_gpu_script_asks_for_what_there_is():
+    """Guards a script that no test machine can run: every command parses, and its rows and work are possible."""
+    text = (ROOT / "benchmarks" / "gpu.sh").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("bench ")]
+    assert len(commands) == 6
+    for command in commands:
+        args = run.bench_parser().parse_args(command)
+        bench.choose_rows(args.rows, args.only.split(",") if args.only else None)
+        for length in run.integers("", args.gen_lengths or str(args.gen_length)):
+            bench.Workload(prompt_length=args.prompt_length, gen_length=length, steps_per_block=args.steps_per_block,
+                           batch_size=args.batch_size, blocks=args.blocks)
+        assert args.model in bench.SHAPES
 
-    program = ("import sys; sys.modules['lm_eval'] = None; sys.modules['datasets'] = None\n"
+
+def test_agreement_script_runs(tmp_path):
+    """Guards the other half of gpu.sh: on the CPU every answer agrees with the plain path in float32."""
+    command = [sys.executable, ROOT / "benchmarks" / "agreement.py", "--device", "cpu", "--limit", "1", "--output",
+               tmp_path / "record.json"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "float32 equals the plain path in 72 of 72 runs of 1 answers" in shown
+    assert len(json.loads((tmp_path / "record.json").read_text())["rows"]) == 24
+
+
+def test_bench_needs_no_lm_eval():
+    """Guards machines without lm-eval or matplotlib: the benchmark must import and run there."""
+    program = ("import sys; sys.modules['lm_eval'] = None; sys.modules['datasets'] = sys.modules['matplotlib'] = None\n"
                "import bench, report, train; bench.make_model('tiny', 'cpu', None)")
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 
 import completion
@@ -288,7 +289,7 @@ def test_metrics_of_tasks_and_groups():
     }
     assert harness.metrics_of({"results": {"group": {"alias": "g"}, "a": one, "b": other}}, "group") == {
         "a/flexible-extract": {"value": 0.5, "stderr": 0.1},
-        "b/exact_match,none": {"value": 1.0, "stderr": None},
+        "b/exact_match": {"value": 1.0, "stderr": None},
         "b/pass@1,create": {"value": 0.25, "stderr": None},
     }
 
@@ -343,6 +344,29 @@ def test_requests_keep_their_order(loaded):
     requests = [request(prompt, until=(stop,), doc_id=i) for i, (prompt, stop) in enumerate(zip(prompts, "aea"))]
     alone = [harness.DiffusionLM(loaded, SHORT).generate_until([one])[0] for one in requests]
     assert harness.DiffusionLM(loaded, SHORT, batch_size=3).generate_until(requests) == alone
+
+
+def test_auto_backs_off_when_memory_runs_out(loaded, monkeypatch):
+    """Guards --batch_size auto: a batch that does not fit is halved until it does, and no answer is lost or changed."""
+    requests = [request(f"How many apples are {number}?", doc_id=number) for number in range(7)]
+    plain = harness.DiffusionLM(loaded, SHORT).generate_until(requests)
+    sizes, complete = [], harness.complete
+
+    def small_machine(model, prompts, options, until):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return complete(model, prompts, options, until)
+
+    monkeypatch.setattr(harness, "complete", small_machine)
+    lm = harness.DiffusionLM(loaded, SHORT, batch_size="auto")
+    assert lm.generate_until(requests) == plain
+    assert sizes == [7, 4, 2, 2, 2, 1] and lm.batch_size_used == 2
+    with pytest.raises(ValueError, match="memory ran out on 4 prompts at once; finished answers are kept"):
+        harness.DiffusionLM(loaded, SHORT, batch_size=4).generate_until(requests)
+    monkeypatch.setattr(harness, "complete", lambda *_: (_ for _ in ()).throw(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        harness.DiffusionLM(loaded, SHORT, batch_size="auto").generate_until(requests)
 
 
 def test_batch_shares_its_cost(loaded):

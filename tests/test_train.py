@@ -20,7 +20,7 @@ from checkpoints import tiny
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def stream(request):
     _, tokenizer = tiny.make(request.param, seed=3)
-    return train.Stream(tokenizer, 3000, 3, "train", drill_steps=1)
+    return train.Stream(tokenizer, 3000, 3, "train", lesson_steps=1)
 
 
 def test_noise_and_loss_keep_to_the_answer(stream):
@@ -54,9 +54,9 @@ def test_results_and_their_repetitions_share_their_noise(stream):
 
 def test_samples_for_names_mask_names_alone(stream, monkeypatch):
     """Guards the shape that teaches copying: people's names are masked, all of them at t = 1, and nothing else."""
-    monkeypatch.setattr(train, "NOISE_SHAPES", {"names": 1.0})
+    monkeypatch.setattr(train, "NOISE_SHAPES", {"names": (1.0, 1.0)})
     monkeypatch.setattr(train, "MIN_NOISE", 1.0)
-    monkeypatch.setattr(train, "DRILL_SHARES", (0, 0))
+    monkeypatch.setattr(train, "BARE_SUMS", (0, 0))
     names, samples = set(train.arithmetic.GIRLS + train.arithmetic.BOYS), 0
     for noisy, target, weight in stream.step(1):
         for row in range(len(noisy)):

@@ -1,0 +1,92 @@
+"""Compare decoding on a device with the plain path on the CPU: the tokens in float32, and how many agree in bfloat16.
+
+    python benchmarks/agreement.py --device cuda --output benchmarks/agreement.json     # part of benchmarks/gpu.sh
+    python benchmarks/agreement.py --device cpu --limit 2                               # tries the script itself
+
+The embedded LLaDA and Dream answer the embedded problems in batches of unequal prompts: every cache mode, with DPad and
+without, with a fixed schedule and with a threshold; on the device without graphs and with them, twice, so that they are
+replayed. Exits with status 1 when an answer in float32 is another than the plain path's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import graphs  # noqa: E402
+import models  # noqa: E402
+import records  # noqa: E402
+from decoding import CACHE_MODES  # noqa: E402
+from sampler import GaussianSampler  # noqa: E402
+
+SETTINGS = [
+    {"cache": cache, "suffix_sampler": sampler, **schedule}
+    for cache in CACHE_MODES for sampler in (None, GaussianSampler(96, 3, 1.6))
+    for schedule in ({"steps": 24}, {"threshold": 0.9, "steps": 3})
+]
+
+
+def answers(loaded: models.LoadedModel, prompts: list[str], settings: dict) -> torch.Tensor:
+    """The answers' tokens [R, 96], on the CPU."""
+    batch = loaded.encode(prompts)
+    output = loaded.generate(loaded.model, **batch, gen_length=96, block_length=32, **settings)
+    return output.sequences[:, batch.input_ids.shape[1] :].cpu()
+
+
+def compare(name: str, device: str, prompts: list[str], bar: tqdm) -> list[dict]:
+    """For every setting the share of answers, and of tokens, that are the plain path's."""
+    plain = models.load(name, device="cpu", dtype="float32")
+    exact = models.load(name, device=device, dtype="float32")
+    short = models.load(name, device=device, dtype="bfloat16")
+    rows = []
+    for settings in SETTINGS:
+        with graphs.use("off"):
+            wanted = answers(plain, prompts, settings)
+            runs = {"float32": answers(exact, prompts, settings), "bfloat16": answers(short, prompts, settings)}
+        with graphs.use("on"):
+            for run in ("float32, graphs", "float32, graphs again"):
+                runs[run] = answers(exact, prompts, settings)
+        row = {"model": name, **settings, "suffix_sampler": str(settings["suffix_sampler"])}
+        for run, found in runs.items():
+            same = found == wanted
+            row[run] = {"answers": same.all(1).float().mean().item(), "tokens": same.float().mean().item()}
+        rows.append(row)
+        bar.update()
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="agreement.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--limit", type=int, default=16, help="problems (default: %(default)s)")
+    parser.add_argument("--output", metavar="FILE", help="write the record here")
+    options = parser.parse_args()
+    lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()[: options.limit]
+    prompts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
+    rows = []
+    with tqdm(total=2 * len(SETTINGS), unit="setting") as bar:
+        for name in ("tiny", "dream-tiny"):
+            rows += compare(name, options.device, prompts, bar)
+    exact = [run for row in rows for key, run in row.items() if key.startswith("float32")]
+    short = [row["bfloat16"] for row in rows]
+    wrong = sum(run["answers"] < 1 for run in exact)
+    share = sum(run["answers"] for run in short) / len(short)
+    print(f"{options.device}: float32 equals the plain path in {len(exact) - wrong} of {len(exact)} runs of "
+          f"{len(prompts)} answers; in bfloat16 {share:.1%} of the answers are the same")
+    if options.output:
+        records.write_json(options.output, {"kind": "agreement", "device": options.device, "problems": len(prompts),
+                                            "rows": rows, "environment": records.environment()})
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
