@@ -275,7 +275,7 @@ def load_tasks(name: str, num_fewshot: int = 0, seed: int = 1234) -> dict:
     elif name not in own:
         manager = TaskManager()
         if name not in manager.all_tasks:
-            close = difflib.get_close_matches(name, manager.all_tasks, n=4, cutoff=0.5)
+            close = difflib.get_close_matches(name, [*own, *manager.all_tasks], n=4, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` lists lm-eval's"
             raise ValueError(f"there is no task {name!r}: {hint} Tasks that need no network: {', '.join(own)}")
     try:

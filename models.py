@@ -70,7 +70,6 @@ FAMILIES = {
         model_class="DreamModel",
         rule="DreamRule",
         names={
-            "dream-tiny": str(ROOT / "checkpoints" / "dream-tiny"),
             "dream-instruct": "Dream-org/Dream-v0-Instruct-7B",
             "dream-base": "Dream-org/Dream-v0-Base-7B",
         },

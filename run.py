@@ -65,8 +65,8 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     """Which model decodes, and how: the same for evaluation and generate."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
-                       help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, "
-                       "dream-base (Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
+                       help="tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
+                       "(Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--chat_template", choices=("auto", "on", "off"), default="auto",
@@ -158,7 +158,7 @@ def bench_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="small", metavar="NAME",
                        help="random weights in the shape 8b (LLaDA-8B), 7b (Dream-7B) or small, or a model as run.py "
-                       "takes it: tiny, dream-tiny, ... (default: %(default)s)")
+                       "takes it: tiny, ... (default: %(default)s)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--debug", action="store_true", help="show where an error happened")

@@ -3,7 +3,7 @@
     python benchmarks/agreement.py --device cuda --output benchmarks/agreement.json     # part of benchmarks/gpu.sh
     python benchmarks/agreement.py --device cpu --limit 2                               # tries the script itself
 
-The embedded LLaDA and Dream answer the embedded problems in batches of unequal prompts: every cache mode, with DPad and
+The embedded model answers the embedded problems in batches of unequal prompts: every cache mode, with DPad and
 without, with a fixed schedule and with a threshold; on the device without graphs and with them, twice, so that they are
 replayed. Exits with status 1 when an answer in float32 is another than the plain path's.
 """
@@ -72,10 +72,8 @@ def main() -> int:
     options = parser.parse_args()
     lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()[: options.limit]
     prompts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
-    rows = []
-    with tqdm(total=2 * len(SETTINGS), unit="setting") as bar:
-        for name in ("tiny", "dream-tiny"):
-            rows += compare(name, options.device, prompts, bar)
+    with tqdm(total=len(SETTINGS), unit="setting") as bar:
+        rows = compare("tiny", options.device, prompts, bar)
     exact = [run for row in rows for key, run in row.items() if key.startswith("float32")]
     short = [row["bfloat16"] for row in rows]
     wrong = sum(run["answers"] < 1 for run in exact)

@@ -26,7 +26,7 @@ SHORT = {"gen_length": 32, "block_length": 16, "threshold": 0.02}
 RECORD_FIELDS = {
     "kind", "name", "task", "model", "checkpoint", "command", "settings", "metrics", "samples", "latency_s",
     "latency_median_s", "tps", "nfe", "answer_tokens", "seconds", "tokens_processed", "empty_answers", "reused",
-    "environment",
+    "batch_size_used", "environment",
 }
 SETTINGS = {
     "gen_length", "block_length", "steps", "threshold", "factor", "temperature", "remasking", "cache",
