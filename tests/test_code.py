@@ -123,10 +123,11 @@ def test_an_honest_program_passes():
 ], ids=lambda value: value.splitlines()[-1][:30] if len(value) > 9 else value)
 def test_hostile_programs_end_as_failed(program, outcome):
     """Guards scoring: early exits, loops, bombs, floods and hogs do not pass, and end in time."""
+    timeout = 2 if outcome == "timed out" else 20  # a busy machine needs long to start an interpreter
     started = time.monotonic()
-    found = sandbox.run_program(program, timeout=2)
+    found = sandbox.run_program(program, timeout)
     assert found == outcome or (outcome == "either" and found != "passed")
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < timeout + 10
 
 
 def test_hostile_programs_harm_nothing(tmp_path):
@@ -145,7 +146,7 @@ def test_hostile_programs_harm_nothing(tmp_path):
         "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(3600)\nos._exit(0)",
     ]
     for attack in attacks:
-        assert sandbox.run_program(attack, timeout=5) == "failed", attack
+        assert sandbox.run_program(attack, timeout=20) == "failed", attack
     assert precious.read_text() == "still here"
     with pytest.raises(TimeoutError):
         listener.accept()
@@ -163,8 +164,8 @@ def test_environment_and_output_are_private(monkeypatch):
 
 def test_the_weakest_level_still_scores(monkeypatch):
     """Guards machines that offer nothing around the interpreter: outcomes are the same, and the holes are named."""
-    assert sandbox._run("pass", 5, "no wrapper") == "passed"
-    assert sandbox._run("import sys; sys.exit(0)", 5, "no wrapper") == "failed"
+    assert sandbox._run("pass", 20, "no wrapper") == "passed"
+    assert sandbox._run("import sys; sys.exit(0)", 20, "no wrapper") == "failed"
     assert sandbox._run("while True: pass", 1, "no wrapper") == "timed out"
     bare = sandbox.Isolation("no wrapper", no_writing=False, no_network=True, no_signals=True, no_processes=False)
     assert bare.holes() == ["write files outside its folder", "start processes"]
