@@ -1,6 +1,6 @@
 """Time decoding against the matrix products that it cannot do without: latency, forwards, memory, and that floor.
 
-    python run.py bench                                            # `small` on the CPU: six settings, about two minutes
+    python run.py bench                                            # `small` on the CPU: six settings
     python run.py bench -m 8b --prompt_length 200 -l 1024 --steps_per_block 10 --rows figure --blocks 5      # on a GPU
     python run.py bench --gen_lengths 256,512,1024,2048            # how the cost of a block grows with the answer
     python run.py bench --profile +DPad                            # where the time goes
@@ -128,9 +128,11 @@ def make_model(name: str, device: str | None, dtype: str | None) -> tuple[Masked
         ValueError: as `models.load`.
     """
     if name not in SHAPES:
-        if name not in models.NAMES and name.count("/") != 1 and "." not in name:
-            raise ValueError(f"model is {name!r}; it must be {', '.join(SHAPES)} (random weights), "
-                             f"{', '.join(models.NAMES)}, a checkpoint folder or a hub id (owner/name)")
+        try:
+            models.resolve(name)
+        except ValueError as error:
+            names = f"{', '.join(SHAPES)} (random weights), "
+            raise ValueError(str(error).replace("it must be ", f"it must be {names}")) from None
         loaded = models.load(name, device=device, dtype=dtype)
         return loaded.model, models.FAMILIES[loaded.family]
     where, kind = models.placement(device, dtype)

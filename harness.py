@@ -94,7 +94,7 @@ class DiffusionLM(LM):
         progress: show a progress bar where standard error is a terminal; a text is its label.
 
     Attributes:
-        batch_size_used: the largest batch that memory was found to be enough for, with "auto".
+        batch_size_used: the size of batches at the end: with "auto", what it came down to.
         settings: all that an answer and its cost depend on besides the prompt and the checkpoint, in JSON's types.
         answers: dict from (task, doc_id, repeat) to the answer of the journal's form, of all requests so far.
     """

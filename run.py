@@ -61,21 +61,26 @@ def batch_size(text: str) -> int | str:
 # --- Flags ------------------------------------------------------------------------------------------------------------
 
 
+def add_placement_flags(group) -> None:
+    """Where a model computes, and what an error shows: the same for every command."""
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
+    group.add_argument("--debug", action="store_true", help="show where an error happened")
+
+
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     """Which model decodes, and how: the same for evaluation and generate."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
                        help="tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
                        "(Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
-    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
+    add_placement_flags(group)
     group.add_argument("--chat_template", choices=("auto", "on", "off"), default="auto",
                        help="put prompts into the model's chat template; auto: as its published numbers were measured "
                        "(default: %(default)s)")
     group.add_argument("--batch_size", type=batch_size, default=1, help="prompts decoded together; auto: as many as "
                        "memory allows, in an evaluation (default: %(default)s)")
     group.add_argument("--seed", type=int, default=1234, help="of suffix draws and noise (default: %(default)s)")
-    group.add_argument("--debug", action="store_true", help="show where an error happened")
 
     group = parser.add_argument_group("decoding")
     group.add_argument("-l", "--gen_length", type=int, default=256, help="answer tokens (default: %(default)s)")
@@ -159,9 +164,7 @@ def bench_parser() -> argparse.ArgumentParser:
     group.add_argument("-m", "--model", default="small", metavar="NAME",
                        help="random weights in the shape 8b (LLaDA-8B), 7b (Dream-7B) or small, or a model as run.py "
                        "takes it: tiny, ... (default: %(default)s)")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
-    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
-    group.add_argument("--debug", action="store_true", help="show where an error happened")
+    add_placement_flags(group)
     group = parser.add_argument_group("work")
     group.add_argument("--prompt_length", type=int, default=128, help="prompt tokens (default: %(default)s)")
     group.add_argument("-l", "--gen_length", type=int, default=256, help="answer tokens (default: %(default)s)")

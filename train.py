@@ -147,7 +147,6 @@ class Stream:
             weight[row, first:last] = masked[first:last] / (t * tokens)
         return noisy, target, weight
 
-
     def results(self, ids: Tensor, start: int) -> Tensor:
         """Which tokens from `start` on are digits of a result or of its repetition: bool [T]; they follow = or >>."""
         results, inside = torch.zeros(len(ids), dtype=torch.bool), False

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Every check and measurement that needs a GPU, in one call of under eight minutes; needs torch, transformers and tqdm.
+# Every check and measurement that needs a GPU, in one call; needs torch, transformers and tqdm.
+# Sized to take under eight minutes on an H200, which has not been tried yet.
 #
 #     bash benchmarks/gpu.sh                     # writes benchmarks/<GPU>-*.json; `python report.py FILE` shows them
-#     OUTPUT=/tmp/records bash benchmarks/gpu.sh
+#     OUTPUT=records bash benchmarks/gpu.sh
 #
 # In this order, so that what matters most is there if time runs out: tokens on the GPU in float32 equal to the plain
 # path's, with and without graphs; how many agree in bfloat16; LLaDA-8B's shape at batch 1 (the six settings, and the
