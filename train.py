@@ -51,11 +51,11 @@ NEXT = 8
 # give away a sum, or a name that is one in forty, and both are too little of an answer's loss to be learned from it.
 NOISE_SHAPES = {"everywhere": (0.2, 0.15), "block": (0.4, 0.75), "next": (0.2, 0.1), "results": (0.05, 0.0),
                 "names": (0.15, 0.0)}
-LESSONS_UNTIL = 0.4
+LESSONS_UNTIL = 0.35
 BARE_SUMS = (0.5, 0.05)  # the share of samples that are bare sums, before and after: stories teach words, not sums
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
 MICROBATCH_TOKENS = 2048
-EASY_SHARE = 0.35  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
+EASY_SHARE = 0.25  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
 
 
 class Stream:
@@ -355,7 +355,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
     parser.add_argument("--card", action="store_true", help="train nothing; renew README.md and curve.png in --output")
     parser.add_argument("--steps", type=int, default=8000, help="optimizer steps")
-    parser.add_argument("--tokens_per_step", type=int, default=4_000, help="tokens of one optimizer step")
+    parser.add_argument("--tokens_per_step", type=int, default=6_000, help="tokens of one optimizer step")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")

@@ -23,7 +23,7 @@ ANNOTATION = re.compile(r"(\d+)([-+*/])(\d+)=<<(\d+)([-+*/])(\d+)=(\d+)>>(\d+)")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 # Words that stand for a number in a calculation although the question shows no digit.
 NUMBER_WORDS = {"twice": 2, "doubles": 2, "half": 2, "three": 3}
-TEMPLATES = 340  # fewest sentence templates in use
+TEMPLATES = 160  # fewest sentence templates in use
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +172,8 @@ def test_every_template_is_used(signed):
     }
     assert used == written
     assert len(used) >= TEMPLATES
-    assert len(arithmetic.WORLDS) >= 12
-    assert len(arithmetic.GIRLS + arithmetic.BOYS) >= 30
+    assert len(arithmetic.WORLDS) >= 10
+    assert len(arithmetic.GIRLS + arithmetic.BOYS) >= 24
 
 
 def test_text_is_clean(problems):
@@ -207,7 +207,7 @@ def test_vocabulary_is_small(problems):
     words = set()
     for problem in problems:
         words.update(re.findall(r"[a-z]+", (problem["question"] + " " + problem["answer"]).lower()))
-    assert 350 <= len(words) <= 700
+    assert 200 <= len(words) <= 400
 
 
 def test_committed_file_is_what_the_command_writes(tmp_path):
