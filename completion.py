@@ -75,13 +75,14 @@ def decoding_options(
     factor: float | None = None, temperature: float = 0.0, remasking: str | None = None, top_p: float | None = None,
     top_k: int | None = None, alg_temp: float | None = None, use_cache: bool = False, dual_cache: bool = False,
     dropout_strategy: str = "null", window: int | None = None, k_sigma: float = 4.0, scale: float = 2.0,
-    num_tokens: int = 0, early_termination: bool = False, seed: int = 1234,
+    num_tokens: int = 0, early_termination: bool = False, suppress_eos: str | None = None, seed: int = 1234,
 ) -> dict:
     """The keyword arguments of `generate` that stand for the command line's flags, checked before any model is loaded.
 
     threshold 0 is the fixed schedule, one token a step unless `steps` says otherwise; with a threshold or a factor a
     block takes one step at least and as many as it needs. dual_cache includes use_cache (the prefix cache). Some
-    families lack a setting (factor and remasking are LLaDA's; top_p, top_k and alg_temp Dream's): None leaves it out.
+    families lack a setting (factor, remasking and suppress_eos are LLaDA's; top_p, top_k and alg_temp Dream's): None
+    leaves it out.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed, or that the family has no such setting.
@@ -95,7 +96,8 @@ def decoding_options(
         "suffix_sampler": make_sampler(dropout_strategy, window, k_sigma, scale, num_tokens, gen_length),
         "early_termination": early_termination, "seed": seed,
     }
-    particular = {"factor": factor, "remasking": remasking, "top_p": top_p, "top_k": top_k, "alg_temp": alg_temp}
+    particular = {"factor": factor, "remasking": remasking, "suppress_eos": suppress_eos, "top_p": top_p,
+                  "top_k": top_k, "alg_temp": alg_temp}
     options |= {name: value for name, value in particular.items() if value is not None}
     shared = {field.name for field in dataclasses.fields(DecodingSettings)}
     settings = DecodingSettings(**{name: options[name] for name in shared & options.keys()}, mask_id=1, eos_id=0)
@@ -148,6 +150,14 @@ def check_prompt(loaded, prompt: str, gen_length: int) -> None:
     if length + gen_length > most:
         raise ValueError(f"gen_length is {gen_length}, but after a prompt of {length} tokens there is room for "
                          f"{max(0, most - length)}: {loaded.name} holds {most} tokens, prompt and answer together")
+
+
+def cut_prompt(loaded, prompt: str, limit: int) -> tuple[str, int]:
+    """The prompt with its first tokens left out so that `limit` remain at most, and how many that were."""
+    ids = loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if len(ids) <= limit:
+        return prompt, 0
+    return loaded.tokenizer.decode(ids[-limit:], clean_up_tokenization_spaces=False), len(ids) - limit
 
 
 def check_chat_template(loaded, wanted: bool | None) -> bool:

@@ -343,6 +343,10 @@ def decode(
     leaves the batch when it terminates, and sits out the rest of a block that it has completed. Each gets the tokens
     that it gets alone.
 
+    streamer: transformers' `put`, `put_draft`, `end`. Where it also has `put_step`, that gets every forward: the number
+    of the block, the columns computed [Q], and of the rows still in it which positions were decoded (bool [R, L]), the
+    candidates [R, L] and their confidence (float64 [R, L], -inf where a position did not compete).
+
     Raises:
         ValueError: on a prompt that does not fit (see `check_prompt`), and when the model's logits are not finite.
     """
@@ -418,6 +422,9 @@ def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache 
         masked &= ~chosen
         if streamer is not None:
             streamer.put_draft(canvas.tokens[:, slots.begin : slots.end].cpu())
+            if hasattr(streamer, "put_step"):
+                streamer.put_step(block, slots.columns[computed].cpu(), *(
+                    tensor.cpu() for tensor in (chosen, candidates, confidence)))
         # Leave when nothing is masked; rows that are complete sit the rest of the block out.
         if quota is not None:
             left -= quota

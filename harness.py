@@ -28,41 +28,52 @@ import re
 import shlex
 import statistics
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import datasets
 import lm_eval.api.task
+import torch
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
+import likelihood
 import records
 from completion import (
     check_chat_template,
     check_prompt,
     complete,
+    cut_prompt,
     describe_decoding,
     is_out_of_memory,
     release_memory,
     warm_up,
 )
+from decoding import check_integer
 from journal import Journal, digest
 from models import FAMILIES, LoadedModel
+from processes import ALONE, Processes
 
 ROOT = Path(__file__).resolve().parent
 TASK_FOLDERS = [ROOT / "dataset" / "tasks", ROOT / "demo"]
 # What an answer and its cost depend on; other files can change without making a journal's answers foreign.
 ANSWERING_CODE = ("sampler.py", "transformer.py", "graphs.py", "decoding.py", "models.py", "completion.py",
-                  "*/configuration.py", "*/modeling.py", "*/generate.py")
+                  "likelihood.py", "*/configuration.py", "*/modeling.py", "*/generate.py")
 PROBLEM = ("task_id", "prompt", "entry_point", "test", "test_list", "test_imports", "test_setup_code")
 FIRST_BATCH = {"cuda": 64, "cpu": 16}  # what batch_size "auto" tries first
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during an evaluation; the message says what is kept and how to go on."""
+
+
+class _Answered(Exception):
+    """All answers are on disk, and this process is not the one that scores them."""
 
 
 # --- The adapter ------------------------------------------------------------------------------------------------------
@@ -77,12 +88,14 @@ class _Request:
     doc_id: int
     repeat: int
     prompt: str
-    until: tuple[str, ...]
-    options: dict
+    until: tuple[str, ...] = ()
+    options: dict = dataclasses.field(default_factory=dict)
+    target: str = ""  # of a log-likelihood
+    cut_tokens: int = 0  # from the prompt's left
 
 
 class DiffusionLM(LM):
-    """A loaded masked diffusion model as lm-eval sees it, for generation tasks.
+    """A loaded masked diffusion model as lm-eval sees it: answers prompts, and rates given answers.
 
     Args:
         loaded: a models.LoadedModel.
@@ -92,6 +105,9 @@ class DiffusionLM(LM):
             runs out.
         journal: where finished answers are kept and found; None keeps them in memory.
         progress: show a progress bar where standard error is a terminal; a text is its label.
+        processes: this process among those that share the run and its journal; each answers its share of the requests.
+        prompt_limit: cut prompts of more tokens on the left; None refuses those that leave no room for the answer.
+        mc_samples: random masks behind a log-likelihood (likelihood.py).
 
     Attributes:
         batch_size_used: the size of batches at the end: with "auto", what it came down to.
@@ -100,8 +116,12 @@ class DiffusionLM(LM):
     """
 
     def __init__(self, loaded: LoadedModel, options: dict, *, batch_size: int | str = 1,
-                 journal: Journal | None = None, progress: bool | str = True):
+                 journal: Journal | None = None, progress: bool | str = True, processes: Processes = ALONE,
+                 prompt_limit: int | None = None, mc_samples: int = 128):
         super().__init__()
+        check_integer("mc_samples", mc_samples, 1)
+        if prompt_limit is not None:
+            check_integer("prompt_limit", prompt_limit, 1)
         whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
         if not whole and batch_size != "auto":
             raise ValueError(f'batch_size is {batch_size!r}; it must be an integer of at least 1, or "auto"')
@@ -110,31 +130,43 @@ class DiffusionLM(LM):
         self.batch_size_used = FIRST_BATCH.get(self._device.type, 16) if batch_size == "auto" else batch_size
         self.settings = describe_decoding(loaded.generate, options) | {
             "batch_size": batch_size, "dtype": str(loaded.model.dtype).removeprefix("torch."),
-            "device": str(loaded.model.device),
+            "device": loaded.model.device.type, "prompt_limit": prompt_limit, "mc_samples": mc_samples,
         }
-        self.journal, self.progress = journal, progress
+        self.journal, self.progress, self.processes = journal, progress, processes
         self.answers: dict[tuple[str, int, int], dict] = {}
         self.reused = 0
+        self.cut_prompts = 0
+        self.kinds = set()  # of requests still to come; see `evaluate`
         self.in_chat = False  # until lm-eval asks for the chat template; it does so for all prompts or for none
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The answer to each request, in their order; requests that the journal holds are not generated again."""
-        prepared = self._prepare(requests)
+        return self._finish("generate_until", self._prepare(requests), self._answer, disable_tqdm)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """For each (context, continuation): the estimate of log p, and whether greedy decoding would write it."""
+        return self._finish("loglikelihood", self._prepare_pairs(requests), self._rate, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
+        raise NotImplementedError("log-likelihoods of whole documents (perplexities) are not supported")
+
+    def _finish(self, kind: str, prepared: list[_Request], answer_batch, disable_tqdm: bool) -> list:
+        """Answer this process's share of what the journal does not hold, and return all answers in their order."""
         known = dict(self.journal.answers) if self.journal else {}
         todo = [request for request in prepared if request.key not in known]
-        done = len(prepared) - len(todo)
-        self.reused += done
-        if todo:
+        self.reused += len(prepared) - len(todo)
+        todo = todo[self.processes.rank :: self.processes.count]
+        done = 0 if self.processes.count > 1 else len(prepared) - len(todo)
+        if todo and kind == "generate_until":
             warm_up(self.loaded, todo[0].prompt, self.settings["gen_length"])
         hide = True if disable_tqdm or not self.progress else None  # None: shown on a terminal
         tokens = seconds = 0
         label = self.progress if isinstance(self.progress, str) else None
-        with tqdm(total=len(prepared), initial=done, unit="sample", desc=label, disable=hide) as bar:
+        with tqdm(total=done + len(todo), initial=done, unit="sample", desc=label, disable=hide) as bar:
             while todo:
                 batch = _first_batch(todo, self.batch_size_used)
-                answers = self._answer(batch)
+                answers = answer_batch(batch)
                 if answers is None:  # memory ran out
-                    self.batch_size_used = (len(batch) + 1) // 2
                     continue
                 del todo[: len(batch)]
                 for answer in answers:
@@ -142,6 +174,12 @@ class DiffusionLM(LM):
                     tokens, seconds = tokens + answer["tokens"], seconds + answer["seconds"]
                 bar.set_postfix_str(f"{tokens / seconds:.1f} tokens/s", refresh=False)
                 bar.update(len(batch))
+        if self.processes.count > 1:
+            self.processes.wait()
+            known = self.journal.read()
+        self.kinds.discard(kind)
+        if self.processes.rank and not self.kinds:
+            raise _Answered
         for request in prepared:
             self.answers[request.task, request.doc_id, request.repeat] = known[request.key]
         return [known[request.key]["answer"] for request in prepared]
@@ -152,10 +190,13 @@ class DiffusionLM(LM):
         prepared = []
         for instance in requests:
             prompt, arguments = instance.args[:2]
-            repeat = seen[id(instance)]
-            seen[id(instance)] += 1
+            repeat = seen[instance.task_name, instance.doc_id]
+            seen[instance.task_name, instance.doc_id] += 1
+            cut = 0
             try:
                 prompt = prompt if self.in_chat else self.loaded.raw(prompt)
+                if self.settings["prompt_limit"]:
+                    prompt, cut = cut_prompt(self.loaded, prompt, self.settings["prompt_limit"])
                 check_prompt(self.loaded, prompt, self.settings["gen_length"])
             except ValueError as error:
                 raise ValueError(f"{instance.task_name}, document {instance.doc_id}: {error}") from None
@@ -163,8 +204,73 @@ class DiffusionLM(LM):
             options = self.options | {"seed": self.settings["seed"] + repeat}
             until = self._stop_strings(instance, arguments)
             key = digest([instance.task_name, instance.doc_id, repeat, prompt, until, self.settings])
-            prepared.append(_Request(key, instance.task_name, instance.doc_id, repeat, prompt, until, options))
+            prepared.append(_Request(key, instance.task_name, instance.doc_id, repeat, prompt, until, options,
+                                     cut_tokens=cut))
+        self.cut_prompts += sum(request.cut_tokens > 0 for request in prepared)
         return prepared
+
+    def _prepare_pairs(self, requests: list[Instance]) -> list[_Request]:
+        """The same for log-likelihoods; the answers to choose from are a document's repeats."""
+        seen: Counter = Counter()
+        prepared = []
+        for instance in requests:
+            prompt, target = instance.args
+            repeat = seen[instance.task_name, instance.doc_id]
+            seen[instance.task_name, instance.doc_id] += 1
+            text = prompt.rstrip()  # a space at the seam belongs to the target's first token
+            target = prompt[len(text) :] + target
+            text = text if self.in_chat else self.loaded.raw(text)
+            size = len(self.loaded.tokenizer(text + target, add_special_tokens=False)["input_ids"])
+            if size > self.loaded.model.max_positions:
+                raise ValueError(f"{instance.task_name}, document {instance.doc_id}: prompt and answer have {size} "
+                                 f"tokens together; {self.loaded.name} holds {self.loaded.model.max_positions}")
+            key = digest([instance.task_name, instance.doc_id, repeat, text, target, self.settings])
+            prepared.append(_Request(key, instance.task_name, instance.doc_id, repeat, text, target=target))
+        return prepared
+
+    def _rate(self, batch: list[_Request]) -> list[dict] | None:
+        """Log-likelihoods of a batch, one after the other: the random masks of one are what fills a forward."""
+        encode = functools.partial(self.loaded.tokenizer, add_special_tokens=False)
+        model, answers = self.loaded.model, []
+        options = {"mask_id": model.config.mask_token_id}
+        for request in batch:
+            started = time.perf_counter()
+            prompt = encode(request.prompt)["input_ids"]
+            target = torch.tensor(encode(request.prompt + request.target)["input_ids"][len(prompt) :])
+            prompt = torch.tensor(prompt, dtype=torch.long)
+            try:
+                value = likelihood.log_likelihood(
+                    model, prompt, target, scheme=FAMILIES[self.loaded.family].likelihood, **options,
+                    samples=self.settings["mc_samples"], batch_size=self.batch_size_used, seed=self.settings["seed"],
+                )
+                greedy = likelihood.is_greedy(model, prompt, target, **options)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                value = None
+            if value is None:
+                return self._out_of_memory(self.batch_size_used)
+            forwards = -(-self.settings["mc_samples"] // self.batch_size_used)
+            answers.append({
+                "key": request.key, "task": request.task, "doc_id": request.doc_id, "repeat": request.repeat,
+                "answer": [value, greedy], "raw": request.target, "forwards": forwards, "tokens": len(target),
+                "seconds": time.perf_counter() - started,
+                "tokens_processed": self.settings["mc_samples"] * (len(prompt) + len(target)),
+            })
+        self._keep(answers)
+        return answers
+
+    def _out_of_memory(self, size: int) -> None:
+        """Take half the size from now on, if there is any smaller; else ValueError."""
+        if self.batch_size != "auto" or size == 1:
+            raise ValueError(f"memory ran out on {size} sequence{'s' * (size > 1)} at once; finished answers are "
+                             "kept. Take --batch_size auto, a shorter answer or a smaller dtype")
+        self.batch_size_used = (size + 1) // 2
+        release_memory()
+
+    def _keep(self, answers: list[dict]) -> None:
+        for answer in answers if self.journal else ():
+            self.journal.append(answer)
 
     def _stop_strings(self, instance: Instance, arguments: dict) -> tuple[str, ...]:
         if not FAMILIES[self.loaded.family].stop_strings:
@@ -186,11 +292,7 @@ class DiffusionLM(LM):
                 raise
             completions = None  # the error holds on to what was allocated: go on when it is gone
         if completions is None:
-            if self.batch_size != "auto" or len(batch) == 1:
-                raise ValueError(f"memory ran out on {len(batch)} prompt{'s' * (len(batch) > 1)} at once; finished "
-                                 "answers are kept. Take --batch_size auto, a shorter answer or a smaller dtype")
-            release_memory()
-            return None
+            return self._out_of_memory(len(batch))
         answers = [
             {
                 "key": request.key, "task": request.task, "doc_id": request.doc_id, "repeat": request.repeat,
@@ -200,14 +302,8 @@ class DiffusionLM(LM):
             }
             for request, completion in zip(batch, completions, strict=True)
         ]
-        for answer in answers if self.journal else ():
-            self.journal.append(answer)
+        self._keep(answers)
         return answers
-
-    def loglikelihood(self, requests, disable_tqdm: bool = False):
-        raise NotImplementedError("only generation tasks are supported, and this one asks for log-likelihoods")
-
-    loglikelihood_rolling = loglikelihood
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         check_chat_template(self.loaded, True)
@@ -239,11 +335,14 @@ def _first_batch(requests: Sequence[_Request], size: int) -> list[_Request]:
 
 
 def speed(answers: Sequence[dict]) -> dict:
-    """Means over answers: `latency_s` and its median (seconds a sample), `tps` (tokens a second), `nfe`, and totals."""
+    """Means over answers: `latency_s` and its median (seconds each), `tps` (tokens a second), `nfe`, and totals.
+
+    `samples` counts documents: in a multiple-choice task each has several answers.
+    """
     seconds, tokens = [answer["seconds"] for answer in answers], sum(answer["tokens"] for answer in answers)
     total = sum(seconds)
     return {
-        "samples": len(answers),
+        "samples": len({(answer["task"], answer["doc_id"]) for answer in answers}),
         "latency_s": statistics.fmean(seconds) if answers else None,
         "latency_median_s": statistics.median(seconds) if answers else None,
         "tps": tokens / total if total else None,
@@ -251,7 +350,7 @@ def speed(answers: Sequence[dict]) -> dict:
         "answer_tokens": tokens,
         "seconds": total,
         "tokens_processed": sum(answer["tokens_processed"] for answer in answers),
-        "empty_answers": sum(not answer["answer"].strip() for answer in answers),
+        "empty_answers": sum(isinstance(answer["answer"], str) and not answer["answer"].strip() for answer in answers),
     }
 
 
@@ -290,8 +389,8 @@ def load_tasks(name: str, num_fewshot: int = 0, seed: int = 1234) -> dict:
         raise ValueError(f"task {name!r} could not get its data; is the Hugging Face hub out of reach? "
                          f"({type(error).__name__}: {reason}) Tasks that need no network: {', '.join(own)}") from error
     for task_name, task in loaded["tasks"].items():
-        if task.OUTPUT_TYPE != "generate_until":
-            raise ValueError(f"task {task_name!r} asks for log-likelihoods; only generation tasks are supported")
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":
+            raise ValueError(f"task {task_name!r} asks for log-likelihoods of whole documents, which are not supported")
         if getattr(task, "UNSAFE_CODE", False):
             raise ValueError(f"task {task_name!r} would run code that the model wrote, inside this process: refused")
         task.set_config(key="num_fewshot", value=num_fewshot)
@@ -302,6 +401,7 @@ def load_tasks(name: str, num_fewshot: int = 0, seed: int = 1234) -> dict:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep lm-eval and the hub's client from printing what a person evaluating does not need; errors stay."""
+    datasets.disable_progress_bars()
     loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub", "datasets")]
     levels, bar = [logger.level for logger in loggers], lm_eval.api.task.tqdm
     for logger in loggers:
@@ -321,8 +421,9 @@ def quiet() -> Iterator[None]:
 def evaluate(
     loaded: LoadedModel, task: str, *, num_fewshot: int = 0, batch_size: int | str = 1, limit: int | None = None,
     chat_template: bool | None = None, output: str | Path = "results", name: str = "", from_scratch: bool = False,
-    command: str | None = None, progress: bool | str = True, tasks: dict | None = None, **options,
-) -> dict:
+    command: str | None = None, progress: bool | str = True, tasks: dict | None = None,
+    processes: Processes = ALONE, prompt_limit: int | None = None, mc_samples: int = 128, **options,
+) -> dict | None:
     """Measure a model on a task; write and return the run's record.
 
     Args:
@@ -338,10 +439,12 @@ def evaluate(
         command: what the record says about how to repeat it; by default this process's command line.
         progress: show a progress bar on a terminal; a text is its label.
         tasks: what `load_tasks` gave for this task, by a caller who wanted its errors before loading a model.
+        processes, prompt_limit, mc_samples: see DiffusionLM.
         options: decoding settings, the keyword arguments of the model's `generate`.
 
     Returns:
-        The record as it stands in record.json, and "folder", the path of the run's folder.
+        The record as it stands in record.json, and "folder", the path of the run's folder. None in every process but
+        the first, which scores the answers of all.
 
     Raises:
         ValueError: one sentence on a setting, task or journal that cannot be used.
@@ -351,16 +454,21 @@ def evaluate(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"{argument} is {value!r}; it must be an integer of at least {least}")
     chat_template = check_chat_template(loaded, chat_template)
-    lm = DiffusionLM(loaded, options, batch_size=batch_size, progress=progress)
+    lm = DiffusionLM(loaded, options, batch_size=batch_size, progress=progress if processes.rank == 0 else False,
+                     processes=processes, prompt_limit=prompt_limit, mc_samples=mc_samples)
     settings = lm.settings | {"num_fewshot": num_fewshot, "limit": limit, "chat_template": chat_template}
     with quiet():
         tasks = tasks or load_tasks(task, num_fewshot, settings["seed"])
         folder = run_folder(output, name, task, loaded, settings)
-        with Journal(folder, from_scratch=from_scratch) as lm.journal:
+        lm.kinds = {"generate_until" if entry.OUTPUT_TYPE == "generate_until" else "loglikelihood"
+                    for entry in tasks["tasks"].values()}
+        with open_journal(folder, from_scratch, processes) as lm.journal:
             try:
                 results = evaluator.evaluate(
                     lm, tasks, limit=limit, apply_chat_template=chat_template, fewshot_as_multiturn=False
                 )
+            except _Answered:
+                return None
             except KeyboardInterrupt:
                 raise Interrupted(f"interrupted: {len(lm.journal.read())} finished answers are kept in {folder}; "
                                   "the same command goes on from there") from None
@@ -369,11 +477,27 @@ def evaluate(
                 "checkpoint": _relative(loaded.checkpoint),
                 "command": command or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "settings": settings, "metrics": metrics_of(results, task), **speed(list(lm.answers.values())),
-                "batch_size_used": lm.batch_size_used, "reused": lm.reused, "environment": records.environment(),
+                "batch_size_used": lm.batch_size_used, "reused": lm.reused, "cut_prompts": lm.cut_prompts,
+                "processes": processes.count, "environment": records.environment(),
             }
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers)
             records.write_json(folder / "record.json", record)
     return record | {"folder": str(folder)}
+
+
+def open_journal(folder: Path, from_scratch: bool, processes: Processes) -> Journal:
+    """The journal, opened by all processes before any of them answers, so that all see the same answers in it.
+
+    The first process opens first: whether the folder is in use is its to say, and the files its to empty.
+    """
+    if processes.rank:
+        processes.wait()
+    journal = Journal(folder, processes.rank, from_scratch and processes.rank == 0)
+    if not processes.rank:
+        processes.wait()
+    processes.wait()
+    journal.answers = journal.read()
+    return journal
 
 
 def run_folder(output: str | Path, name: str, task: str, loaded: LoadedModel, settings: dict) -> Path:

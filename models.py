@@ -34,7 +34,8 @@ class Family:
     package: has `generate.generate`. model_class: there. rule: the UnmaskingRule of `generate`, which says what its
     settings are and checks them. names: what people type -> folder or hub id. raw_prompt: parts of checkpoint names
     whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: such a prompt
-    follows a BOS token. stop_strings: answers are cut at a task's stop strings; otherwise at EOS alone.
+    follows a BOS token. stop_strings: answers are cut at a task's stop strings; otherwise at EOS alone. likelihood: how
+    its published likelihoods draw masks, one of likelihood.SCHEMES.
     """
 
     package: str
@@ -44,6 +45,7 @@ class Family:
     raw_prompt: tuple[str, ...]
     bos_before_raw: bool
     stop_strings: bool
+    likelihood: str
 
     def import_rule(self) -> type[UnmaskingRule]:
         return getattr(import_module(f"{self.package}.generate"), self.rule)
@@ -64,18 +66,21 @@ FAMILIES = {
         raw_prompt=("base", "1.5"),
         bos_before_raw=False,
         stop_strings=True,
+        likelihood="counts",
     ),
     "dream": Family(
         package="dream",
         model_class="DreamModel",
         rule="DreamRule",
         names={
+            "dream-tiny": str(ROOT / "checkpoints" / "dream-tiny"),
             "dream-instruct": "Dream-org/Dream-v0-Instruct-7B",
             "dream-base": "Dream-org/Dream-v0-Base-7B",
         },
         raw_prompt=("base",),
         bos_before_raw=True,
         stop_strings=False,
+        likelihood="rates",
     ),
 }
 NAMES = {name: checkpoint for family in FAMILIES.values() for name, checkpoint in family.names.items()}

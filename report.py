@@ -43,6 +43,7 @@ LOG_SPREAD = 8  # the latency axis is logarithmic from this ratio of slowest to 
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey by lightness.
 GREY, ORANGE, BLUE, GREEN, VERMILLION = "#8c8c8c", "#E69F00", "#0072B2", "#009E73", "#D55E00"
+PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, "#CC79A7", "#56B4E9")
 
 
 # --- Records ------------------------------------------------------------------------------------------------------
@@ -170,15 +171,15 @@ def _benchmark_caption(record: dict) -> str:
 # --- Tables -------------------------------------------------------------------------------------------------------
 
 
-def _number(value: float | None, digits: int = 1) -> str:
+def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
-def _labels(shown: Sequence[dict]) -> list[str]:
+def metric_labels(shown: Sequence[dict]) -> list[str]:
     found = dict.fromkeys(label for row in shown for label in row["metrics"])
     first = [label for label in METRIC_LABELS.values() if label in found]
     return first + [label for label in found if label not in first]
@@ -190,14 +191,14 @@ def _cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
         return {"benchmark": _benchmark_cells, "growth": _growth_cells}[records[0]["kind"]](records)
     shown = rows(records)
     varying = [key for key in ("model", "task", "G", "hardware") if len({row[key] for row in shown}) > 1]
-    labels = _labels(shown)
+    labels = metric_labels(shown)
     metrics = [f"{label} (%)" for label in labels]
     headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *metrics]
     return headings, [
         [
-            row["name"], *(str(row[key]) for key in varying), _seconds(row["latency_s"]),
-            "–" if row["speedup"] is None else f"{row['speedup']:.2f}×", _number(row["tps"]), _number(row["nfe"]),
-            *(_number(row["metrics"].get(label)) for label in labels),
+            row["name"], *(str(row[key]) for key in varying), seconds(row["latency_s"]),
+            "–" if row["speedup"] is None else f"{row['speedup']:.2f}×", number(row["tps"]), number(row["nfe"]),
+            *(number(row["metrics"].get(label)) for label in labels),
         ]
         for row in shown
     ]
@@ -219,11 +220,11 @@ def _benchmark_cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]
             latency, memory = statistics.median(row["latency_s"]), row.get("peak_memory")
             spread = (max(row["latency_s"]) - min(row["latency_s"])) / 2 / latency
             cells.append([
-                row["name"], *([record["model"]] if models else []), _seconds(latency), f"±{100 * spread:.0f}%",
+                row["name"], *([record["model"]] if models else []), seconds(latency), f"±{100 * spread:.0f}%",
                 f"{row['speedup']:.2f}×", str(row["forwards"]), str(row["tokens_processed"]),
-                _number(row["kept_suffix"], 0), _number(row["full_ms"], 2), _number(row["cached_ms"], 2),
-                _seconds(statistics.median(row["floor_s"])), f"{row['ratio']:.2f}",
-                *([_number(row["read_s"], 3)] if reads else []), _number(memory and memory / 2**30, 2),
+                number(row["kept_suffix"], 0), number(row["full_ms"], 2), number(row["cached_ms"], 2),
+                seconds(statistics.median(row["floor_s"])), f"{row['ratio']:.2f}",
+                *([number(row["read_s"], 3)] if reads else []), number(memory and memory / 2**30, 2),
             ])
     return headings, cells
 
@@ -242,7 +243,7 @@ def _growth_cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     headings = ["G", *(text for name in rows_by_name for text in (f"{name} (ms a block)", "growth"))]
     return headings, [
         [str(length), *(text for costs in rows_by_name.values() for text in
-                        (_number(costs.get(length)), f"{costs[length] / costs[min(costs)]:.2f}×"))]
+                        (number(costs.get(length)), f"{costs[length] / costs[min(costs)]:.2f}×"))]
         for length in lengths
     ]
 
@@ -261,10 +262,13 @@ def summary_of(record: dict) -> dict:
 
 def markdown_table(records: Sequence[dict]) -> str:
     """The table as markdown, with the caption under it."""
-    headings, cells = _cells(records)
+    return f"{as_markdown(*_cells(records))}\n\n{caption(records)}"
+
+
+def as_markdown(headings: list[str], cells: list[list[str]]) -> str:
+    """A markdown table, its first column to the left and the others to the right."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{table}\n\n{caption(records)}"
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
@@ -273,7 +277,11 @@ def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
     Args:
         names: names of rows still to come, so that the columns stay where they are while a table grows.
     """
-    headings, cells = _cells(records)
+    return as_columns(*_cells(records), names)
+
+
+def as_columns(headings: list[str], cells: list[list[str]], names: Sequence[str] = ()) -> str:
+    """Aligned columns under a rule."""
     widths = [max(map(len, column)) for column in zip(headings, *cells)]
     widths = [max(widths[0], *map(len, names), 0), *(max(width, 7) for width in widths[1:])]
 
@@ -295,7 +303,7 @@ def csv_table(records: Sequence[dict]) -> str:
         csv.writer(text, lineterminator="\n").writerows([headings, *cells])
         return text.getvalue()
     shown = rows(records)
-    labels = _labels(shown)
+    labels = metric_labels(shown)
     columns = ("name", "model", "task", "G", "hardware", "latency_s", "speedup", "tps", "nfe")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -326,12 +334,12 @@ def floor_chart(records: Sequence[dict], path: str | Path) -> None:
     places = range(len(shown))
     latencies = [statistics.median(row["latency_s"]) for row in shown]
     floors = [statistics.median(row["floor_s"]) for row in shown]
-    figure = _figure((10, 1.7 + 0.45 * len(shown)))
+    figure = new_figure((10, 1.7 + 0.45 * len(shown)))
     axes = figure.subplots()
     axes.barh(places, latencies, height=0.66, color=[BLUE if row["dpad"] else ORANGE for row in shown])
     axes.barh(places, floors, height=0.26, color=GREY)
     for place, row, latency in zip(places, shown, latencies):
-        axes.annotate(f"{_seconds(latency)} s  ({row['speedup']:.2f}×; {row['ratio']:.2f} of the floor)",
+        axes.annotate(f"{seconds(latency)} s  ({row['speedup']:.2f}×; {row['ratio']:.2f} of the floor)",
                       (latency, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     if max(latencies) / min(latencies) > LOG_SPREAD:
@@ -349,7 +357,7 @@ def floor_chart(records: Sequence[dict], path: str | Path) -> None:
     work = record["settings"]
     figure.suptitle(f"{record['model']}, G = {work['gen_length']}, batch size {work['batch_size']}, "
                     f"{hardware_line(record)}", fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def growth_chart(records: Sequence[dict], path: str | Path) -> None:
@@ -358,7 +366,7 @@ def growth_chart(records: Sequence[dict], path: str | Path) -> None:
     costs: dict[str, list[tuple[int, float]]] = {}
     for row in record["rows"]:
         costs.setdefault(row["name"], []).append((row["gen_length"], block_ms(row)))
-    figure = _figure((7, 4))
+    figure = new_figure((7, 4))
     axes = figure.subplots()
     for name, points in costs.items():
         lengths, values = zip(*sorted(points))
@@ -373,10 +381,10 @@ def growth_chart(records: Sequence[dict], path: str | Path) -> None:
     work = record["settings"]
     figure.suptitle(f"{record['model']}, prompt {work['prompt_length']}, first {work['blocks']} blocks, "
                     f"{hardware_line(record)}", fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(size: tuple[float, float]):
+def new_figure(size: tuple[float, float]):
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no window system, no global state
     from matplotlib.figure import Figure
 
@@ -385,18 +393,25 @@ def _figure(size: tuple[float, float]):
     return figure
 
 
-def _save(figure, path: str | Path) -> None:
-    """Give every panel the same quiet frame, and write the PNG whole or not at all."""
+def save_figure(figure, path: str | Path, grid: bool = True) -> None:
+    """Give every panel the same quiet frame, and write the .png or .svg whole or not at all.
+
+    Raises:
+        ValueError: the file's name ends in something else.
+    """
+    path = Path(path)
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"{path} cannot be drawn: the name must end in .png or .svg")
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.7)
+        if grid:
+            axes.grid(axis="x", color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.tick_params(axis="x", labelsize=10)
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format=path.suffix[1:])
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -414,12 +429,12 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
     from matplotlib.patches import Patch
 
     shown = rows(records)
-    labels = _labels(shown)
+    labels = metric_labels(shown)
     places = list(range(len(shown)))
     latencies = [row["latency_s"] for row in shown]
     logarithmic = min(latencies) > 0 and max(latencies) / min(latencies) > LOG_SPREAD
 
-    figure = _figure((10, 1.7 + 0.48 * len(shown)))
+    figure = new_figure((10, 1.7 + 0.48 * len(shown)))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2)) if labels else (figure.subplots(), None)
 
     legend_style = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "frameon": False, "fontsize": 10,
@@ -428,7 +443,7 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
     left.barh(places, latencies, height=0.66, color=colours)
     for place, row in zip(places, shown):
         gain = "" if row["speedup"] is None or row["name"] == BASELINE else f"  ({row['speedup']:.2f}×)"
-        left.annotate(f"{_seconds(row['latency_s'])} s{gain}", (row["latency_s"], place), xytext=(5, 0),
+        left.annotate(f"{seconds(row['latency_s'])} s{gain}", (row["latency_s"], place), xytext=(5, 0),
                       textcoords="offset points", va="center", fontsize=10,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # no grid lines through the numbers
     if logarithmic:
@@ -467,7 +482,7 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
     first = records[0]
     figure.suptitle(f"{first['model']} on {first['task']}, {first['samples']} samples, "
                     f"G = {first['settings'].get('gen_length')}, {hardware_line(first)}", fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _error(record: dict, label: str) -> float:

@@ -1,4 +1,4 @@
-"""The command line: measure a model on a task, let it answer prompts, or time it. Parses, calls, prints; no logic.
+"""The command line: measure a model on a task, let it answer prompts, time it, show results. Parses, calls, prints.
 
     python run.py -t arithmetic-50 -m tiny -d gaussian -k 3 -sc 1.6 -w 256 -e     # evaluate
     python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
@@ -18,6 +18,14 @@ import shlex
 import sys
 from pathlib import Path
 
+USAGE = """\
+run.py [flags]            measure a model on a task
+       run.py generate [flags]   answer prompts
+       run.py chat [flags]       talk with a model
+       run.py bench [flags]      time decoding
+       run.py table RECORD...    tables and figures of records
+       run.py trace FILE...      a recorded denoising as a GIF
+Each of them has its own --help."""
 EVALUATE_EXAMPLES = """\
 examples:
   python run.py -t arithmetic-50 -m tiny                               the embedded model, vanilla decoding, offline
@@ -47,6 +55,20 @@ The floor is the same forwards as their matrix products alone, timed in the same
 """
 
 
+CHAT_EXAMPLES = """\
+examples:
+  python run.py chat -m tiny -d gaussian -k 3 -sc 1.6 -e             the embedded model, offline
+  python run.py chat -m instruct -d gaussian -th 0.9 -c -e           LLaDA-8B, from the hub
+  echo "Dan is 33 years old. Zoe is twice as old as Dan. How old is Zoe?" | python run.py chat -m tiny
+"""
+TABLE_EXAMPLES = """\
+examples:
+  python run.py table results/main_1.5/1.5 --paper llada-1.5          measured, and beside it what the authors report
+  python run.py table record.json --format csv > table.csv
+  python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """End with one line; argparse would print the usage before it."""
@@ -72,7 +94,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     """Which model decodes, and how: the same for evaluation and generate."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
-                       help="tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
+                       help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
                        "(Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
     add_placement_flags(group)
     group.add_argument("--chat_template", choices=("auto", "on", "off"), default="auto",
@@ -93,6 +115,8 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (default: %(default)s)")
     group.add_argument("--factor", type=float, help="LLaDA: parallel decoding by Fast-dLLM's factor rule instead")
     group.add_argument("--remasking", help="LLaDA: low_confidence or random (default: low_confidence)")
+    group.add_argument("--suppress_eos", choices=("never", "last"), help="LLaDA, against empty answers: never decode "
+                       "EOS, or decode it and the end of a turn last in a block")
     group.add_argument("--top_p", type=float, help="Dream: draw from the likeliest tokens of this mass")
     group.add_argument("--top_k", type=int, help="Dream: draw from so many likeliest tokens")
     group.add_argument("--alg_temp", type=float, help="Dream: draw the positions, too, at this temperature")
@@ -117,8 +141,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
 def evaluate_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="run.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="run.py [flags]            measure a model on a task\n       run.py generate [flags]   answer prompts "
-        "(run.py generate --help)\n       run.py bench [flags]      time decoding (run.py bench --help)",
+        usage=USAGE,
         description="Measure a masked diffusion language model on a task: accuracy, latency, tokens/s, forwards.",
         epilog=EVALUATE_EXAMPLES,
     )
@@ -132,7 +155,15 @@ def evaluate_parser() -> argparse.ArgumentParser:
     group.add_argument("--output", default="results", metavar="FOLDER", help="where run folders are made "
                        "(default: %(default)s)")
     group.add_argument("-re", "--from_scratch", action="store_true", help="ignore saved answers")
-    group.add_argument("-p", "--main_process_port", type=int, help="accepted, and without effect in one process")
+    group.add_argument("--record", metavar="FILE", help="write the record into this .json file as well; where it "
+                       "holds this very command's already, do nothing")
+    group.add_argument("--prompt_limit", type=int, help="cut prompts to their last so many tokens (default: refuse "
+                       "those that leave no room for the answer)")
+    group.add_argument("--mc_samples", type=int, default=128, help="random masks behind each log-likelihood, in "
+                       "multiple-choice tasks (default: %(default)s)")
+    group.add_argument("--num_processes", type=int, default=1, help="processes that share the work, each with its own "
+                       "GPU if there are any (default: %(default)s)")
+    group.add_argument("-p", "--main_process_port", type=int, help="TCP port they meet at (default: a free one)")
     add_shared_flags(parser)
     return parser
 
@@ -149,8 +180,33 @@ def generate_parser() -> argparse.ArgumentParser:
     source.add_argument("--prompt_file", metavar="FILE", help="one prompt per line; in a .jsonl file, its field "
                         "\"prompt\" or \"question\"; - reads lines from standard input")
     group.add_argument("--watch", action="store_true", help="show the denoising live, one prompt at a time")
+    group.add_argument("--trace", metavar="FILE", help="write the whole denoising of one prompt as JSON lines "
+                       "(run.py trace draws it)")
     group.add_argument("--json", action="store_true", help="print one JSON object per prompt")
     add_shared_flags(parser)
+    return parser
+
+
+def chat_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="run.py chat", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="run.py chat [flags]", epilog=CHAT_EXAMPLES,
+        description="Talk with a model; drafts appear as they are decoded. /help inside lists the commands.",
+    )
+    add_shared_flags(parser)
+    return parser
+
+
+def trace_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="run.py trace", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="run.py trace FILE... [flags]",
+        description="Show a denoising that `run.py generate --trace` wrote, and draw it; several share one clock.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="FILE", help="traces")
+    parser.add_argument("--gif", metavar="FILE", help="draw them into this file")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of the GIF (default: %(default)s)")
+    parser.add_argument("--debug", action="store_true", help="show where an error happened")
     return parser
 
 
@@ -194,6 +250,25 @@ def bench_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def table_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="run.py table", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="run.py table RECORD... [flags]", epilog=TABLE_EXAMPLES,
+        description="Show records of evaluations as tables in the paper's shape, or draw its figures from them.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders of them")
+    parser.add_argument("--paper", metavar="MODEL", help="put the authors' numbers for llada-instruct, llada-1.5 or "
+                        "dream-base beside the measured ones")
+    parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
+                        help="(default: %(default)s)")
+    parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg")
+    parser.add_argument("--figure", choices=("bars", "heatmap", "length"), default="bars", help="which: latency and "
+                        "accuracy, accuracy by window and kept tokens, or speedup against answer length "
+                        "(default: %(default)s)")
+    parser.add_argument("--debug", action="store_true", help="show where an error happened")
+    return parser
+
+
 def decoding_from(args: argparse.Namespace) -> dict:
     """The keyword arguments of the model's generate call that the flags stand for; ValueError when they clash."""
     import inspect
@@ -216,16 +291,40 @@ def load_model(args: argparse.Namespace):
 
 
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
+    import processes
+    import records
+
     options = decoding_from(args)  # what is wrong with the flags is said before a model of 16 GB is loaded
+    if args.num_processes < 1:
+        raise ValueError(f"num_processes is {args.num_processes}; it must be at least 1")
+    command = shlex.join(["python", "run.py", *argv])
+    if args.record and not args.from_scratch and Path(args.record).exists():
+        if records.read_json(args.record).get("command") == command:
+            print(f"complete: {args.record}")
+            return
     import harness
 
     tasks = harness.load_tasks(args.task, args.num_fewshot, args.seed)
-    loaded, chat_template = load_model(args)
-    record = harness.evaluate(
-        loaded, args.task, tasks=tasks, num_fewshot=args.num_fewshot, batch_size=args.batch_size, limit=args.limit,
-        chat_template=chat_template, output=args.output, name=args.name, from_scratch=args.from_scratch,
-        command=shlex.join(["python", "run.py", *argv]), **options,
-    )
+    if args.num_processes > 1 and processes.current().count == 1:
+        processes.launch(args.num_processes, args.main_process_port, argv)
+        return
+    here = processes.join()
+    try:
+        if here.count > 1 and args.device is None:
+            args.device = processes.device(here)
+        loaded, chat_template = load_model(args)
+        record = harness.evaluate(
+            loaded, args.task, tasks=tasks, num_fewshot=args.num_fewshot, batch_size=args.batch_size,
+            limit=args.limit, chat_template=chat_template, output=args.output, name=args.name,
+            from_scratch=args.from_scratch, command=command, processes=here, prompt_limit=args.prompt_limit,
+            mc_samples=args.mc_samples, **options,
+        )
+    finally:
+        processes.leave()
+    if record is None:  # process 0 has it
+        return
+    if args.record:
+        records.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
     print(summary(record))
 
 
@@ -241,8 +340,8 @@ def summary(record: dict) -> str:
         ("throughput", f"{record['tps']:.1f} answer tokens/s"),
         ("NFE", f"{record['nfe']:.1f} forwards a sample"),
     ]
-    if record["empty_answers"]:
-        rows.append(("empty answers", str(record["empty_answers"])))
+    rows += [(label, f"{record[key]} of {record['samples']}") for label, key in
+             (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")) if record[key]]
     width = max(len(label) for label, _ in rows)
     lines = [f"{record['task']} · {record['model']} · {record['samples']} samples{reused}"]
     lines += [f"  {label:<{width}}  {value}" for label, value in rows]
@@ -255,11 +354,14 @@ def summary(record: dict) -> str:
 def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
     if args.watch and (args.json or args.batch_size != 1):
         raise ValueError("--watch shows one prompt at a time on a terminal: leave out --json and --batch_size")
+    if args.trace and args.prompt_file:
+        raise ValueError("--trace is of one prompt: give --prompt, not --prompt_file")
     if args.batch_size == "auto" or args.batch_size < 1:
         raise ValueError(f"batch_size is {args.batch_size}; for generate it must be an integer of at least 1")
     options = decoding_from(args)
     prompts = read_prompts(args)
     import completion
+    import denoising
 
     loaded, wanted = load_model(args)
     chat_template = completion.check_chat_template(loaded, wanted)
@@ -273,7 +375,11 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         if args.watch and len(prompts) > 1:
             print(f"> {prompts[start]}")
         streamer = watcher(loaded) if args.watch else None
+        if args.trace:
+            streamer = denoising.Tracer(denoising.head_of(loaded, prompts[0], options), loaded, streamer=streamer)
         answers = completion.complete(loaded, texts[chosen], options, until=[eos], streamer=streamer)
+        if args.trace:
+            streamer.finish(answers[0]).write(args.trace)
         for prompt, answer in zip(prompts[chosen], answers):
             show(args, prompt, answer, several=len(prompts) > 1)
 
@@ -402,10 +508,51 @@ def integers(name: str, text: str) -> list[int]:
         raise ValueError(f"{name} is {text!r}; it must be whole numbers with commas between them") from None
 
 
+# --- chat -------------------------------------------------------------------------------------------------------------
+
+
+def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
+    import chat
+
+    decoding_from(args)
+    loaded, _ = load_model(args)
+    chat.Chat(loaded, args, decoding_from, watcher, show=sys.stdout.isatty(), colour=chat.wants_colour()).run()
+
+
+# --- trace ------------------------------------------------------------------------------------------------------------
+
+
+def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
+    import denoising
+
+    traces = [denoising.read(path) for path in args.paths]
+    for trace in traces:
+        seen = denoising.view(trace, len(trace.forwards))
+        print(f"{denoising.words(trace)}: {seen.forwards} forwards, {seen.tokens} tokens, {seen.seconds:.2f} s, "
+              f"{100 * seen.share:.0f}% of the positions computed\n{trace.tail['answer']}\n")
+    if args.gif:
+        denoising.draw_gif(traces, args.gif, args.seconds)
+        print(f"drawn in {args.gif}")
+
+
+# --- table ------------------------------------------------------------------------------------------------------------
+
+
+def run_table(args: argparse.Namespace, argv: list[str]) -> None:
+    import paper
+    import report
+
+    records = report.load(args.paths)
+    print(paper.render(records, args.paper, args.format))
+    for path in paper.draw(records, args.figure, args.plot) if args.plot else ():
+        print(f"drawn in {path}", file=sys.stderr)
+
+
 # --- main -------------------------------------------------------------------------------------------------------------
 
 COMMANDS = {"evaluate": (evaluate_parser, run_evaluate), "generate": (generate_parser, run_generate),
-            "bench": (bench_parser, run_bench)}
+            "chat": (chat_parser, run_chat), "bench": (bench_parser, run_bench), "table": (table_parser, run_table),
+            "trace": (trace_parser, run_trace)}
 
 
 def main(argv: list[str]) -> int:

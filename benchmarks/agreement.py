@@ -3,9 +3,9 @@
     python benchmarks/agreement.py --device cuda --output benchmarks/agreement.json     # part of benchmarks/gpu.sh
     python benchmarks/agreement.py --device cpu --limit 2                               # tries the script itself
 
-The embedded model answers the embedded problems in batches of unequal prompts: every cache mode, with DPad and
-without, with a fixed schedule and with a threshold; on the device without graphs and with them, twice, so that they are
-replayed. Exits with status 1 when an answer in float32 is another than the plain path's.
+Each of the two embedded models answers the embedded problems in batches of unequal prompts: every cache mode, with
+DPad and without, with a fixed schedule and with a threshold; on the device without graphs and with them, twice, so that
+they are replayed. Exits with status 1 when an answer in float32 is another than the plain path's.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ def main() -> int:
     options = parser.parse_args()
     lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()[: options.limit]
     prompts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
-    with tqdm(total=len(SETTINGS), unit="setting") as bar:
-        rows = compare("tiny", options.device, prompts, bar)
+    names = ("tiny", "dream-tiny")
+    with tqdm(total=len(names) * len(SETTINGS), unit="setting") as bar:
+        rows = [row for name in names for row in compare(name, options.device, prompts, bar)]
     exact = [run for row in rows for key, run in row.items() if key.startswith("float32")]
     short = [row["bfloat16"] for row in rows]
     wrong = sum(run["answers"] < 1 for run in exact)

@@ -119,6 +119,7 @@ def _llada(seed: int):
         **LLADA_SHAPE, vocab_size=VOCABULARY, max_sequence_length=MAX_POSITIONS,
         mask_token_id=tokenizer.mask_token_id, eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
+        eot_token_id=tokenizer.convert_tokens_to_ids(LLADA_TOKENS["end_of_turn"]),
     )
 
 

@@ -115,7 +115,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="demo.sh takes the first four from the environment as well: MODEL, TASK, LIMIT, GEN_LENGTH.",
     )
     parser.add_argument("-m", "--model", default="tiny",
-                        help="tiny, instruct, 1.5, base, a checkpoint folder or a hub id (default: tiny)")
+                        help="tiny, dream-tiny, instruct, 1.5, base, dream-instruct, dream-base, a checkpoint "
+                        "folder or a hub id (default: tiny)")
     parser.add_argument("-t", "--task", default="arithmetic-50",
                         help="arithmetic-50, gsm8k-split or another generation task (default: arithmetic-50)")
     parser.add_argument("--limit", type=int, help="number of problems, the first ones (default: all)")

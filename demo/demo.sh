@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Watch suffix dropout make LLaDA faster: six configurations on 50 word problems, as a table and a bar chart.
+# Watch suffix dropout make LLaDA or Dream faster: six configurations on 50 word problems, as a table and a bar chart.
 # Does all its set-up (virtual environment, packages) and works from any directory; under 10 minutes on two cores.
 #
 #     bash demo/demo.sh                                        # the embedded model, without network or GPU
 #     LIMIT=10 bash demo/demo.sh                               # a quick look at 10 problems
 #     GEN_LENGTH=512 bash demo/demo.sh                         # longer answers: a longer suffix to drop
+#     MODEL=dream-tiny bash demo/demo.sh                       # the embedded Dream
 #     MODEL=1.5 TASK=gsm8k-split bash demo/demo.sh             # LLaDA-1.5 on GSM8K; after: python dataset/gsm8k.py
 #
-# MODEL       tiny (default), instruct, 1.5, base, a checkpoint folder or a hub id
+# MODEL       tiny (default), dream-tiny, instruct, 1.5, base, dream-instruct, dream-base, a checkpoint folder or a hub id
 # TASK        arithmetic-50 (default), gsm8k-split, or any generation task that `python run.py -t` takes
 # LIMIT       number of problems, the first ones (default: all)
 # GEN_LENGTH  answer tokens, a multiple of 32 (default: 256)

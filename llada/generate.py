@@ -30,17 +30,21 @@ from llada.modeling import LLaDAModelLM
 from sampler import SuffixSampler
 
 REMASKING = ("low_confidence", "random")
+SUPPRESS_EOS = ("never", "last")
 
 
 class LLaDARule(UnmaskingRule):
     """Decode the most confident positions: a fixed number a step, those above a threshold, or Fast-dLLM's factor rule.
 
     Confidence is the candidate's probability over the whole vocabulary in float64, or uniform noise when `remasking` is
-    "random". The mask token is never a candidate.
+    "random". The mask token is never a candidate. `suppress_eos` is what LLaDA's own evaluation does against answers
+    that are empty: "never" takes EOS out of the vocabulary, "last" decodes EOS and the end of a turn (`eot_id`) after
+    everything else in a block.
     """
 
     def __init__(self, settings: DecodingSettings, *, temperature: float = 0.0, remasking: str = "low_confidence",
-                 threshold: float | None = None, factor: float | None = None):
+                 threshold: float | None = None, factor: float | None = None, suppress_eos: str | None = None,
+                 eot_id: int | None = None):
         check_number("temperature", temperature, 0, math.inf, or_equal=True)
         if remasking not in REMASKING:
             raise ValueError(f"remasking is {remasking!r}; it must be one of {', '.join(REMASKING)}")
@@ -51,7 +55,10 @@ class LLaDARule(UnmaskingRule):
         if factor is not None:
             check_number("factor", factor, 0, math.inf)
         self.settings, self.temperature, self.remasking = settings, temperature, remasking
-        self.threshold, self.factor = threshold, factor
+        if suppress_eos is not None and suppress_eos not in SUPPRESS_EOS:
+            raise ValueError(f"suppress_eos is {suppress_eos!r}; it must be {' or '.join(SUPPRESS_EOS)}, or None")
+        self.threshold, self.factor, self.suppress_eos = threshold, factor, suppress_eos
+        self.ends = (settings.eos_id, settings.eos_id if eot_id is None else eot_id)
 
     def quota(self, step: int, left: int) -> int | None:
         if self.threshold is not None or self.factor is not None:
@@ -61,6 +68,8 @@ class LLaDARule(UnmaskingRule):
 
     def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
         length = self.settings.block_length
+        if self.suppress_eos == "never":
+            logits[:, self.settings.eos_id] = float("-inf")
         if self.temperature:
             # argmax of exp(logit) / (-log u)^T, taken as a logarithm so that nothing overflows.
             noise = gumbel_noise(length, logits.shape[-1], generator=generator, device=columns.device)
@@ -73,6 +82,9 @@ class LLaDARule(UnmaskingRule):
             noise = torch.rand(length, dtype=torch.float64, generator=generator).to(columns.device)
             # The sum keeps a NaN of the model visible.
             confidence = noise[columns] + 0 * confidence
+        if self.suppress_eos == "last":
+            # Below every other confidence, in their own order; the most confident is decoded under any rule.
+            confidence = confidence - 2 * ((tokens == self.ends[0]) | (tokens == self.ends[1]))
         return tokens, confidence
 
     def choose(self, confidence: Tensor, quota: int | None, generator: Generator) -> Tensor:
@@ -102,9 +114,9 @@ def choose_by_factor(confidence: Tensor, factor: float) -> Tensor:
 def generate(
     model: LLaDAModelLM, input_ids: Tensor, *, gen_length: int = 256, block_length: int = 32, steps: int | None = None,
     temperature: float = 0.0, remasking: str = "low_confidence", threshold: float | None = None,
-    factor: float | None = None, cache: str = "none", suffix_sampler: SuffixSampler | None = None,
-    early_termination: bool = False, mask_id: int | None = None, eos_id: int | None = None, seed: int = 1234,
-    attention_mask: Tensor | None = None, streamer=None,
+    factor: float | None = None, suppress_eos: str | None = None, cache: str = "none",
+    suffix_sampler: SuffixSampler | None = None, early_termination: bool = False, mask_id: int | None = None,
+    eos_id: int | None = None, seed: int = 1234, attention_mask: Tensor | None = None, streamer=None,
 ) -> DecodingOutput:
     """Answer every prompt with `gen_length` tokens, block by block.
 
@@ -117,6 +129,7 @@ def generate(
         remasking: "low_confidence" decodes confident positions first, "random" any.
         threshold: in (0, 1]; decode every position at least this confident (parallel decoding). Replaces `steps`.
         factor: above 0; Fast-dLLM's other parallel rule. Not together with `threshold`.
+        suppress_eos: "never" or "last"; see LLaDARule.
         cache: "none", "prefix" or "dual".
         suffix_sampler: which suffix positions a block sees (sampler.py); None: all of them.
         early_termination: stop after a block that contains EOS, and fill up with EOS.
@@ -136,5 +149,6 @@ def generate(
         model, mask_id, eos_id, gen_length=gen_length, block_length=block_length, steps=steps, cache=cache,
         suffix_sampler=suffix_sampler, early_termination=early_termination, seed=seed,
     )
-    rule = LLaDARule(settings, temperature=temperature, remasking=remasking, threshold=threshold, factor=factor)
+    rule = LLaDARule(settings, temperature=temperature, remasking=remasking, threshold=threshold, factor=factor,
+                     suppress_eos=suppress_eos, eot_id=model.config.eot_token_id)
     return decode(model, rule, input_ids, attention_mask, settings, streamer)

@@ -187,8 +187,8 @@ def test_agreement_script_runs(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "agreement.py", "--device", "cpu", "--limit", "1", "--output",
                tmp_path / "record.json"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "float32 equals the plain path in 36 of 36 runs of 1 answers" in shown
-    assert len(json.loads((tmp_path / "record.json").read_text())["rows"]) == 12
+    assert "float32 equals the plain path in 72 of 72 runs of 1 answers" in shown
+    assert len(json.loads((tmp_path / "record.json").read_text())["rows"]) == 24
 
 
 def test_bench_needs_no_lm_eval():

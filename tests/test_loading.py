@@ -218,7 +218,7 @@ def test_the_published_conventions_for_chat_templates():
     raw = {name: models.measured_raw(checkpoint, family)
            for family in models.FAMILIES.values() for name, checkpoint in family.names.items()}
     assert raw == {"tiny": False, "instruct": False, "1.5": True, "base": True,
-                   "dream-instruct": False, "dream-base": True}
+                   "dream-tiny": False, "dream-instruct": False, "dream-base": True}
 
 
 @pytest.mark.parametrize("name, chat", [("llada-base", False), ("my-LLaDA-1.5-copy", False), ("my-instruct", True)])

@@ -1,0 +1,70 @@
+# What the scripts of llada/scripts and dream/scripts share: sourced, never run.
+#
+#     source ".../benchmarks/rows.sh"
+#     begin main_1.5 1.5 llada-1.5            # the script's name, its model, the key of the paper's numbers
+#     measure -n +DPad -t gsm8k -s 4 -l 256 -d gaussian -k 3 -sc 1.6 -w 256 -e         # flags of run.py
+#     finish                                  # prints the table; arguments go to `run.py table`
+#
+# From the environment, all optional:
+# MODEL          another model than the paper's: tiny and dream-tiny answer small problems of our own instead, offline
+# LIMIT          only the first so many problems of every task
+# NUM_PROCESSES  GPUs to share the work
+# BATCH_SIZE     problems decoded together (the paper: 1)
+# OUTPUT         where results go (default: results/<script>/<model>, and so on)
+#
+# What is complete is skipped, what was interrupted goes on where it stopped; the first failure ends the script.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
+cd "$ROOT"
+
+begin() {
+    SCRIPT="$1" MODEL="${MODEL:-$2}" PAPER="${3:-}"
+    local name="${MODEL%/}"
+    OUTPUT="${OUTPUT:-results/$SCRIPT/${name##*/}${LIMIT:+-first-$LIMIT}}"
+    mkdir -p "$OUTPUT"
+    COUNT=0 STARTED=$SECONDS
+}
+
+stand_in() { # the task that an embedded model answers instead
+    case "$MODEL:$1" in
+    *tiny:gsm8k) echo arithmetic-50 ;;
+    *tiny:minerva_math) echo math-local ;;
+    *tiny:humaneval | *tiny:mbpp) echo "$1-local" ;;
+    *) echo "$1" ;;
+    esac
+}
+
+measure() {
+    local flags=() name="" task="" length="" log status=0
+    while [ $# -gt 0 ]; do
+        case "$1" in
+        -n) name="$2" ;;
+        -t) task="$2" && set -- -t "$(stand_in "$2")" "${@:3}" ;;
+        -l) length="$2" ;;
+        esac
+        flags+=("$1")
+        shift
+    done
+    flags+=(-m "$MODEL" ${LIMIT:+--limit "$LIMIT"} ${NUM_PROCESSES:+--num_processes "$NUM_PROCESSES"}
+        ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} --output "$OUTPUT/runs" --record "$OUTPUT/$task-$length-$name.json")
+    log="$OUTPUT/$task-$length-$name.log"
+    COUNT=$((COUNT + 1))
+    printf '== %s %s: python run.py %s\n' "$SCRIPT" "$COUNT" "${flags[*]}"
+    # On a terminal one sees the progress bar; otherwise everything goes into the log.
+    if [ -t 2 ]; then
+        "$PYTHON" run.py "${flags[@]}" | tee "$log" || status=$?
+    else
+        "$PYTHON" run.py "${flags[@]}" 2>&1 | tee "$log" || status=$?
+    fi
+    if [ "$status" -ne 0 ]; then
+        printf '%s stopped with status %s at: python run.py %s\nIts log: %s. The same script goes on from here.\n' \
+            "$SCRIPT" "$status" "${flags[*]}" "$log" >&2
+        exit "$status"
+    fi
+}
+
+finish() {
+    "$PYTHON" run.py table "$OUTPUT" ${PAPER:+--paper "$PAPER"} "$@" | tee "$OUTPUT/table.txt"
+    printf '%s: %s rows in %s minutes; records, logs and this table: %s\n' \
+        "$SCRIPT" "$COUNT" "$(((SECONDS - STARTED) / 60))" "$OUTPUT"
+}

@@ -1,0 +1,129 @@
+"""llada/scripts and dream/scripts: they measure exactly the paper's rows, stop at a failure, skip what is complete.
+
+    bash tests/run.sh tests/test_scripts.py
+
+A stand-in for Python writes down how it was called; one script runs for real, offline, on the embedded model.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+import run
+from paper import STAND_INS, reported
+
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/scripts/*.sh"))
+TABLES = {  # script -> the authors' rows that it measures: key of paper.json and answer lengths
+    "llada/scripts/main_instruct.sh": ("llada-instruct", (256, 512)),
+    "llada/scripts/main_1.5.sh": ("llada-1.5", (256, 512)),
+    "llada/scripts/long_seq.sh": ("llada-1.5", (1024,)),
+    "dream/scripts/main_base.sh": ("dream-base", (256, 512)),
+    "dream/scripts/long_seq.sh": ("dream-base", (1024, 2048)),
+}
+FAKE = """\
+#!/bin/bash
+printf '%s\\n' "$(printf '%q ' "$@")" >> "{calls}"
+if [ "$2" = table ]; then echo "THE TABLE"; exit 0; fi
+case "$*" in *"${{FAIL_AT:-nothing}}"*) echo "run.py: it broke" >&2; exit 3 ;; esac
+"""
+
+
+@pytest.fixture
+def house(tmp_path):
+    """The scripts in a folder of their own, with a set-up that names the stand-in as Python."""
+    for folder in ("llada/scripts", "dream/scripts"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copy(ROOT / "benchmarks" / "rows.sh", tmp_path / "benchmarks")
+    python = tmp_path / "python"
+    python.write_text(FAKE.format(calls=tmp_path / "calls"))
+    python.chmod(0o755)
+    (tmp_path / "environment.sh").write_text(f'ROOT="{tmp_path}"\nPYTHON="{python}"\n')
+    return tmp_path
+
+
+def called(house, script, **variables):
+    """Run a script from elsewhere; its process, and the command lines of run.py."""
+    (house / "calls").unlink(missing_ok=True)
+    clean = {name: value for name, value in os.environ.items() if name not in ("MODEL", "LIMIT", "OUTPUT", "WINDOWS")}
+    done = subprocess.run(["bash", str(house / script)], cwd="/", env=clean | variables, capture_output=True, text=True)
+    return done, [shlex.split(line)[1:] for line in (house / "calls").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_line_is_a_command_that_run_takes(house, script):
+    """Guards against flags that run.py does not have, or refuses together."""
+    done, calls = called(house, script)
+    assert done.returncode == 0, done.stderr
+    *rows, table = calls
+    assert table[0] == "table" and run.table_parser().parse_args(table[1:])
+    for row in rows:
+        options = run.evaluate_parser().parse_args(row)
+        assert run.decoding_from(options)["gen_length"] == options.gen_length
+    records = [run.evaluate_parser().parse_args(row).record for row in rows]
+    assert len(set(records)) == len(records) >= 7
+
+
+@pytest.mark.parametrize("script", TABLES)
+def test_the_rows_are_the_papers(house, script):
+    """Guards names and lengths: every row of the paper's table is measured once, under the name it has there."""
+    key, lengths = TABLES[script]
+    _, calls = called(house, script)
+    parsed = [run.evaluate_parser().parse_args(row) for row in calls[:-1]]
+    measured = [(options.task, options.gen_length, options.name) for options in parsed]
+    assert sorted(measured) == sorted(place for place in reported(key) if place[1] in lengths)
+    assert calls[-1][calls[-1].index("--paper") + 1] == key
+    for options in parsed:  # as the paper measured: every row with DPad terminates early
+        assert options.early_termination == ("DPad" in options.name or "Early" in options.name)
+        assert options.threshold == (0.9 if "Parallel" in options.name else 0)
+        assert options.use_cache == ("PrefixCache" in options.name)
+        assert (options.dropout_strategy == "gaussian") == ("DPad" in options.name)
+
+
+def test_the_heatmap_has_the_papers_cells(house):
+    """36 cells of the Gaussian and 45 of the uniform sampler; WINDOWS takes some of their columns."""
+    _, calls = called(house, "llada/scripts/heatmap.sh")
+    names = [run.evaluate_parser().parse_args(row).name for row in calls[:-1]]
+    assert sum(name.startswith("uniform") for name in names) == 45
+    assert sum(name.startswith("gaussian") for name in names) == 36
+    _, calls = called(house, "llada/scripts/heatmap.sh", WINDOWS="64")
+    assert [row[row.index("-n") + 1] for row in calls[:-1]] == ["uniform-64-32", "uniform-64-64", "gaussian-64-32"]
+
+
+def test_the_embedded_models_answer_stand_ins(house):
+    """Guards the offline run: no line may name a task of the hub."""
+    for script, model in (("llada/scripts/main_1.5.sh", "tiny"), ("dream/scripts/main_base.sh", "dream-tiny")):
+        _, calls = called(house, script, MODEL=model, LIMIT="4", NUM_PROCESSES="2")
+        for row in calls[:-1]:
+            options = run.evaluate_parser().parse_args(row)
+            assert options.task in STAND_INS and (options.limit, options.num_processes) == (4, 2)
+            assert options.model == model
+
+
+def test_a_failure_ends_the_script_with_its_log(house):
+    """Guards against failures that are swallowed: nothing after it runs, and the status is the failure's."""
+    done, calls = called(house, "llada/scripts/long_seq.sh", FAIL_AT="-n +DPad")
+    assert done.returncode == 3 and len(calls) == 3
+    log = house / "results/long_seq/1.5/gsm8k-1024-+DPad.log"
+    assert "run.py: it broke" in log.read_text()
+    assert "long_seq stopped with status 3 at: python run.py -n +DPad -t gsm8k" in done.stderr
+    assert str(log.relative_to(house)) in done.stderr
+
+
+def test_a_script_runs_whole_and_then_skips(tmp_path):
+    """The real thing, offline: measures, draws, prints its table; started again it computes nothing."""
+    command = ["bash", str(ROOT / "llada/scripts/heatmap.sh")]
+    variables = os.environ | {"MODEL": "tiny", "LIMIT": "1", "WINDOWS": "64", "OUTPUT": str(tmp_path)}
+    done = subprocess.run(command, cwd="/", env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "uniform-64-32" in (tmp_path / "table.txt").read_text()
+    assert (tmp_path / "heatmap.png").stat().st_size > 5000
+    record = json.loads((tmp_path / "gsm8k-512-gaussian-64-32.json").read_text())
+    assert record["task"] == "arithmetic-50" and record["settings"]["cache"] == "prefix"
+    again = subprocess.run(command, cwd="/", env=variables, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout.count("complete: ") == 3
