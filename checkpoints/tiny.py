@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import dream
@@ -35,8 +35,9 @@ DREAM_CHAT = (
 )
 VOCABULARY = 1024
 # What BPE may merge within. A capital begins a piece, without the space before it: a name is then the same token at the
-# start of a line and inside one, and copying it is one thing to learn instead of one for each name.
-PIECES = r"<<|>>|####|\d|[A-Z][a-z]*| ?[a-z]+|\n| ?[^A-Za-z\d\s<>#]|\s"
+# start of a line and inside one, and copying it is one thing to learn instead of one for each name. A number up to 99 is
+# one token: were it one or two, a model that decodes in any order would have to guess where everything after it stands.
+PIECES = r"<<|>>|####|\d{1,2}|[A-Z][a-z]*| ?[a-z]+|\n| ?[^A-Za-z\d\s<>#]|\s"
 # RoPE's base and the spread of the initial weights suit this width and these lengths, not the 8B's.
 LLADA_SHAPE = {
     "d_model": 192, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512, "rope_theta": 10_000.0, "init_std": 0.07,
@@ -87,10 +88,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def train_bpe(pattern: str, special_tokens: list[str], vocabulary: int, seed: int) -> Tokenizer:
-    """Byte-level BPE of `vocabulary` tokens, trained on the training problems; `pattern` splits text beforehand.
-
-    Every digit is a token of its own: sums are learned once, digit by digit, instead of once for each pair of numbers.
-    """
+    """Byte-level BPE of `vocabulary` tokens, trained on the training problems; `pattern` splits text beforehand."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
@@ -124,12 +122,15 @@ def _llada(seed: int):
 
 
 def _dream(seed: int):
-    bpe = train_bpe(PIECES, [], VOCABULARY - 8, seed)  # no merge crosses a piece, though Qwen's pattern cuts fewer
+    # No merge crosses a piece, though Qwen's pattern cuts fewer; it cuts digits apart, so numbers are added as a whole.
+    numbers = [str(number) for number in range(10, 100)]
+    bpe = train_bpe(PIECES.replace(r"\d{1,2}", r"\d"), [], VOCABULARY - 8 - len(numbers), seed)
     parts = json.loads(bpe.to_str())["model"]
     tokenizer = dream.DreamTokenizer(
         vocab=parts["vocab"], merges=[tuple(pair) for pair in parts["merges"]], chat_template=DREAM_CHAT,
         model_max_length=MAX_POSITIONS, padding_side="left",
     )
+    tokenizer.add_tokens([AddedToken(number, normalized=False) for number in numbers])
     return tokenizer, dream.DreamModel, dream.DreamConfig(
         **DREAM_SHAPE, vocab_size=VOCABULARY, max_position_embeddings=MAX_POSITIONS,
         mask_token_id=tokenizer.mask_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -146,8 +147,8 @@ CARD = """\
 # {name}: a small {family} for machines without a GPU
 
 {parameters:.2f} million parameters ({shape};
-bfloat16), a byte-level BPE vocabulary of {vocabulary} tokens in which every digit is a token and so is every name, and
-{family}'s chat template. It solves the word problems that `dataset/arithmetic.py` writes, one to four steps in whole
+bfloat16), a byte-level BPE vocabulary of {vocabulary} tokens in which every number up to 99 is a token and so is every
+name, and {family}'s chat template. It solves the word problems that `dataset/arithmetic.py` writes, one to four steps in whole
 numbers up to 99, and nothing else. It is here so that everything in this repository runs, and can be tested, offline.
 
     python run.py generate -m {short} --prompt "Tom has 3 bags with 4 apples each. How many apples does Tom have?"

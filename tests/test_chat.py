@@ -1,0 +1,120 @@
+"""`run.py chat`: through a pipe, and through a pseudo-terminal as a person would use it, with and without colour.
+
+    bash tests/run.sh tests/test_chat.py
+"""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+QUESTION = "Mia bakes 24 rolls. She sells 9 rolls. How many rolls does Mia have now?"
+FLAGS = ["-d", "gaussian", "-k", "3", "-sc", "1.6", "-e", "-th", "0.9", "-l", "64", "--device", "cpu"]
+
+
+def line(model="tiny", *more):
+    return [sys.executable, str(ROOT / "run.py"), "chat", "-m", str(model), *FLAGS, *more]
+
+
+def test_questions_from_a_pipe():
+    """Answers and what they cost, one after the other; no prompt sign, no colour, no drafts over each other."""
+    typed = f"{QUESTION}\n/settings threshold 0.5 cache prefix window 32\n{QUESTION}\n/quit\nnever read\n"
+    done = subprocess.run(line(), input=typed, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0 and done.stderr == ""
+    assert len(re.findall(r"\[\d+ forwards · \d+ tokens · [\d.]+ tokens/s · [\d.]+ s\]", done.stdout)) == 2
+    assert "####" in done.stdout and "\x1b" not in done.stdout and "> " not in done.stdout.replace("<<", "")
+    assert re.search(r"threshold +0\.5", done.stdout) and re.search(r"cache +prefix", done.stdout)
+
+
+@pytest.mark.parametrize("typed, message", [
+    ("/settings threshold 2", "threshold is 2"), ("/settings window", "takes names with their values"),
+    ("/settings speed 3", "there is no setting 'speed'"), ("/settings cache fast", "must be none, prefix, dual"),
+    ("/settings block_size 48", "must divide gen_length"), ("/dance", "there is no command /dance"),
+    ("/settings early_termination maybe", "must be on or off"), ("/settings window many", "must be a number"),
+])
+def test_a_mistake_changes_nothing(checkpoint_folder, typed, message):
+    """What can not be set is said, the settings stay, and the conversation goes on."""
+    done = subprocess.run(line(checkpoint_folder), input=f"{typed}\n/settings\n", capture_output=True, text=True)
+    assert done.returncode == 0 and message in done.stdout
+    assert re.search(r"threshold +0\.9", done.stdout) and re.search(r"cache +none", done.stdout)
+
+
+def test_the_conversation_is_remembered(checkpoint_folder):
+    """With history the second prompt holds the first turn, which shows in what has to fit; /reset forgets it."""
+    typed = "One apple.\nTwo apples.\n/reset\nThree apples.\n"
+    done = subprocess.run([*line(checkpoint_folder), "--chat_template", "on"], input=typed, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and done.stdout.count("forwards ·") == 3
+    assert "starts anew" in done.stdout
+
+
+class Terminal:
+    """A pseudo-terminal with a chat in it."""
+
+    def __init__(self, command, **variables):
+        self.pid, self.file = pty.fork()
+        if self.pid == 0:
+            os.environ.pop("NO_COLOR", None)
+            os.environ.update({"TERM": "xterm"} | variables)
+            os.execv(command[0], command)
+        self.shown = ""
+
+    def type(self, text):
+        os.write(self.file, text.encode())
+
+    def wait(self, pattern, seconds=120):
+        """Read until the pattern has appeared since the last wait; what came with it."""
+        deadline, start = time.monotonic() + seconds, len(self.shown)
+        while not (found := re.search(pattern, self.shown[start:])):
+            assert time.monotonic() < deadline, f"{pattern!r} did not appear in {self.shown[start:]!r}"
+            if select.select([self.file], [], [], 0.2)[0]:
+                try:
+                    self.shown += os.read(self.file, 65536).decode(errors="replace")
+                except OSError:
+                    break
+        return self.shown[start:] if found else ""
+
+    def end(self):
+        """The exit status."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                os.close(self.file)
+                return os.waitstatus_to_exitcode(status)
+            if select.select([self.file], [], [], 0.1)[0]:
+                try:
+                    os.read(self.file, 65536)
+                except OSError:
+                    pass
+        os.kill(self.pid, signal.SIGKILL)
+        raise AssertionError("the chat did not end")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_on_a_terminal(plain):
+    """A person asks, sees drafts with masks, reads the cost, stops an answer with Ctrl-C, and ends with Ctrl-D."""
+    slow = ["--threshold", "0", "-l", "256"]
+    chat = Terminal(line("tiny", *slow), **({"NO_COLOR": "1"} if plain else {}))
+    chat.wait("lists the commands")
+    chat.type("/settings threshold 0.9 gen_length 64 window 64\n")
+    chat.wait(r"history +off")
+    chat.type(QUESTION + "\n")
+    shown = chat.wait(r"tokens/s · [\d.]+ s\]")
+    assert "░" in shown and "####" in shown
+    assert ("\x1b[2m" in shown) != plain, "notes are dim where colour is wanted"
+    chat.type("/settings threshold 0 gen_length 1024 early_termination off\n")
+    chat.wait(r"history +off")
+    chat.type(QUESTION + "\n")
+    chat.wait("░")
+    chat.type("\x03")
+    chat.wait("Stopped; the question is forgotten")
+    chat.type("\x04")
+    assert chat.end() == 0

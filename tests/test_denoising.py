@@ -1,0 +1,123 @@
+"""Traces: what is recorded is what happened, files are read back or refused, the GIF has the frames it should.
+
+    bash tests/run.sh tests/test_denoising.py
+"""
+
+import json
+
+import pytest
+from PIL import Image
+
+import completion
+import denoising
+import models
+import run
+from sampler import GaussianSampler
+
+PROMPT = "Tom has 3 bags with 4 apples in each bag. How many apples does Tom have?"
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint_folder):
+    return models.load(str(checkpoint_folder), device="cpu", dtype="float32")
+
+
+def record(loaded, **options):
+    options = {"gen_length": 96, "block_length": 16, "steps": 24, "seed": 3} | options
+    tracer = denoising.Tracer(denoising.head_of(loaded, PROMPT, options), loaded)
+    [answer] = completion.complete(loaded, [PROMPT], options, streamer=tracer)
+    return tracer.finish(answer), options
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_trace_is_what_happened(loaded, cache):
+    """Every token, the forward that decided it, the slots computed and the kept suffix are those of the output."""
+    trace, options = record(loaded, cache=cache, suffix_sampler=GaussianSampler(48, 3, 1.6))
+    inputs = loaded.encode_text([PROMPT])
+    output = loaded.generate(loaded.model, **inputs, **options)
+    prompt = inputs["input_ids"].shape[1]
+    decided = {place: (token, number) for number, entry in enumerate(trace.forwards)
+               for place, token, _, _ in entry["decided"]}
+    assert len(decided) == 96
+    for place, (token, number) in decided.items():
+        assert output.sequences[0, prompt + place] == token and output.decided_at[0, place] == number
+    assert len(trace.forwards) == output.forwards[0]
+    assert sum(entry["computed"] for entry in trace.forwards) == output.tokens_processed
+    kept = [entry["kept"] for entry in trace.forwards if "kept" in entry]
+    assert kept == [[place - prompt for place in block] for block in output.kept_suffix]
+    assert trace.tail["forwards"] == len(trace.forwards)
+
+
+def test_the_view_tells_the_kinds_apart(loaded):
+    """At first all is masks, the suffix either kept or dropped; at last all is decided."""
+    trace, _ = record(loaded, suffix_sampler=GaussianSampler(48, 3, 1.6))
+    first = denoising.view(trace, 0)
+    kinds = [cell[0] for cell in first.cells]
+    kept = set(trace.forwards[0]["kept"])
+    assert kinds[:16] == ["block"] * 16 and first.suffix == 80 and first.kept == len(kept)
+    assert all(kinds[place] == ("kept" if place in kept else "dropped") for place in range(16, 96))
+    last = denoising.view(trace, len(trace.forwards))
+    assert last.done and {cell[0] for cell in last.cells} == {"decided"} and 0 < last.share < 1
+    middle = denoising.view(trace, 6)
+    assert middle.block == 1 and sum(cell[0] == "decided" for cell in middle.cells) == 24
+
+
+def test_early_termination_fills(loaded):
+    """Places after the block with EOS were never decided: they are shown as filled."""
+    eos = loaded.model.config.eos_token_id
+    trace, _ = record(loaded, early_termination=True)
+    some = trace.forwards[5]["decided"][0][1]
+    trace, _ = record(loaded, early_termination=True, eos_id=some)
+    kinds = {cell[0] for cell in denoising.view(trace, len(trace.forwards)).cells}
+    assert kinds == {"decided", "filled"} and eos != some
+
+
+def test_only_one_prompt(loaded):
+    tracer = denoising.Tracer(denoising.head_of(loaded, PROMPT, {"gen_length": 32}), loaded)
+    with pytest.raises(ValueError, match="a trace is of one prompt; there are 2"):
+        completion.complete(loaded, [PROMPT, PROMPT], {"gen_length": 32, "steps": 2}, streamer=tracer)
+
+
+def test_the_command_line_writes_reads_and_draws(checkpoint_folder, tmp_path, capsys):
+    """generate --trace, then trace --gif with two of them: a film of the size and length that was asked for."""
+    flags = ["-m", str(checkpoint_folder), "--device", "cpu", "-l", "64", "--steps", "8", "--prompt", PROMPT]
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert run.main(["generate", *flags, "--trace", str(files[0])]) == 0
+    assert run.main(["generate", *flags, "-d", "gaussian", "-e", "--trace", str(files[1])]) == 0
+    gif = tmp_path / "new" / "out.gif"
+    assert run.main(["trace", *map(str, files), "--gif", str(gif), "--seconds", "3"]) == 0
+    assert "Vanilla: 8 forwards" in capsys.readouterr().out
+    with Image.open(gif) as film:
+        assert film.n_frames > 2 and film.width > 1000
+        lasts = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            lasts.append(film.info["duration"])
+    assert sum(lasts) == pytest.approx(5000, abs=400)
+    again = denoising.read(files[1])
+    again.write(tmp_path / "c.jsonl")
+    assert (tmp_path / "c.jsonl").read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda lines: lines[:-1], "no whole trace"), (lambda lines: ["{}", *lines[1:]], "line 1: not a line of a trace"),
+    (lambda lines: [lines[0], "nonsense", *lines[2:]], "line 2: not a line of a trace"), (lambda lines: [], "no whole"),
+    (lambda lines: [lines[0], json.dumps({"block": "<script>"}), *lines[2:]], "line 2: not a line"),
+])
+def test_what_is_no_trace_is_refused(loaded, tmp_path, spoil, message):
+    trace, _ = record(loaded)
+    file = tmp_path / "trace.jsonl"
+    trace.write(file)
+    file.write_text("\n".join(spoil(file.read_text().splitlines())))
+    with pytest.raises(ValueError, match=message):
+        denoising.read(file)
+    assert run.main(["trace", str(file)]) == 2
+
+
+def test_a_film_needs_sensible_numbers(loaded, tmp_path):
+    trace, _ = record(loaded)
+    for seconds, frames in ((0, 10), (100, 10), (3, 1)):
+        with pytest.raises(ValueError, match="a GIF lasts"):
+            denoising.draw_gif([trace], tmp_path / "x.gif", seconds, frames)
+    with pytest.raises(ValueError, match="with a forward at least"):
+        denoising.draw_gif([], tmp_path / "x.gif")
