@@ -195,7 +195,7 @@ def view(trace: Trace, forwards: int) -> View:
         for place, _token, text, confidence in entry["decided"]:
             if 0 <= place < length:
                 cells[place] = ("decided", text, confidence, number)
-    whole = trace.head["prompt_tokens"] + length
+    whole = trace.head.get("prompt_tokens", 0) + length  # not known before generation has begun
     tokens = sum(kind == "decided" and text != trace.head.get("eos") for kind, text, _, _ in cells)
     return View(
         cells, len(seen), block, len(kept), max(0, length - end), seen[-1]["seconds"] if seen else 0.0,
@@ -294,7 +294,7 @@ def _picture(trace: Trace, forwards: int):
         draw.rectangle((left + 1, top + 1, left + width - 2, top + height - 2), fill=fill, outline=OUTLINE[kind])
         if kind == "decided" and height > 16:
             shown = "" if text == trace.head.get("eos") else text.replace("\n", "⏎").strip() or "·"
-            dark = sum(fill) < 380
+            dark = sum(fill) < 430
             draw.text((left + width / 2, top + height / 2), shown[:9], fill="#ffffff" if dark else INK, font=_font(11),
                       anchor="mm")
     return picture

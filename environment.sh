@@ -4,7 +4,7 @@
 #
 # The first call installs (about two minutes), later ones only look at a stamp. An environment that was left half made
 # is repaired. Another Python than python3 is taken from the variable PYTHON. pip's own settings (mirrors, proxies,
-# wheel folders) apply as usual.
+# wheel folders) apply as usual. EXTRA: a second file of requirements to install (the tests take the web page's).
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
@@ -53,6 +53,17 @@ install_all() {
     "${pip[@]}" install -r "$ROOT/requirements.txt"
 }
 
+install_extra() {
+    local venv="$ROOT/.venv" stamp
+    stamp="$(cat "$ROOT/requirements.txt" "$ROOT/$EXTRA" | cksum)"
+    if [ "$(cat "$venv/installed-extra" 2>/dev/null)" != "$stamp" ]; then
+        "$venv/bin/python" -m pip --disable-pip-version-check install -r "$ROOT/requirements.txt" -r "$ROOT/$EXTRA" \
+            >"$venv/install-extra.log" 2>&1 ||
+            give_up "pip could not install $EXTRA; its whole output is in $venv/install-extra.log"
+        echo "$stamp" >"$venv/installed-extra"
+    fi
+}
+
 set_up() {
     local venv="$ROOT/.venv" python stamp log started=$SECONDS
     stamp="$(cksum <"$ROOT/requirements.txt") $(has_gpu && echo gpu || echo cpu)"
@@ -92,4 +103,7 @@ set_up() {
 }
 
 set_up
+if [ -n "${EXTRA:-}" ]; then
+    install_extra
+fi
 PYTHON="$ROOT/.venv/bin/python"

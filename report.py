@@ -36,6 +36,7 @@ KINDS = {
     "evaluation": ("name", "task", "model", "settings", "metrics", "latency_s", "samples"),
     "benchmark": ("model", "settings", "rows"),
     "growth": ("model", "settings", "rows"),
+    "paper": ("source", "hardware", "problems", "scripts", "models"),  # benchmarks/paper.json
 }
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
 MARK = re.compile(r"(<!-- table: *(?P<paths>[^>]*?) *-->)(?P<body>.*?)(?P<end><!-- /table -->|\Z)", re.DOTALL)
@@ -140,9 +141,12 @@ def caption(records: Sequence[dict]) -> str:
     def all_of(values: Sequence[Any]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
 
-    settings = [record["settings"] for record in records]
+    if records[0]["kind"] == "paper":
+        return (f"Hours: the latencies that the authors report for an {records[0]['hardware']} "
+                f"({records[0]['source']}), times the benchmarks' numbers of problems; nothing that was measured here.")
     if records[0]["kind"] != "evaluation":
         return " ".join(_benchmark_caption(record) for record in records)
+    settings = [record["settings"] for record in records]
     shots = all_of([entry.get("num_fewshot") or 0 for entry in settings])
     return (
         f"Model {all_of([r['model'] for r in records])}, task {all_of([r['task'] for r in records])} ({shots}-shot), "
@@ -188,7 +192,8 @@ def metric_labels(shown: Sequence[dict]) -> list[str]:
 def _cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Headings and text cells; the first column is the configuration, and settings that vary come right after it."""
     if records and records[0]["kind"] != "evaluation":
-        return {"benchmark": _benchmark_cells, "growth": _growth_cells}[records[0]["kind"]](records)
+        return {"benchmark": _benchmark_cells, "growth": _growth_cells, "paper": _paper_cells}[records[0]["kind"]](
+            records)
     shown = rows(records)
     varying = [key for key in ("model", "task", "G", "hardware") if len({row[key] for row in shown}) > 1]
     labels = metric_labels(shown)
@@ -227,6 +232,16 @@ def _benchmark_cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]
                 *([number(row["read_s"], 3)] if reads else []), number(memory and memory / 2**30, 2),
             ])
     return headings, cells
+
+
+def _paper_cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """For each script the table or figure that it makes, and how long that took the authors."""
+    [paper], cells = records, []
+    for script in paper["scripts"]:
+        rows = [row for row in paper["models"][script["model"]]["rows"] if row["gen_length"] in script["gen_lengths"]]
+        hours = sum(row["latency_s"] * paper["problems"][row["benchmark"]] for row in rows) / 3600
+        cells.append([f"`bash {script['script']}`", script["shows"], f"{hours:.0f}" if rows else "not reported"])
+    return ["command", "makes", "hours on an A100"], cells
 
 
 def block_ms(row: dict) -> float:

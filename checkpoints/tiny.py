@@ -35,8 +35,8 @@ DREAM_CHAT = (
 )
 VOCABULARY = 1024
 # What BPE may merge within. A capital begins a piece, without the space before it: a name is then the same token at the
-# start of a line and inside one, and copying it is one thing to learn instead of one for each name. A number up to 99 is
-# one token: were it one or two, a model that decodes in any order would have to guess where everything after it stands.
+# start of a line and inside one, and copying it is one thing to learn instead of one for each name. A number up to 99
+# is one token: were it one or two, a model that decodes in any order would have to guess where all behind it stands.
 PIECES = r"<<|>>|####|\d{1,2}|[A-Z][a-z]*| ?[a-z]+|\n| ?[^A-Za-z\d\s<>#]|\s"
 # RoPE's base and the spread of the initial weights suit this width and these lengths, not the 8B's.
 LLADA_SHAPE = {
@@ -117,7 +117,7 @@ def _llada(seed: int):
         **LLADA_SHAPE, vocab_size=VOCABULARY, max_sequence_length=MAX_POSITIONS,
         mask_token_id=tokenizer.mask_token_id, eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
-        eot_token_id=tokenizer.convert_tokens_to_ids(LLADA_TOKENS["end_of_turn"]),
+        eot_id=tokenizer.convert_tokens_to_ids(LLADA_TOKENS["end_of_turn"]),
     )
 
 
@@ -148,8 +148,9 @@ CARD = """\
 
 {parameters:.2f} million parameters ({shape};
 bfloat16), a byte-level BPE vocabulary of {vocabulary} tokens in which every number up to 99 is a token and so is every
-name, and {family}'s chat template. It solves the word problems that `dataset/arithmetic.py` writes, one to four steps in whole
-numbers up to 99, and nothing else. It is here so that everything in this repository runs, and can be tested, offline.
+name, and {family}'s chat template. It solves the word problems that `dataset/arithmetic.py` writes, one to four steps
+in whole numbers up to 99, and nothing else. It is here so that everything in this repository runs, and can be tested,
+offline.
 
     python run.py generate -m {short} --prompt "Tom has 3 bags with 4 apples each. How many apples does Tom have?"
 

@@ -56,7 +56,9 @@ STYLE = """
 .dpad { --early: 253,231,154; --late: 42,120,142; font-family: ui-sans-serif, system-ui, sans-serif; }
 .dpad .numbers { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: .2rem 0 .5rem; font-size: .92rem; }
 .dpad .numbers b { font-variant-numeric: tabular-nums; font-weight: 650; }
-.dpad .cells { display: grid; grid-template-columns: repeat(auto-fill, minmax(3.4rem, 1fr)); gap: 3px; }
+.dpad.trace { container-type: inline-size; }
+.dpad .cells { display: grid; grid-template-columns: repeat(16, minmax(0, 1fr)); gap: 3px; }
+@container (max-width: 46rem) { .dpad .cells { grid-template-columns: repeat(8, minmax(0, 1fr)); } }
 .dpad .cells i { font: 500 .74rem/1.5rem ui-sans-serif, system-ui, sans-serif; height: 1.5rem; text-align: center;
   border-radius: 4px; border: 1px solid transparent; overflow: hidden; white-space: pre; box-sizing: border-box; }
 .dpad .cells i.decided { color: #1f2328; }
@@ -104,7 +106,7 @@ def canvas(trace: denoising.Trace, forwards: int) -> str:
         if kind == "decided":
             red, green, blue = denoising.shade(number, total)
             style = f' style="background:rgb({red},{green},{blue})"'
-            kind = "decided dark" if red + green + blue < 380 else "decided"
+            kind = "decided dark" if red + green + blue < 430 else "decided"
             label = f"{text!r}: forward {number + 1}, confidence {confidence:.3f}"
             shown = "" if text == eos else text.strip().replace("\n", "⏎") or ("⏎" if "\n" in text else "·")
         cells.append(f'<i class="{kind}"{style} title="{place}: {html.escape(label)}">{html.escape(shown)}</i>')

@@ -32,7 +32,7 @@ class LLaDAConfig(PretrainedConfig):
     mlp_ratio * d_model). vocab_size: of the tokenizer; embedding_size: rows of the embedding and the head (None:
     vocab_size). max_sequence_length: prompt and answer together. include_bias: on every projection;
     include_qkv_bias: on q, k, v at least. weight_tying: the head is the embedding. scale_logits: divide logits by
-    sqrt(d_model). input_emb_norm: multiply embeddings by sqrt(d_model). eot_token_id: ends a turn of the chat template
+    sqrt(d_model). input_emb_norm: multiply embeddings by sqrt(d_model). eot_id: ends a turn of the chat template
     (the hub's files leave it out).
 
     Raises:
@@ -53,7 +53,7 @@ class LLaDAConfig(PretrainedConfig):
         rms_norm_eps: float = 1e-5, include_bias: bool = False, include_qkv_bias: bool = False,
         weight_tying: bool = False, scale_logits: bool = False, input_emb_norm: bool = False,
         init_std: float = 0.02, mask_token_id: int = 126336, eos_token_id: int = 126081,
-        eot_token_id: int = 126348, pad_token_id: int | None = None, **others,
+        eot_id: int = 126348, pad_token_id: int | None = None, **others,
     ):
         if others.get("multi_query_attention"):
             raise ValueError("config field multi_query_attention is on; set n_kv_heads to 1 instead")
@@ -85,7 +85,7 @@ class LLaDAConfig(PretrainedConfig):
         self.include_qkv_bias = bool(include_bias or include_qkv_bias)
         self.weight_tying, self.scale_logits, self.input_emb_norm = weight_tying, scale_logits, input_emb_norm
         self.init_std = self.initializer_range = init_std
-        self.mask_token_id, self.eot_token_id = mask_token_id, eot_token_id
+        self.mask_token_id, self.eot_id = mask_token_id, eot_id
         super().__init__(
             eos_token_id=eos_token_id, pad_token_id=eos_token_id if pad_token_id is None else pad_token_id,
             **others,

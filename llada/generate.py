@@ -150,5 +150,5 @@ def generate(
         suffix_sampler=suffix_sampler, early_termination=early_termination, seed=seed,
     )
     rule = LLaDARule(settings, temperature=temperature, remasking=remasking, threshold=threshold, factor=factor,
-                     suppress_eos=suppress_eos, eot_id=model.config.eot_token_id)
+                     suppress_eos=suppress_eos, eot_id=model.config.eot_id)
     return decode(model, rule, input_ids, attention_mask, settings, streamer)

@@ -6,6 +6,7 @@
 #
 # Ends with pytest's closing line and status 0 only when style and tests are both in order.
 set -uo pipefail
+EXTRA=demo/requirements.txt
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 cd "$ROOT" || exit 1
 

@@ -367,3 +367,16 @@ def test_demo_help_names_every_variable():
     assert done.returncode == 0
     for variable in ("MODEL", "TASK", "LIMIT", "GEN_LENGTH"):
         assert variable in done.stdout and f"\n# {variable} " in header and f"${{{variable}:+" in header
+
+
+# --- demo/app.py ----------------------------------------------------------------------------------------------------
+
+
+def test_everything_else_works_without_gradio():
+    """The page says in one line what it needs; nothing but the page imports Gradio."""
+    program = ("import sys; sys.modules['gradio'] = None; sys.argv = ['app.py']\n"
+               "import run, harness, bench, chat, denoising, paper, report\n"
+               "from demo import app; sys.exit(app.main([]))")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "app.py: the page needs Gradio: pip install -r demo/requirements.txt"

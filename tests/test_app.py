@@ -1,0 +1,250 @@
+"""The web page in a real browser: ask, watch, compare, scrub, mistakes, two visitors, a narrow screen, the keyboard.
+
+    bash tests/run.sh tests/test_app.py
+
+Needs Chromium (Debian's package, or Chrome in the PATH) and demo/requirements.txt; without them it is skipped.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from conftest import ROOT
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+LONG = 120_000  # milliseconds
+
+
+gradio = pytest.importorskip("gradio", reason="demo/requirements.txt is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="demo/requirements.txt is not installed")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The page, served by a process of its own on a free port."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    log = tmp_path_factory.mktemp("page") / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen([sys.executable, str(ROOT / "demo" / "app.py"), "--port", str(port)], cwd="/",
+                                  stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    url, deadline = f"http://127.0.0.1:{port}/", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=2)
+            break
+        except OSError:
+            time.sleep(0.3)
+    yield url
+    server.terminate()
+    server.wait(30)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open the page in a context of its own; whatever it asked for elsewhere, and errors, fail the test."""
+    pages, elsewhere, errors = [], [], []
+
+    def open_page(**options):
+        page = browser.new_context(**options).new_page()
+        page.set_default_timeout(LONG)
+        page.on("request", lambda request: elsewhere.append(request.url)
+                if not request.url.startswith((address, "data:", "blob:", address.replace("http", "ws"))) else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#ask")
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.context.close()
+    assert not elsewhere and not errors
+
+
+def choose(page, preset):
+    page.get_by_role("radio", name=preset, exact=True).check()
+    page.wait_for_timeout(400)
+
+
+def finished(page, side="left"):
+    return page.wait_for_selector(f'#{side} .trace[data-done="1"]')
+
+
+pytestmark = needs_browser
+
+
+def test_the_canvas_changes_while_the_model_decodes(visit):
+    """Ask with DPad: first masks and two kinds of suffix, then more and more tokens, at last the answer."""
+    page = visit()
+    page.click("#ask")
+    page.wait_for_selector('#left .trace[data-done="0"] i.block')
+    assert page.locator("#left i.kept").count() and page.locator("#left i.dropped").count()
+    first = int(page.locator("#left .trace").get_attribute("data-forwards"))
+    page.wait_for_function(f"+document.querySelector('#left .trace').dataset.forwards > {first}")
+    finished(page)
+    assert "####" in page.locator("#left .answer").inner_text()
+    assert page.locator("#left i.block").count() == 0 and page.locator("#left i.filled").count() > 0
+    label = page.locator("#left i.decided").first.get_attribute("title")
+    assert "forward" in label and "confidence" in label
+
+
+def test_play_pause_and_scrub(visit):
+    """The finished denoising can be gone through: forwards by the slider and by playing."""
+    page = visit()
+    choose(page, "All")
+    page.click("#ask")
+    finished(page)
+    page.wait_for_selector("#player")
+    number = page.locator("#scrub input[type=number]")
+    total = int(number.input_value())
+    number.fill("1")
+    number.press("Enter")
+    page.wait_for_selector('#left .trace[data-forwards="1"]')
+    assert page.locator("#left i.block").count()
+    page.click("#play")
+    page.wait_for_selector(f'#left .trace[data-forwards="{total}"]')
+    page.wait_for_function("document.querySelector('#play').innerText.trim() == 'Play'")
+
+
+def test_comparison(visit):
+    """Vanilla and DPad side by side on one question, their clocks, and a sentence about both at the end."""
+    page = visit()
+    choose(page, "All")
+    page.click("#compare")
+    page.wait_for_selector("#right .trace")
+    page.wait_for_selector("#message .faster")
+    said = page.locator("#message").inner_text()
+    assert "faster than vanilla" in said and "of the positions in each forward" in said
+    assert "Vanilla" in page.locator("#left h3").inner_text()
+    assert "DPad, threshold 0.9, prefix cache" in page.locator("#right h3").inner_text()
+    assert page.locator("#left .trace").get_attribute("data-forwards") == "256"
+    assert int(page.locator("#right .trace").get_attribute("data-forwards")) < 100
+
+
+def test_mistakes_are_said_and_change_nothing(visit):
+    """An empty question, a window over the answer's length: one sentence each, and the next answer works."""
+    page = visit()
+    page.fill("#question textarea", "   ")
+    page.click("#ask")
+    page.wait_for_selector('#message [role="alert"]')
+    assert "the question is empty" in page.locator("#message").inner_text()
+    page.fill("#question textarea", "<img src=x onerror=alert(1)> has 3 apples. How many apples?")
+    page.click("#settings button")
+    field = page.locator("#length input[type=number]")
+    field.fill("64")
+    field.press("Enter")
+    page.click("#ask")
+    page.wait_for_function("document.querySelector('#message').innerText.includes('window')")
+    assert "window is 256" in page.locator("#message").inner_text()
+    field = page.locator("#window input[type=number]")
+    field.fill("32")
+    field.press("Enter")
+    page.wait_for_timeout(300)
+    page.click("#ask")
+    finished(page)
+    assert page.locator("#left img").count() == 0, "what a visitor types is text"
+
+
+def test_the_retention_curve_follows_the_sliders(visit):
+    page = visit()
+    before = page.locator("#retention polyline").get_attribute("points")
+    page.click("#settings button")
+    field = page.locator("#scale input[type=number]")
+    field.fill("4")
+    field.press("Enter")
+    page.wait_for_function(f"document.querySelector('#retention polyline').getAttribute('points') != '{before}'")
+    assert "a = 4" in page.locator("#retention").inner_text()
+
+
+def test_two_visitors_at_once(visit):
+    """Each sees only their own answer, and both get one."""
+    one, two = visit(), visit()
+    for page, preset in ((one, "Parallel"), (two, "All")):
+        choose(page, preset)
+        page.click("#ask")
+    finished(one)
+    finished(two)
+    assert "Vanilla, threshold 0.9" in one.locator("#left h3").inner_text()
+    assert "DPad, threshold 0.9" in two.locator("#left h3").inner_text()
+
+
+def test_stop_ends_an_answer(visit):
+    page = visit()
+    choose(page, "Vanilla")
+    page.click("#ask")
+    page.wait_for_function("+(document.querySelector('#left .trace') || {dataset: {}}).dataset.forwards > 3")
+    page.click("#stop")
+    page.wait_for_timeout(1500)
+    at = page.locator("#left .trace").get_attribute("data-forwards")
+    page.wait_for_timeout(1500)
+    assert page.locator("#left .trace").get_attribute("data-forwards") == at and int(at) < 256
+
+
+def test_a_trace_is_saved_and_opened(visit, tmp_path):
+    """The page's own file opens again, here and in `run.py trace`; another file is refused in a sentence."""
+    page = visit()
+    choose(page, "All")
+    page.click("#ask")
+    finished(page)
+    page.wait_for_selector("#save")
+    with page.expect_download() as download:
+        page.click("#save")
+    file = tmp_path / "trace.jsonl"
+    download.value.save_as(file)
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"no": "trace"}\n')
+    other = visit()
+    other.set_input_files("#open input[type=file]", str(file))
+    finished(other)
+    assert other.locator("#left .answer").inner_text() == page.locator("#left .answer").inner_text()
+    third = visit()
+    third.set_input_files("#open input[type=file]", str(wrong))
+    third.wait_for_selector('#message [role="alert"]')
+    assert "wrong.jsonl, line 1: not a line of a trace" in third.locator("#message").inner_text()
+    shown = subprocess.run([sys.executable, str(ROOT / "run.py"), "trace", str(file)], capture_output=True, text=True)
+    assert shown.returncode == 0 and "DPad, threshold 0.9" in shown.stdout
+
+
+def test_the_keyboard_is_enough(visit):
+    """Tab reaches the question, the presets and the buttons; Space presses one."""
+    page = visit()
+    page.focus("#question textarea")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "ask":
+            break
+    assert page.evaluate("document.activeElement.id") == "ask"
+    page.keyboard.press("Space")
+    finished(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen(visit, scheme):
+    """On a phone nothing sticks out sideways, and the canvas has fewer columns."""
+    page = visit(viewport={"width": 380, "height": 800}, color_scheme=scheme)
+    choose(page, "All")
+    page.click("#ask")
+    finished(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 381
+    columns = page.evaluate("getComputedStyle(document.querySelector('#left .cells')).gridTemplateColumns")
+    assert len(columns.split()) == 8
