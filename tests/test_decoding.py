@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import CACHE_MODES, choose_above, choose_most_confident, log_probability
-from llada.generate import choose_by_factor, generate
+from decoding import CACHE_MODES, DecodingSettings, choose_above, choose_most_confident, log_probability
+from llada.generate import LLaDARule, choose_by_factor, generate
 from sampler import FullSuffix, GaussianSampler, UniformSampler, WindowSampler
 from transformer import SlotCache, positions_of
 
@@ -225,6 +225,22 @@ def test_the_mask_is_never_emitted_even_when_the_model_prefers_it(random_llada, 
     assert (output.decided_at >= 0).all()
 
 
+def test_eos_is_suppressed(random_llada):
+    """Guards LLaDA's ways against empty answers: "never" leaves EOS out, "last" puts it behind all other candidates."""
+    ids = torch.stack(prompts_of([9]))
+    favourite = generate(random_llada, ids, gen_length=32, block_length=16).sequences[0, 9:].mode().values.item()
+    for schedule in ({}, {"threshold": 0.1}, {"temperature": 0.7}):
+        output = generate(random_llada, ids, gen_length=32, block_length=16, eos_id=favourite, suppress_eos="never",
+                          **schedule)
+        assert not (output.sequences[0, 9:] == favourite).any()
+    settings = DecodingSettings(gen_length=16, block_length=4, mask_id=3, eos_id=1)
+    rule = LLaDARule(settings, suppress_eos="last", eot_id=2)
+    logits = torch.tensor([[0.0, 9.0, 0, 0, 0], [0, 0, 8.0, 0, 0], [1.0, 0, 0, 0, 0], [0, 0, 0, 0, 2.0]])
+    tokens, confidence = rule.candidates(logits, torch.arange(4), 0, torch.Generator())
+    assert tokens.tolist() == [1, 2, 0, 4]
+    assert confidence.argsort(descending=True).tolist() == [3, 2, 0, 1]
+
+
 def test_early_termination_fills_with_eos_and_stops(random_llada):
     """Guards the stop: blocks after the first with EOS cost nothing and hold EOS alone."""
     ids = torch.stack(prompts_of([6]))
@@ -312,6 +328,7 @@ def test_transformers_streamer_works_unchanged(random_llada, capsys):
 
 
 @pytest.mark.parametrize("options, words", [
+    ({"suppress_eos": "always"}, "suppress_eos is 'always'"),
     ({"block_length": 24}, "block_length is 24"), ({"gen_length": 0}, "gen_length is 0"),
     ({"steps": 7}, "steps is 7"), ({"steps": 128}, "steps is 128"), ({"steps": 0}, "steps is 0"),
     ({"threshold": 0.0}, "threshold is 0.0"), ({"threshold": 1.2}, "threshold is 1.2"),

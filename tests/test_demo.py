@@ -241,17 +241,21 @@ class Clone:
 
     def __init__(self, folder):
         self.folder, self.calls = folder / "a clone", folder / "calls"
-        for name in ("environment.sh", "requirements.txt", "demo/demo.sh", "tests/run.sh", ".ci/run"):
+        for name in ("environment.sh", "requirements.txt", "demo/demo.sh", "demo/requirements.txt", "tests/run.sh",
+                     ".ci/run"):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.folder / name)
         self.python = folder / "python-stand-in"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
+        (folder / "bin").mkdir()  # a browser, so that .ci/run need not install one
+        shutil.copy(self.python, folder / "bin" / "chromium")
 
     def start(self, script, *arguments, **variables):
         drop = ("MODEL", "TASK", "LIMIT", "GEN_LENGTH")
         environment = {key: value for key, value in os.environ.items() if key not in drop}
-        environment |= {"PYTHON": str(self.python), "CALLS": str(self.calls)} | variables
+        environment |= {"PYTHON": str(self.python), "CALLS": str(self.calls),
+                        "PATH": f"{self.python.parent / 'bin'}:{os.environ['PATH']}"} | variables
         return subprocess.Popen(["bash", self.folder / script, *arguments], cwd="/", env=environment, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -272,7 +276,8 @@ def clone(tmp_path):
 
 
 def installs(calls):
-    return [call for call in calls if " install -r " in call]
+    """Installations of requirements.txt alone; the tests' script then installs the page's as well."""
+    return [call for call in calls if " install -r " in call and "demo/requirements.txt" not in call]
 
 
 def test_set_up_installs_once_and_again_when_requirements_change(clone):

@@ -26,12 +26,12 @@ SHORT = {"gen_length": 32, "block_length": 16, "threshold": 0.02}
 RECORD_FIELDS = {
     "kind", "name", "task", "model", "checkpoint", "command", "settings", "metrics", "samples", "latency_s",
     "latency_median_s", "tps", "nfe", "answer_tokens", "seconds", "tokens_processed", "empty_answers", "reused",
-    "batch_size_used", "environment",
+    "batch_size_used", "cut_prompts", "processes", "environment",
 }
 SETTINGS = {
     "gen_length", "block_length", "steps", "threshold", "factor", "temperature", "remasking", "cache",
     "suffix_sampler", "early_termination", "num_fewshot", "batch_size", "limit", "seed", "dtype", "device",
-    "chat_template",
+    "chat_template", "suppress_eos", "prompt_limit", "mc_samples",
 }
 
 
@@ -271,12 +271,22 @@ def test_bad_settings_are_named(loaded, tmp_path, change, message):
         harness.evaluate(loaded, **({"task": "arithmetic-50", "output": tmp_path, "progress": False} | SHORT | change))
 
 
-def test_loglikelihood_tasks_are_refused(loaded):
-    """A multiple-choice task must not end in a stack trace in the middle of a run."""
-    with pytest.raises(ValueError, match="asks for log-likelihoods; only generation tasks"):
-        harness.load_tasks(str(Path(__file__).parent / "data" / "choice.yaml"))
-    with pytest.raises(NotImplementedError, match="only generation tasks"):
-        harness.DiffusionLM(loaded, SHORT).loglikelihood([])
+def test_rolling_loglikelihoods_are_refused(loaded):
+    """A perplexity task must not end in a stack trace in the middle of a run."""
+    with pytest.raises(ValueError, match="asks for log-likelihoods of whole documents"):
+        harness.load_tasks(str(Path(__file__).parent / "data" / "perplexity.yaml"))
+    with pytest.raises(NotImplementedError, match="whole documents"):
+        harness.DiffusionLM(loaded, SHORT).loglikelihood_rolling([])
+
+
+def test_long_prompts_are_cut_and_counted(loaded, tmp_path):
+    """--prompt_limit leaves the last tokens of a prompt, and the record says how many prompts that was."""
+    settings = {"limit": 3, "output": tmp_path, "progress": False} | SHORT
+    record = harness.evaluate(loaded, "arithmetic-50", prompt_limit=20, **settings)
+    assert record["cut_prompts"] == 3 and record["settings"]["prompt_limit"] == 20
+    assert harness.evaluate(loaded, "arithmetic-50", **settings)["cut_prompts"] == 0
+    text, cut = completion.cut_prompt(loaded, "Tom has 3 apples and 4 pears.", 5)
+    assert "Tom has 3 apples and 4 pears.".endswith(text) and cut > 0
 
 
 def test_metrics_of_tasks_and_groups():

@@ -5,12 +5,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import GOLDEN, ROOT
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import models
 from llada import LLaDAConfig, LLaDAModelLM
@@ -239,3 +241,42 @@ def test_batches_are_padded_on_the_left():
     assert batch.attention_mask[0].tolist() == sorted(batch.attention_mask[0].tolist())
     assert batch.input_ids[0][batch.attention_mask[0].bool()].tolist() == alone.input_ids[0].tolist()
     assert loaded.tokenizer.decode(alone.input_ids[0]) == text
+
+
+PEAK = """
+import sys, threading, time
+import torch
+import models
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) * 1024
+
+def watch():
+    while not done:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.002)
+
+models.load(sys.argv[1], device="cpu", dtype="bfloat16")  # imports and buffers that any first load makes
+before, peak, done = anonymous(), [0], False
+thread = threading.Thread(target=watch)
+thread.start()
+model = models.load(sys.argv[2], device="cpu", dtype="bfloat16").model
+done = True
+thread.join()
+weights = sum(p.numel() * p.element_size() for p in model.parameters())
+assert weights > 150e6, weights
+print((peak[0] - before) / weights)
+"""
+
+
+def test_loading_holds_one_copy_of_the_weights(checkpoint_folder, tmp_path):
+    """Guards memory: while a checkpoint in shards is read, there is never a second copy of the weights beside it."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder)
+    config = LLaDAConfig(d_model=1024, n_layers=8, n_heads=8, mlp_hidden_size=2048, vocab_size=len(tokenizer),
+                         embedding_size=1024, mask_token_id=2, eos_token_id=1)
+    LLaDAModelLM._from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path, max_shard_size="50MB")
+    tokenizer.save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(checkpoint_folder), str(tmp_path)], cwd=ROOT,
+                          capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 1.3

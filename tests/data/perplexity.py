@@ -1,4 +1,4 @@
-"""The document of choice.yaml."""
+"""The document of perplexity.yaml."""
 
 from datasets import Dataset
 
