@@ -19,7 +19,8 @@ class CommandLineLM(DiffusionLM):
     """What `--model_args` takes, all optional:
 
     checkpoint (or pretrained): a name of models.py, a folder or a hub id. revision: on the hub. dtype. journal: a
-    folder to keep finished answers in, so that the same command goes on after an interruption. Then the settings of
+    folder to keep finished answers in, so that the same command goes on after an interruption. prompt_limit,
+    mc_samples: see harness.DiffusionLM. Then the settings of
     `completion.decoding_options`, which are run.py's flags: gen_length, block_length, threshold, dropout_strategy, ...
 
     A subclass names its `family` (a key of models.FAMILIES) and the `default` checkpoint.
@@ -33,7 +34,8 @@ class CommandLineLM(DiffusionLM):
 
     def __init__(self, checkpoint: str | None = None, pretrained: str | None = None, revision: str | None = None,
                  dtype: str | None = None, device: str | None = None, batch_size: int | str = 1,
-                 max_batch_size: int | None = None, journal: str | None = None, **settings):
+                 max_batch_size: int | None = None, journal: str | None = None,
+                 prompt_limit: int | None = None, mc_samples: int = 128, **settings):
         if checkpoint and pretrained:
             raise ValueError("checkpoint and pretrained mean the same; give one")
         if not str(batch_size).isdecimal() and batch_size != "auto":
@@ -48,7 +50,8 @@ class CommandLineLM(DiffusionLM):
         loaded = models.load(name, device=device, dtype=dtype, revision=revision)
         if loaded.family != self.family:
             raise ValueError(f"checkpoint {loaded.checkpoint!r} is a {loaded.family} model, not a {self.family} one")
-        super().__init__(loaded, options, batch_size=batch_size if batch_size == "auto" else int(batch_size))
+        super().__init__(loaded, options, batch_size=batch_size if batch_size == "auto" else int(batch_size),
+                         prompt_limit=prompt_limit, mc_samples=mc_samples)
         if journal:
             self.journal = Journal(run_folder(journal, "", "lm-eval", loaded, self.settings))
 
