@@ -161,7 +161,7 @@ class Chat:
         eos = tokenizer.convert_ids_to_tokens(self.loaded.model.config.eos_token_id)
         try:
             [found] = completion.complete(self.loaded, [text], self.decode(self.args), until=[eos],
-                                          streamer=self.watcher(self.loaded) if self.show else None)
+                                          streamer=self.watcher(self.loaded, self.colour) if self.show else None)
         except KeyboardInterrupt:
             print()
             self.note("Stopped; the question is forgotten.")

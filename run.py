@@ -398,9 +398,17 @@ def show(args: argparse.Namespace, prompt: str, answer, several: bool) -> None:
           end="\n\n" if several else "\n", flush=True)
 
 
-def watcher(loaded):
+def watcher(loaded, colour: bool = True):
     """transformers' streamer for diffusion, over a tokenizer that shows a mask as a shade and no special tokens."""
     from transformers import TextDiffusionStreamer
+
+    class Plain(TextDiffusionStreamer):
+        """Drafts without the yellow."""
+
+        def put_draft(self, value, **kwargs):
+            self._clear_draft()
+            print("\x1b7" + self.tokenizer.decode(value[0]), end="", flush=True)  # \x1b7: remember the place
+            self._has_draft = True
 
     tokenizer = loaded.tokenizer
     mask = tokenizer.convert_ids_to_tokens(loaded.model.config.mask_token_id)
@@ -414,7 +422,7 @@ def watcher(loaded):
                 text = text.replace(token, "")
             return text
 
-    return TextDiffusionStreamer(Display, skip_prompt=True)
+    return (TextDiffusionStreamer if colour else Plain)(Display, skip_prompt=True)
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
