@@ -56,9 +56,9 @@ STYLE = """
 .dpad { --early: 253,231,154; --late: 42,120,142; font-family: ui-sans-serif, system-ui, sans-serif; }
 .dpad .numbers { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: .2rem 0 .5rem; font-size: .92rem; }
 .dpad .numbers b { font-variant-numeric: tabular-nums; font-weight: 650; }
-.dpad.trace { container-type: inline-size; }
 .dpad .cells { display: grid; grid-template-columns: repeat(16, minmax(0, 1fr)); gap: 3px; }
-@container (max-width: 46rem) { .dpad .cells { grid-template-columns: repeat(8, minmax(0, 1fr)); } }
+.dpad.half .cells { grid-template-columns: repeat(8, minmax(0, 1fr)); }
+@media (max-width: 700px) { .dpad .cells { grid-template-columns: repeat(8, minmax(0, 1fr)); } }
 .dpad .cells i { font: 500 .74rem/1.5rem ui-sans-serif, system-ui, sans-serif; height: 1.5rem; text-align: center;
   border-radius: 4px; border: 1px solid transparent; overflow: hidden; white-space: pre; box-sizing: border-box; }
 .dpad .cells i.decided { color: #1f2328; }
@@ -93,8 +93,8 @@ STYLE = """
 # --- Pictures ---------------------------------------------------------------------------------------------------------
 
 
-def canvas(trace: denoising.Trace, forwards: int) -> str:
-    """The answer's places after so many forwards as HTML: all text in it is escaped."""
+def canvas(trace: denoising.Trace, forwards: int, half: bool = False) -> str:
+    """The answer's places after so many forwards as HTML: all text in it is escaped. half: beside another one."""
     seen, total = denoising.view(trace, forwards), len(trace.forwards)
     eos = trace.head.get("eos", "")
     cells = []
@@ -121,7 +121,8 @@ def canvas(trace: denoising.Trace, forwards: int) -> str:
         ("dropped", "suffix dropped")))
     answer = html.escape(trace.tail.get("answer", "") or "(an empty answer)") if seen.done else ""
     return (
-        f'<div class="dpad trace" data-forwards="{seen.forwards}" data-done="{int(seen.done)}">'
+        f'<div class="dpad trace {"half" if half else "whole"}" data-forwards="{seen.forwards}" '
+        f'data-done="{int(seen.done)}">'
         f"<h3>{html.escape(denoising.words(trace))}</h3>"
         f'<div class="numbers">{numbers}</div><div class="cells" role="img" aria-label="canvas: {seen.tokens} tokens '
         f'decided after {seen.forwards} forwards, {state}">{"".join(cells)}</div>'
@@ -274,7 +275,7 @@ def build(denoiser: Denoiser):
     import gradio as gr
 
     loaded = denoiser.loaded
-    with gr.Blocks(title="DPad: watch suffix dropout", analytics_enabled=False) as page:
+    with gr.Blocks(title="DPad: watch suffix dropout", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         shown = gr.State(None)  # the finished trace that the player shows
         pair = gr.State(None)  # the two of a comparison
         gr.Markdown(f"# DPad: watch suffix dropout\nThe model is **{loaded.name}**. It starts from masks and decodes "
@@ -327,9 +328,11 @@ def build(denoiser: Denoiser):
             return [values[key] for key in ("sampler", "window", "k", "scale", "number", "threshold", "cache", "early")]
 
         def finished(traces):
-            """What the player gets: the slider over the longest trace's forwards."""
+            """What the player gets: the slider over the longest trace's forwards, and the last trace as a file."""
             most = max(len(trace.forwards) for trace in traces)
-            return gr.update(visible=True), gr.update(minimum=0, maximum=most, value=most), "Play"
+            file = Path(tempfile.mkdtemp(prefix="dpad-")) / "trace.jsonl"
+            traces[-1].write(file)
+            return gr.update(visible=True), gr.update(minimum=0, maximum=most, value=most), "Play", str(file)
 
         def run(question, length, *values):
             """Answer once, showing every picture."""
@@ -337,16 +340,16 @@ def build(denoiser: Denoiser):
             try:
                 answer = denoiser.start(question, denoiser.options(length, settings_of(values)))
             except ValueError as error:
-                yield said(str(error)), nothing, nothing, nothing, nothing, nothing, nothing, nothing
+                yield said(str(error)), *[nothing] * 8
                 return
-            yield "", canvas(answer.trace, 0), gr.update(visible=False), gr.update(visible=False), *[nothing] * 4
+            yield "", canvas(answer.trace, 0), gr.update(visible=False), gr.update(visible=False), *[nothing] * 5
             try:
                 for whole in watch([answer]):
                     trace = answer.trace
                     if not whole:
-                        yield nothing, canvas(trace, len(trace.forwards)), *[nothing] * 6
+                        yield nothing, canvas(trace, len(trace.forwards)), *[nothing] * 7
             except ValueError as error:
-                yield said(str(error)), *[nothing] * 7
+                yield said(str(error)), *[nothing] * 8
                 return
             yield "", canvas(trace, len(trace.forwards)), gr.update(visible=False), *finished([trace]), trace, None
 
@@ -362,17 +365,17 @@ def build(denoiser: Denoiser):
                 chosen = [denoiser.options(length, OFF | {"window": 32}), denoiser.options(length, settings)]
                 answers = [denoiser.start(question, options) for options in chosen]
             except ValueError as error:
-                yield said(str(error)), *[nothing] * 7
+                yield said(str(error)), *[nothing] * 8
                 return
             traces = [answer.trace for answer in answers]
             try:
                 for whole in watch(answers):
-                    pictures = [canvas(trace, len(trace.forwards)) for trace in traces]
+                    pictures = [canvas(trace, len(trace.forwards), half=True) for trace in traces]
                     if not whole:
                         yield ("", pictures[0], gr.update(visible=True, value=pictures[1]), gr.update(visible=False),
-                               *[nothing] * 4)
+                               *[nothing] * 5)
             except ValueError as error:
-                yield said(str(error)), *[nothing] * 7
+                yield said(str(error)), *[nothing] * 8
                 return
             yield (verdict(traces), pictures[0], gr.update(visible=True, value=pictures[1]), *finished(traces), None,
                    traces)
@@ -383,7 +386,7 @@ def build(denoiser: Denoiser):
                 longest = max(both, key=lambda one: len(one.forwards))
                 now = longest.forwards[int(forward) - 1]["seconds"] if forward else -1.0
                 counts = [sum(entry["seconds"] <= now for entry in one.forwards) for one in both]
-                return [canvas(one, count) for one, count in zip(both, counts)]
+                return [canvas(one, count, half=True) for one, count in zip(both, counts)]
             return [canvas(trace, int(forward)) if trace else "", gr.skip()]
 
         def press(label, forward, trace, both):
@@ -397,18 +400,10 @@ def build(denoiser: Denoiser):
             place = min(most, forward + max(1, most // FRAMES))
             return place, gr.Timer(active=place < most), "Pause" if place < most else "Play"
 
-        def store(trace, both):
-            chosen = both[-1] if both else trace
-            if chosen is None:
-                raise gr.Error("there is no trace yet", print_exception=False)
-            file = Path(tempfile.mkdtemp(prefix="dpad-")) / "trace.jsonl"
-            chosen.write(file)
-            return str(file)
-
         def open_trace(file):
             nothing = gr.skip()
             if file is None:
-                return [nothing] * 8
+                return [nothing] * 9
             try:
                 if os.path.getsize(file) > FILE_LIMIT:
                     raise ValueError(f"the file is larger than {FILE_LIMIT // 2**20} MB")
@@ -416,10 +411,10 @@ def build(denoiser: Denoiser):
                 if trace.head["gen_length"] > 8 * MOST_TOKENS:
                     raise ValueError(f"the trace has {trace.head['gen_length']} places; {8 * MOST_TOKENS} is the most")
             except (ValueError, OSError) as error:
-                return [said(str(error).replace(str(file), Path(file).name)), *[nothing] * 7]
+                return [said(str(error).replace(str(file), Path(file).name)), *[nothing] * 8]
             return ["", canvas(trace, len(trace.forwards)), gr.update(visible=False), *finished([trace]), trace, None]
 
-        outputs = [message, left, right, player, scrub, play, shown, pair]
+        outputs = [message, left, right, player, scrub, play, save, shown, pair]
         example.input(lambda text: text or gr.skip(), example, question, show_progress="hidden")
         preset.input(use_preset, [preset, length], knobs, show_progress="hidden")
         for slider in sliders:
@@ -431,7 +426,6 @@ def build(denoiser: Denoiser):
         scrub.change(at, [scrub, shown, pair], [left, right], show_progress="hidden")
         play.click(press, [play, scrub, shown, pair], [play, clock, scrub], show_progress="hidden")
         clock.tick(tick, [scrub, shown, pair], [scrub, clock, play], show_progress="hidden")
-        save.click(store, [shown, pair], save, show_progress="hidden")
         opened.upload(open_trace, opened, outputs, show_progress="hidden")
     page.queue(default_concurrency_limit=8, max_size=32)
     return page

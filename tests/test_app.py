@@ -97,21 +97,20 @@ def test_the_canvas_changes_while_the_model_decodes(visit):
     """Ask with DPad: first masks and two kinds of suffix, then more and more tokens, at last the answer."""
     page = visit()
     page.click("#ask")
-    page.wait_for_selector('#left .trace[data-done="0"] i.block')
-    assert page.locator("#left i.kept").count() and page.locator("#left i.dropped").count()
+    page.wait_for_selector('#left .trace[data-done="0"] .cells i.block')
+    assert page.locator("#left .cells i.kept").count() and page.locator("#left .cells i.dropped").count()
     first = int(page.locator("#left .trace").get_attribute("data-forwards"))
     page.wait_for_function(f"+document.querySelector('#left .trace').dataset.forwards > {first}")
     finished(page)
     assert "####" in page.locator("#left .answer").inner_text()
-    assert page.locator("#left i.block").count() == 0 and page.locator("#left i.filled").count() > 0
-    label = page.locator("#left i.decided").first.get_attribute("title")
+    assert page.locator("#left .cells i.block").count() == 0 and page.locator("#left .cells i.filled").count() > 0
+    label = page.locator("#left .cells i.decided").first.get_attribute("title")
     assert "forward" in label and "confidence" in label
 
 
 def test_play_pause_and_scrub(visit):
     """The finished denoising can be gone through: forwards by the slider and by playing."""
     page = visit()
-    choose(page, "All")
     page.click("#ask")
     finished(page)
     page.wait_for_selector("#player")
@@ -120,7 +119,7 @@ def test_play_pause_and_scrub(visit):
     number.fill("1")
     number.press("Enter")
     page.wait_for_selector('#left .trace[data-forwards="1"]')
-    assert page.locator("#left i.block").count()
+    assert page.locator("#left .cells i.block").count()
     page.click("#play")
     page.wait_for_selector(f'#left .trace[data-forwards="{total}"]')
     page.wait_for_function("document.querySelector('#play').innerText.trim() == 'Play'")
