@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import torch
 
+import graphs
 from decoding import DecodingSettings
 from models import Family
 from sampler import FullSuffix, GaussianSampler, SuffixSampler, UniformSampler, WindowSampler
@@ -236,7 +237,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def release_memory() -> None:
-    """Give back what torch keeps for later, so that smaller pieces fit."""
+    """Give back what torch and the caches keep for later, so that smaller pieces fit."""
+    graphs.forget()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

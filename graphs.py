@@ -48,20 +48,25 @@ def use(mode: str) -> Iterator[None]:
 def slot_cache(model: MaskedDiffusionModel, rows: int, capacity: int) -> Iterator[SlotCache]:
     """A cache of `capacity` slots in `rows` rows, for one generate call: with graphs where they are on.
 
-    A model has one set of graphs, over buffers that stay from call to call; a second call at the same time (in another
-    thread) gets a plain cache.
+    A model has one cache of each kind, whose buffers stay from call to call; a second call at the same time (in another
+    thread) gets one of its own.
     """
-    graphed = None
-    if _mode == "on" or (_mode == "auto" and model.device.type == "cuda"):
-        graphed = _caches.setdefault(model, GraphedCache())
-    if graphed is None or not graphed.lock.acquire(blocking=False):
+    graphed = _mode == "on" or (_mode == "auto" and model.device.type == "cuda")
+    kind = GraphedCache if graphed else LentCache
+    cache = _caches.setdefault(model, {}).setdefault(kind, kind())
+    if not cache.lock.acquire(blocking=False):
         yield SlotCache(model, rows, capacity)
         return
     try:
-        graphed.fit(model, rows, capacity)
-        yield graphed
+        cache.fit(model, rows, capacity)
+        yield cache
     finally:
-        graphed.lock.release()
+        cache.lock.release()
+
+
+def forget() -> None:
+    """Give up the buffers and graphs of all models; those of calls that are running go when these end."""
+    _caches.clear()
 
 
 @dataclass
@@ -82,17 +87,35 @@ class Step:
     filled: int = -1
 
 
-class GraphedCache(SlotCache):
+class LentCache(SlotCache):
+    """A cache that one call after the other uses; its buffers grow to what the largest needed."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.buffer: Tensor | None = None
+        self.rows = self.length = 0
+
+    def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
+        """Make room for a call."""
+        found = self.buffer
+        if found is not None and (found.dtype, found.device) == (model.dtype, model.device):
+            if rows <= found.shape[2] and capacity <= found.shape[4]:
+                return
+        self.buffer = found = None  # the old one goes before the new one comes
+        self.buffer = self.allocate(model, rows, capacity)
+
+
+class GraphedCache(LentCache):
     """A cache whose steps after the first of a block run over fixed shapes, on CUDA as replayed graphs.
 
     The last slot of the buffers is for what must be written somewhere: queries that only fill up a bucket.
     """
 
     def __init__(self):
-        self.lock = threading.Lock()
-        self.weights, self.buffer = None, None
+        super().__init__()
+        self.weights = None
         self.steps: OrderedDict[tuple[int, int, int], Step] = OrderedDict()
-        self.rows = self.length = self.version = 0
+        self.version = 0
         self.window: tuple[int, int] | None = None  # rows and slots of the step that is running, both bucketed
         self.pool = None
 
@@ -105,8 +128,9 @@ class GraphedCache(SlotCache):
         if weights == self.weights:
             rows, capacity = max(rows, self.buffer.shape[2]), max(capacity, self.buffer.shape[4])
         self.steps.clear()
-        self.weights, self.pool, self.buffer = weights, None, None  # the old buffers go before the new ones come
+        self.weights = self.pool = self.buffer = None  # the old buffers go before the new ones come
         self.buffer = self.allocate(model, rows, capacity).zero_()  # slots behind the mask must not hold NaN
+        self.weights = weights  # not before: where memory runs out, there are no buffers
 
     def begin(self, rows: int, length: int) -> None:
         super().begin(rows, length)
@@ -188,7 +212,8 @@ class GraphedCache(SlotCache):
         step.replay()  # recording computed nothing
 
 
-_caches: WeakKeyDictionary[MaskedDiffusionModel, GraphedCache] = WeakKeyDictionary()  # no cache refers to its model
+# By model and kind; no cache refers to its model.
+_caches: WeakKeyDictionary[MaskedDiffusionModel, dict[type, LentCache]] = WeakKeyDictionary()
 
 
 def up_to(value: int, bucket: int) -> int:

@@ -15,6 +15,7 @@ import dream.generate
 import graphs
 import llada.generate
 from sampler import GaussianSampler
+from transformer import SlotCache
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
@@ -50,7 +51,7 @@ def test_shapes_are_few(random_llada):
             output = llada.generate.generate(random_llada, ids, gen_length=256, block_length=16, steps=32, seed=seed,
                                              cache="prefix", suffix_sampler=GaussianSampler(96, 3, 1.6))
             kept |= {len(block) for block in output.kept_suffix}
-        steps = graphs._caches[random_llada].steps
+        steps = graphs._caches[random_llada][graphs.GraphedCache].steps
     assert len(kept) > 15
     shapes = {shape for shape in steps if shape[0] == 1}
     assert len({queries for _, queries, _ in shapes}) <= 1 + (max(kept) + 16) // graphs.QUERY_BUCKET
@@ -65,7 +66,7 @@ def test_the_oldest_shape_makes_room(random_llada, monkeypatch):
         for length in (290, 150, 5):  # the longest first: buffers that grow start anew
             llada.generate.generate(random_llada, prompts_of([length])[0][None], gen_length=32, block_length=16,
                                     steps=4, cache="dual")
-        assert len(graphs._caches[random_llada].steps) == 2
+        assert len(graphs._caches[random_llada][graphs.GraphedCache].steps) == 2
 
 
 def test_new_weights_are_used(subject):
@@ -91,6 +92,23 @@ def test_a_second_call_at_the_same_time_gets_its_own_cache(random_llada):
             assert isinstance(first, graphs.GraphedCache) and not isinstance(second, graphs.GraphedCache)
     with graphs.use("on"), graphs.slot_cache(random_llada, 1, 40) as third:
         assert third is first
+
+
+def test_buffers_stay_from_call_to_call(random_llada, monkeypatch):
+    """Guards both kinds: allocated once for what fits; and where memory ran out, the next call finds buffers again."""
+    for mode in ("off", "on"):
+        graphs.forget()
+        with graphs.use(mode):
+            with graphs.slot_cache(random_llada, 2, 100) as first:
+                place = first.buffer.data_ptr()
+            with graphs.slot_cache(random_llada, 1, 60) as second:
+                assert second is first and second.buffer.data_ptr() == place
+            with monkeypatch.context() as full:
+                full.setattr(SlotCache, "allocate", staticmethod(lambda *_: 1 / 0))
+                with pytest.raises(ZeroDivisionError), graphs.slot_cache(random_llada, 64, 4000):
+                    pass
+            with graphs.slot_cache(random_llada, 2, 100) as third:
+                assert third is first and third.buffer.shape[2] >= 2 and third.buffer.shape[4] >= 100
 
 
 def test_modes():
