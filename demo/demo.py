@@ -1,5 +1,7 @@
 """Evaluate six decoding configurations with one model and show them side by side: table, records, bar chart.
 
+(Seven for answers of 1024 tokens and more: the paper's long-sequence figure has vanilla with early termination, too.)
+
     bash demo/demo.sh                                            # sets everything up, then runs this file
     python demo/demo.py --model tiny --task arithmetic-50        # the same where requirements.txt is installed
     python demo/demo.py --model 1.5 --task gsm8k-split           # the first 50 problems of GSM8K's test set
@@ -27,17 +29,24 @@ import report  # noqa: E402
 BLOCK_LENGTH = 32
 THRESHOLD = 0.9
 WINDOW = 256
+LONG = 1024
 WARM_UP_PROMPT = "Question: Tom has 3 bags with 4 apples each. How many apples does Tom have?\nAnswer:"
 
 # name -> decoding flags; "dpad" stands for the sampler and early termination together.
 CONFIGURATIONS = {
     "Vanilla": {},
+    "Vanilla+EarlyTermination": {"early_termination": True},  # for long answers alone, as in the paper's figure
     "+DPad": {"dpad": True},
     "+Parallel": {"threshold": THRESHOLD},
     "+Parallel+DPad": {"threshold": THRESHOLD, "dpad": True},
     "+Parallel+PrefixCache": {"threshold": THRESHOLD, "use_cache": True},
     "+Parallel+PrefixCache+DPad": {"threshold": THRESHOLD, "use_cache": True, "dpad": True},
 }
+
+
+def names(gen_length: int) -> list[str]:
+    """The configurations of the paper's tables; from LONG tokens on those of its long-sequence figure."""
+    return [name for name in CONFIGURATIONS if gen_length >= LONG or name != "Vanilla+EarlyTermination"]
 
 
 def flags(name: str, model: str, gen_length: int) -> dict:
@@ -67,7 +76,8 @@ def prepare(options: argparse.Namespace) -> dict[str, dict]:
         raise ValueError(f"--limit is {options.limit}; it must be at least 1")
     family = models.family_of(options.model)
     prepared = {
-        name: decoding_options(family, **flags(name, options.model, options.gen_length)) for name in CONFIGURATIONS
+        name: decoding_options(family, **flags(name, options.model, options.gen_length))
+        for name in names(options.gen_length)
     }
     with harness.quiet():
         harness.load_tasks(options.task)
@@ -140,11 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         prepared = prepare(options)
         loaded = models.load(options.model, device=options.device, dtype=options.dtype)
-        print(f"{len(CONFIGURATIONS)} configurations of {options.model} on {options.task}, G = {options.gen_length}. "
+        print(f"{len(prepared)} configurations of {options.model} on {options.task}, G = {options.gen_length}. "
               "Each row appears when it is measured.\n", flush=True)
         for record in measure(loaded, prepared, options):
             finished.append(record)
-            lines = report.terminal_table(finished, list(CONFIGURATIONS)).splitlines()
+            lines = report.terminal_table(finished, list(prepared)).splitlines()
             print("\n".join(lines if len(finished) == 1 else lines[-1:]), flush=True)
     except KeyboardInterrupt as interruption:
         if finished:

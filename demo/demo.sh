@@ -4,7 +4,7 @@
 #
 #     bash demo/demo.sh                                        # the embedded model, without network or GPU
 #     LIMIT=10 bash demo/demo.sh                               # a quick look at 10 problems
-#     GEN_LENGTH=512 bash demo/demo.sh                         # longer answers: a longer suffix to drop
+#     GEN_LENGTH=1024 LIMIT=10 bash demo/demo.sh               # long answers: the rows of the paper's figure
 #     MODEL=dream-tiny bash demo/demo.sh                       # the embedded Dream
 #     MODEL=1.5 TASK=gsm8k-split bash demo/demo.sh             # LLaDA-1.5 on GSM8K; after: python dataset/gsm8k.py
 #

@@ -144,7 +144,7 @@ def test_gsm8k_split_without_its_file_is_one_sentence(tmp_path, monkeypatch, cap
 
 
 def test_configurations_are_the_papers():
-    by_name = {name: demo.flags(name, "tiny", 512) for name in demo.CONFIGURATIONS}
+    by_name = {name: demo.flags(name, "tiny", 512) for name in demo.names(512)}
     assert list(by_name) == ["Vanilla", "+DPad", "+Parallel", "+Parallel+DPad", "+Parallel+PrefixCache",
                              "+Parallel+PrefixCache+DPad"]
     for name, chosen in by_name.items():
@@ -173,7 +173,7 @@ def test_demo_measures_shows_and_keeps(tmp_path, capsys):
     out = capsys.readouterr().out
     folder = tmp_path / "arithmetic-50-tiny-64-first-1"
     records = report.load([folder / "records.json"])
-    assert [record["name"] for record in records] == list(demo.CONFIGURATIONS)
+    assert [record["name"] for record in records] == demo.names(256)
     for line in report.terminal_table(records).splitlines():
         assert line in out
     assert report.caption(records) in out and str(folder / "chart.png") in out
