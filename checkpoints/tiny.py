@@ -184,9 +184,9 @@ RESUMED_RUN = """\
 Data, loss and schedule: see `train.py`. The run was interrupted and went on from its saved state, which changes nothing
 (a resumed run has the losses of one without a break), nor does the number of processes. The parts:"""
 SEVERAL_RUNS = """\
-Data, loss and schedule: see `train.py`. The run was interrupted, and its recipe changed on the way, so no single
+Data, loss and schedule: see `train.py`. The run was interrupted, and went on with other settings or code, so no single
 command repeats it: each part began with the weights and optimizer state of the one before, at the commit named behind
-it. What the held-out loss counts changed with the recipe, so the curve has jumps at those steps. The parts:"""
+it. The parts:"""
 
 
 def write_card(folder: Path) -> None:
@@ -226,7 +226,7 @@ def accuracy_table(records: list[dict]) -> str:
                  for score in (record["metrics"][name] for name in ("flexible-extract", "strict-match"))]
         lines.append(f"| {record['settings']['gen_length']} | {record['name']} | {record['samples']} | "
                      f"{' | '.join(cells)} |")
-    return "\n".join([*lines, "", "± is the standard error. " + " ".join(
+    return "\n".join([*lines, "", "± is the standard error. " + ", ".join(
         f"`{record['command']}`" for record in records) + f" at commit {records[0]['environment']['commit']}."])
 
 
