@@ -85,6 +85,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if isinstance(tokenizer, dream.DreamTokenizer):  # vocab.json and merges.txt, and no tokenizer.json
         tokenizer.backend_tokenizer.model.save(str(folder))
         (folder / "tokenizer.json").unlink()
+        # As on the hub, what is in neither of them (special tokens, whole numbers) stands in the configuration.
+        file = folder / "tokenizer_config.json"
+        fields = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+        added = {str(number): {field: getattr(token, field) for field in fields}
+                 for number, token in sorted(tokenizer.added_tokens_decoder.items())}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": added}, indent=2) + "\n")
 
 
 def train_bpe(pattern: str, special_tokens: list[str], vocabulary: int, seed: int) -> Tokenizer:

@@ -174,6 +174,12 @@ def test_encodes_as_qwen2_does(tokenizer_folder):
         assert ours.decode(ours(text).input_ids) == text
 
 
+def test_a_saved_tokenizer_reads_back(tokenizer_folder):
+    """Guards the numbers that vocab.json can not hold: after saving and loading every token has its id again."""
+    _, made = tiny.make("dream", seed=7)
+    assert DreamTokenizer.from_pretrained(tokenizer_folder).get_vocab() == made.get_vocab()
+
+
 def test_special_tokens_are_special(tokenizer_folder):
     """Guards the difference on purpose: turn markers are single ids that `skip_special_tokens` leaves out."""
     tokenizer = DreamTokenizer.from_pretrained(tokenizer_folder)
