@@ -67,6 +67,7 @@ class Terminal:
     def __init__(self, command, **variables):
         self.pid, self.file = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
             os.environ.pop("NO_COLOR", None)
             os.environ.update({"TERM": "xterm"} | variables)
             os.execv(command[0], command)

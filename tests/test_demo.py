@@ -248,14 +248,14 @@ class Clone:
         self.python = folder / "python-stand-in"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
-        (folder / "bin").mkdir()  # a browser, so that .ci/run need not install one
-        shutil.copy(self.python, folder / "bin" / "chromium")
+        (folder / "browser").mkdir()  # one, so that .ci/run need not install one
+        shutil.copy(self.python, folder / "browser" / "chromium")
 
     def start(self, script, *arguments, **variables):
         drop = ("MODEL", "TASK", "LIMIT", "GEN_LENGTH")
         environment = {key: value for key, value in os.environ.items() if key not in drop}
         environment |= {"PYTHON": str(self.python), "CALLS": str(self.calls),
-                        "PATH": f"{self.python.parent / 'bin'}:{os.environ['PATH']}"} | variables
+                        "PATH": f"{self.python.parent / 'browser'}:{os.environ['PATH']}"} | variables
         return subprocess.Popen(["bash", self.folder / script, *arguments], cwd="/", env=environment, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

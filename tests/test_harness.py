@@ -372,7 +372,7 @@ def test_auto_backs_off_when_memory_runs_out(loaded, monkeypatch):
     lm = harness.DiffusionLM(loaded, SHORT, batch_size="auto")
     assert lm.generate_until(requests) == plain
     assert sizes == [7, 4, 2, 2, 2, 1] and lm.batch_size_used == 2
-    with pytest.raises(ValueError, match="memory ran out on 4 prompts at once; finished answers are kept"):
+    with pytest.raises(ValueError, match="memory ran out on 4 sequences at once; finished answers are kept"):
         harness.DiffusionLM(loaded, SHORT, batch_size=4).generate_until(requests)
     monkeypatch.setattr(harness, "complete", lambda *_: (_ for _ in ()).throw(RuntimeError("another")))
     with pytest.raises(RuntimeError, match="another"):
