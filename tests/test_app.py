@@ -96,6 +96,9 @@ pytestmark = needs_browser
 def test_the_canvas_changes_while_the_model_decodes(visit):
     """Ask with DPad: first masks and two kinds of suffix, then more and more tokens, at last the answer."""
     page = visit()
+    page.click("#settings button")
+    page.get_by_label("Early termination").uncheck()  # long enough to be watched
+    page.wait_for_timeout(300)
     page.click("#ask")
     page.wait_for_selector('#left .trace[data-done="0"] .cells i.block')
     assert page.locator("#left .cells i.kept").count() and page.locator("#left .cells i.dropped").count()
@@ -103,7 +106,7 @@ def test_the_canvas_changes_while_the_model_decodes(visit):
     page.wait_for_function(f"+document.querySelector('#left .trace').dataset.forwards > {first}")
     finished(page)
     assert "####" in page.locator("#left .answer").inner_text()
-    assert page.locator("#left .cells i.block").count() == 0 and page.locator("#left .cells i.filled").count() > 0
+    assert page.locator("#left .cells i.block").count() == 0 and page.locator("#left .cells i.decided").count() == 256
     label = page.locator("#left .cells i.decided").first.get_attribute("title")
     assert "forward" in label and "confidence" in label
 
