@@ -257,7 +257,8 @@ def draw_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, fr
         pictures.append(_stack([_picture(trace, count) for trace, count in zip(traces, counts)]))
     times = [round(1000 * seconds / frames)] * frames
     times[-1] += 2000
-    palette = pictures[-1].quantize(colors=128)
+    # Of early and late pictures: at the end no mask is left to give its colour.
+    palette = _stack([pictures[0], pictures[frames // 4], pictures[-1]]).quantize(colors=128)
     pictures = [picture.quantize(palette=palette, dither=0) for picture in pictures]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0,
