@@ -12,8 +12,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import completion
+from models import ROOT
 
 HELP = """\
 Type a question. Commands:
@@ -24,6 +26,7 @@ Type a question. Commands:
 Ctrl-C stops an answer."""
 ON, OFF = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 CACHES = ("none", "prefix", "dual")
+EMBEDDED = ROOT / "checkpoints"
 
 
 class Chat:
@@ -41,7 +44,7 @@ class Chat:
         self.template = completion.check_chat_template(loaded, {"auto": None, "on": True, "off": False}[
             args.chat_template])
         # The embedded models were trained on single questions; a base model has no form for a conversation.
-        self.history = self.template and not loaded.checkpoint.endswith("-tiny")
+        self.history = self.template and not Path(loaded.checkpoint).is_relative_to(EMBEDDED)
 
     # --- What the user types ---
 

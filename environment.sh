@@ -57,10 +57,12 @@ install_extra() {
     local venv="$ROOT/.venv" stamp
     stamp="$(cat "$ROOT/requirements.txt" "$ROOT/$EXTRA" | cksum)"
     if [ "$(cat "$venv/installed-extra" 2>/dev/null)" != "$stamp" ]; then
+        printf 'Installing the packages of %s … ' "$EXTRA" >&2
         "$venv/bin/python" -m pip --disable-pip-version-check install -r "$ROOT/requirements.txt" -r "$ROOT/$EXTRA" \
             >"$venv/install-extra.log" 2>&1 ||
             give_up "pip could not install $EXTRA; its whole output is in $venv/install-extra.log"
         echo "$stamp" >"$venv/installed-extra"
+        printf 'done\n' >&2
     fi
 }
 

@@ -88,7 +88,7 @@ class Step:
 
 
 class LentCache(SlotCache):
-    """A cache that one call after the other uses; its buffers grow to what the largest needed."""
+    """A cache that one call after the other uses; its buffers are allocated anew for a call that they do not hold."""
 
     def __init__(self):
         self.lock = threading.Lock()

@@ -48,7 +48,7 @@ NEXT = 8
 # Where the noise of a sample lies, and how often, before and after LESSONS_UNTIL of the run: all over the answer; in
 # one block, after a clean prefix and before masks alone, as decoding meets it; on the NEXT tokens from a result on,
 # between the same; on results; on the names of people. The last two are lessons: the words around never
-# give away a sum, or a name that is one in forty, and both are too little of an answer's loss to be learned from it.
+# give away a sum, or a name that is one of many, and both are too little of an answer's loss to be learned from it.
 NOISE_SHAPES = {"everywhere": (0.2, 0.15), "block": (0.4, 0.75), "next": (0.2, 0.1), "results": (0.05, 0.0),
                 "names": (0.15, 0.0)}
 LESSONS_UNTIL = 0.35

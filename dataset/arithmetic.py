@@ -141,30 +141,10 @@ def start_sum(rng, amount):
     return _one((left, right), _add(left, right))
 
 
-def groups_and_more(rng, amount):
-    many, size = _groups(rng, 80)
-    more = _draw(rng, 2, min(40, LIMIT - many * size))
-    return _two((many, size, more), _multiply(many, size), _add(many * size, more))
-
-
-def two_groups(rng, amount):
-    many, size = _groups(rng, 60)
-    others, other_size = _groups(rng, min(60, LIMIT - many * size))
-    first, second = _multiply(many, size), _multiply(others, other_size)
-    last = _add(first[3], second[3])
-    return Move((many, size, others, other_size), (first, second, last), last[3])
-
-
 def start_more(rng, amount):
     start = _draw(rng, 3, 60)
     more = _draw(rng, 2, min(40, LIMIT - start))
     return _one((start, more), _add(start, more))
-
-
-def start_fewer(rng, amount):
-    start = _draw(rng, 6, LIMIT)
-    fewer = _draw(rng, 2, start - LEAST)
-    return _one((start, fewer), _subtract(start, fewer))
 
 
 def start_times(rng, amount):
@@ -239,10 +219,6 @@ def twice(rng, amount):
     return _one((), _multiply(amount, 2))
 
 
-def thrice(rng, amount):
-    return _one((), _multiply(amount, 3))
-
-
 def half(rng, amount):
     return _one((), _divide(amount, 2))
 
@@ -267,22 +243,8 @@ def more_both(rng, amount):
     return _two((more,), _add(amount, more), _add(amount, amount + more))
 
 
-def fewer_both(rng, amount):
-    fewer = _draw(rng, 2, amount - LEAST)
-    return _two((fewer,), _subtract(amount, fewer), _add(amount, amount - fewer))
-
-
 def twice_both(rng, amount):
     return _two((), _multiply(amount, 2), _add(amount, amount * 2))
-
-
-def times_both(rng, amount):
-    factor = _draw(rng, 3, min(MAX_FACTOR - 1, LIMIT // amount - 1))
-    return _two((factor,), _multiply(amount, factor), _add(amount, amount * factor))
-
-
-def half_both(rng, amount):
-    return _two((), _divide(amount, 2), _add(amount, amount // 2))
 
 
 def ask(rng, amount):

@@ -29,7 +29,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 
 def film(path: Path) -> None:
-    """Vanilla above DPad, both with a threshold, on one question and one clock."""
+    """Vanilla above DPad, one token a forward, on one question and one clock."""
     loaded = models.load("tiny", device="cpu")
     text, traces = loaded.chat(EXAMPLES[0]), []
     for settings in ({}, DPAD):

@@ -22,7 +22,7 @@ _spec.loader.exec_module(arithmetic)
 ANNOTATION = re.compile(r"(\d+)([-+*/])(\d+)=<<(\d+)([-+*/])(\d+)=(\d+)>>(\d+)")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 # Words that stand for a number in a calculation although the question shows no digit.
-NUMBER_WORDS = {"twice": 2, "doubles": 2, "half": 2, "three": 3}
+NUMBER_WORDS = {"twice": 2, "half": 2}
 TEMPLATES = 160  # fewest sentence templates in use
 
 

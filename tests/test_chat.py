@@ -15,6 +15,11 @@ import time
 import pytest
 from conftest import ROOT
 
+import chat
+import completion
+import models
+import run
+
 QUESTION = "Mia bakes 24 rolls. She sells 9 rolls. How many rolls does Mia have now?"
 FLAGS = ["-d", "gaussian", "-k", "3", "-sc", "1.6", "-e", "-th", "0.9", "-l", "64", "--device", "cpu"]
 
@@ -52,13 +57,34 @@ def test_a_mistake_changes_nothing(checkpoint_folder):
     assert re.search(r"threshold +0\.9", done.stdout) and re.search(r"cache +none", done.stdout)
 
 
-def test_the_conversation_is_remembered(checkpoint_folder):
-    """With history the second prompt holds the first turn, which shows in what has to fit; /reset forgets it."""
-    typed = "One apple.\nTwo apples.\n/reset\nThree apples.\n"
-    done = subprocess.run([*line(checkpoint_folder), "--chat_template", "on"], input=typed, capture_output=True,
-                          text=True)
-    assert done.returncode == 0 and done.stdout.count("forwards ·") == 3
-    assert "starts anew" in done.stdout
+def test_the_conversation_is_remembered(checkpoint_folder, monkeypatch):
+    """With history a prompt holds the turns before it, questions and answers; without, or after /reset, it does not."""
+    asked = []
+
+    def complete(loaded, prompts, *_, **__):
+        asked.append(prompts[0])
+        return [completion.Completion(f"Answer {len(asked)}.", "", 1, 3, 1.0, 1)]
+
+    monkeypatch.setattr(completion, "complete", complete)
+    args = run.chat_parser().parse_args(["-m", str(checkpoint_folder), "--chat_template", "on"])
+    loaded = models.load(str(checkpoint_folder), device="cpu")
+    talk = chat.Chat(loaded, args, run.decoding_from, run.watcher, show=False, colour=False)
+    for question in ("One apple.", "Two apples."):
+        talk.answer(question)
+    assert [text in asked[1] for text in ("One apple.", "Answer 1.", "Two apples.")] == [True] * 3
+    talk.command(["reset"])
+    talk.answer("Three apples.")
+    assert "Two apples." not in asked[2] and "Answer" not in asked[2]
+    talk.command(["settings", "history", "off"])
+    talk.answer("Four apples.")
+    assert "Three apples." not in asked[3] and asked[3] == loaded.chat("Four apples.")
+
+
+def test_the_embedded_models_know_single_questions():
+    """Guards their default: they were not trained on conversations."""
+    args = run.chat_parser().parse_args(["-m", "tiny"])
+    talk = chat.Chat(models.load("tiny", device="cpu"), args, run.decoding_from, run.watcher, show=False, colour=False)
+    assert talk.template and not talk.history
 
 
 class Terminal:
@@ -109,19 +135,19 @@ class Terminal:
 def test_on_a_terminal(plain):
     """A person asks, sees drafts with masks, reads the cost, stops an answer with Ctrl-C, and ends with Ctrl-D."""
     slow = ["--threshold", "0", "-l", "256"]
-    chat = Terminal(line("tiny", *slow), **({"NO_COLOR": "1"} if plain else {}))
-    chat.wait("lists the commands")
-    chat.type("/settings gen_length 64 window 64\n")
-    chat.wait(r"history +off")
-    chat.type(QUESTION + "\n")
-    shown = chat.wait(r"tokens/s · [\d.]+ s\]")
+    talk = Terminal(line("tiny", *slow), **({"NO_COLOR": "1"} if plain else {}))
+    talk.wait("lists the commands")
+    talk.type("/settings gen_length 64 window 64\n")
+    talk.wait(r"history +off")
+    talk.type(QUESTION + "\n")
+    shown = talk.wait(r"tokens/s · [\d.]+ s\]")
     assert "░" in shown and "####" in shown
     assert (re.search(r"\x1b\[\d+m", shown) is None) == plain
-    chat.type("/settings gen_length 1024 early_termination off\n")
-    chat.wait(r"history +off")
-    chat.type(QUESTION + "\n")
-    chat.wait("░")
-    chat.type("\x03")
-    chat.wait("Stopped; the question is forgotten")
-    chat.type("\x04")
-    assert chat.end() == 0
+    talk.type("/settings gen_length 1024 early_termination off\n")
+    talk.wait(r"history +off")
+    talk.type(QUESTION + "\n")
+    talk.wait("░")
+    talk.type("\x03")
+    talk.wait("Stopped; the question is forgotten")
+    talk.type("\x04")
+    assert talk.end() == 0

@@ -1,31 +1,9 @@
 #!/usr/bin/env bash
-# The main table's settings for Dream-v0-Instruct-7B, which the paper does not report: those of Dream-Base.
+# The main table's settings for Dream-v0-Instruct-7B, which the paper does not report: those of Dream-Base,
+# whose published numbers the table shows beside.
 #
 #     bash dream/scripts/main_instruct.sh                             the real model, from the hub
 #     MODEL=dream-tiny LIMIT=4 bash dream/scripts/main_instruct.sh    offline: our own problems, a small model
 #
 # LIMIT, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. The same command goes on after an interruption.
-source "$(dirname "${BASH_SOURCE[0]}")/../../benchmarks/rows.sh"
-begin main_instruct-dream dream-instruct
-
-measure -n Vanilla        -t gsm8k -s 4 -l 256
-measure -n +DPad          -t gsm8k -s 4 -l 256 -d gaussian -k 4 -sc 1.6 -w 256 -e
-measure -n +Parallel      -t gsm8k -s 4 -l 256 -th 0.9
-measure -n +Parallel+DPad -t gsm8k -s 4 -l 256 -th 0.9 -d gaussian -k 4 -sc 1.6 -w 256 -e
-
-measure -n Vanilla        -t minerva_math -s 4 -l 256
-measure -n +DPad          -t minerva_math -s 4 -l 256 -d gaussian -k 4 -sc 1.6 -w 128 -e
-measure -n +Parallel      -t minerva_math -s 4 -l 256 -th 0.9
-measure -n +Parallel+DPad -t minerva_math -s 4 -l 256 -th 0.9 -d gaussian -k 4 -sc 1.6 -w 128 -e
-
-measure -n Vanilla        -t humaneval -s 0 -l 512
-measure -n +DPad          -t humaneval -s 0 -l 512 -d gaussian -k 3 -sc 2.3 -w 128 -e
-measure -n +Parallel      -t humaneval -s 0 -l 512 -th 0.9
-measure -n +Parallel+DPad -t humaneval -s 0 -l 512 -th 0.9 -d gaussian -k 3 -sc 2.3 -w 128 -e
-
-measure -n Vanilla        -t mbpp -s 3 -l 512
-measure -n +DPad          -t mbpp -s 3 -l 512 -d gaussian -k 3 -sc 1.6 -w 128 -e
-measure -n +Parallel      -t mbpp -s 3 -l 512 -th 0.9
-measure -n +Parallel+DPad -t mbpp -s 3 -l 512 -th 0.9 -d gaussian -k 3 -sc 1.6 -w 128 -e
-
-finish
+MODEL="${MODEL:-dream-instruct}" exec bash "$(dirname "${BASH_SOURCE[0]}")/main_base.sh"
