@@ -3,15 +3,17 @@
     python run.py bench                                            # `small` on the CPU: six settings
     python run.py bench -m 8b --prompt_length 200 -l 1024 --steps_per_block 10 --rows figure --blocks 5      # on a GPU
     python run.py bench --gen_lengths 256,512,1024,2048            # how the cost of a block grows with the answer
+    python run.py bench -m tiny --batch_size 1,8                   # what batches gain
     python run.py bench --profile +DPad                            # where the time goes
 
 Weights are random: time does not depend on them, and no checkpoint is needed. Everything is timed in one process, warm,
 the device synchronised at both ends, all settings in turn and that several times over, so that a machine whose speed
 wanders does so for all of them alike.
 
-*The floor* of a run is the time of its weight products alone: the same forwards in the same order, every one only as
-its linear layers, on the same device and in the same process. On a GPU a second floor is the time to read the weights
-and the cached keys and values once a forward, at the bandwidth that a large copy reaches there.
+*The floor* of a run is the time of its weight products alone: the same forwards, each only as its linear layers, on the
+same device and in the same process. Of very many forwards that are all alike a part is timed. On a GPU a second floor
+is the time to read the weights and the cached keys and values once a forward, at the bandwidth that a large copy
+reaches there.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +45,7 @@ SHAPES = {
     "7b": ("dream", {}),
     "small": ("llada", {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536}),
 }
+FLOOR_FORWARDS = 64  # of one kind are timed for the floor, and stand for all
 COPY_BYTES = 2**30  # of the copy that measures a GPU's bandwidth
 
 
@@ -264,6 +268,15 @@ class Products:
         """Of all weights that a forward reads."""
         return sum(w.numel() * w.element_size() for w in (*self.body, *self.head))
 
+    def seconds(self, forwards: Sequence[Forward]) -> float:
+        """How long the products of all these forwards take, warm."""
+        total = 0.0
+        for forward, count in Counter(forwards).items():
+            some = min(count, FLOOR_FORWARDS)
+            self([forward])
+            total += timed(self.body[0].device, self, [forward] * some) * count / some
+        return total
+
     @torch.no_grad()
     def __call__(self, forwards: Sequence[Forward]) -> None:
         for forward in forwards:
@@ -312,6 +325,7 @@ def timed(device: torch.device, call: Callable, *arguments) -> float:
 
 def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
@@ -332,15 +346,21 @@ def peak_memory(device: torch.device) -> int | None:
         return None
 
 
-def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows: Sequence[Row], work: Workload,
-            repeats: int, command: str) -> dict:
+def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows: Sequence[Row],
+            works: Sequence[Workload], repeats: int, command: str) -> dict:
     """Time rows and their floors in turn, `repeats` times, after a run of each to warm up and to see its forwards.
 
+    Args:
+        works: what every row decodes; they differ in batch_size alone.
+
     Returns:
-        A record of kind "benchmark". Each of its `rows` has the row's settings; `latency_s` and `floor_s`, one number a
-        repeat, of the whole batch; `ratio`, the median of their quotients; `speedup` over the first row, likewise;
-        `forwards`, `tokens_processed`, `kept_suffix` (mean a block); `full_ms` and `cached_ms`, the median step of
-        each kind; `peak_memory` in bytes; `read_s`, the floor of memory, on a GPU.
+        A record of kind "benchmark". Each of its `rows` (every row with the first work, then with the next) has the
+        row's settings and `batch_size`; `latency_s` and `floor_s`, one number a repeat, of the whole batch; `ratio`,
+        the median of their quotients; `speedup` over the first row, for each answer of a batch; `same_tokens`, whether
+        the batch's first answer is the one that the row gave with the first work; `replayed`, for rows with a cache,
+        the share of tokens that are the same when cached steps run warm, on a GPU as graphs; `forwards`,
+        `tokens_processed`, `kept_suffix` (mean a block); `full_ms` and `cached_ms`, the median step of each kind;
+        `peak_memory` in bytes, of a run without graphs; `read_s`, the floor of memory, on a GPU.
 
     Raises:
         ValueError: repeats below 1; settings that cannot be used.
@@ -349,45 +369,55 @@ def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows:
         raise ValueError(f"repeats is {repeats}; it must be at least 1")
     device, products = model.device, Products(model)
     bandwidth = copy_bandwidth(device) if device.type == "cuda" else None
-    seen, outputs, clocks = [], [], []
-    bar = tqdm(total=len(rows) * (repeats + 2), unit="run", leave=False)
-    for row in rows:
+    cells = [(row, work) for work in works for row in rows]
+    warm_ups = 2 if device.type == "cuda" else 1  # buffers are allocated; graphs recorded, then replayed
+    bar = tqdm(total=sum(1 + repeats + warm_ups * (row.cache != "none") for row, _ in cells), unit="run", leave=False,
+               disable=None)
+    results, seen, firsts = [], [], []
+    for number, (row, work) in enumerate(cells):
         bar.set_description(row.name)
+        graphs.forget()  # what other rows hold is not this one's memory
+        clock = StepClock(device)
+        reset_peak_memory(device)
         with watched(model) as forwards:
-            outputs.append(run(model, family, row, work))
+            output = run(model, family, row, work, clock=clock)
+        clock(True)
         seen.append(forwards)
-        bar.update()
-        for _ in range(2):  # libraries set themselves up, buffers are allocated, graphs recorded
-            clocks.append(StepClock(device))
-            run(model, family, row, work, clock=clocks[-1])
-            clocks[-1](True)
-        del clocks[-2]
-        bar.update()
-    results = [
-        dataclasses.asdict(row) | {
-            "forwards": len(forwards), "tokens_processed": output.tokens_processed,
+        firsts.append(output.sequences)
+        results.append(dataclasses.asdict(row) | {
+            "batch_size": work.batch_size,
+            "same_tokens": bool((output.sequences[0] == firsts[number % len(rows)][0]).all()),
+            "replayed": None, "forwards": len(forwards), "tokens_processed": output.tokens_processed,
             "kept_suffix": statistics.fmean(map(len, output.kept_suffix)), "blocks": len(output.kept_suffix),
-            **step_times(row, clock),
+            **step_times(row, clock), "peak_memory": peak_memory(device),
             "read_s": bytes_read(model, products, forwards) / bandwidth if bandwidth else None,
             "latency_s": [], "floor_s": [],
-        }
-        for row, forwards, output, clock in zip(rows, seen, outputs, clocks)
-    ]
-    for _ in range(repeats):
-        for row, forwards, result in zip(rows, seen, results):
+        })
+        bar.update()
+    # The largest batch first: buffers that grow start anew with their graphs.
+    for number in sorted(range(len(cells)), key=lambda number: -cells[number][1].batch_size):
+        row, work = cells[number]
+        for _ in range(warm_ups if row.cache != "none" else 0):
             bar.set_description(row.name)
-            reset_peak_memory(device)
+            clock = StepClock(device)
+            output = run(model, family, row, work, clock=clock)
+            clock(True)
+            results[number] |= step_times(row, clock) | {
+                "replayed": (output.sequences == firsts[number])[:, work.prompt_length :].float().mean().item()}
+            bar.update()
+    for _ in range(repeats):
+        for (row, work), forwards, result in zip(cells, seen, results):
+            bar.set_description(row.name)
             result["latency_s"].append(timed(device, run, model, family, row, work))
-            result["peak_memory"] = peak_memory(device)
-            products(forwards[:2])
-            result["floor_s"].append(timed(device, products, forwards))
+            result["floor_s"].append(products.seconds(forwards))
             bar.update()
     bar.close()
     for result in results:
         result["ratio"] = median_quotient(result["latency_s"], result["floor_s"])
-        result["speedup"] = median_quotient(results[0]["latency_s"], result["latency_s"])
-        result["floor_speedup"] = median_quotient(results[0]["floor_s"], result["floor_s"])
-    return describe("benchmark", name, model, work, command, bandwidth=bandwidth, repeats=repeats, rows=results)
+        larger = result["batch_size"] / results[0]["batch_size"]
+        result["speedup"] = larger * median_quotient(results[0]["latency_s"], result["latency_s"])
+        result["floor_speedup"] = larger * median_quotient(results[0]["floor_s"], result["floor_s"])
+    return describe("benchmark", name, model, works[0], command, bandwidth=bandwidth, repeats=repeats, rows=results)
 
 
 def growth(name: str, model: MaskedDiffusionModel, family: models.Family, rows: Sequence[Row],
@@ -399,7 +429,7 @@ def growth(name: str, model: MaskedDiffusionModel, family: models.Family, rows: 
     """
     device = model.device
     results = []
-    bar = tqdm(total=len(rows) * len(works) * (repeats + 1), unit="run", leave=False)
+    bar = tqdm(total=len(rows) * len(works) * (repeats + 1), unit="run", leave=False, disable=None)
     cells = [(dataclasses.replace(row, stops=True), work) for row in rows for work in works]
     for row, work in cells:
         bar.set_description(f"{row.name}, G = {work.gen_length}")
@@ -419,7 +449,7 @@ def growth(name: str, model: MaskedDiffusionModel, family: models.Family, rows: 
 
 
 class BlockClock:
-    """A streamer that notes when the prompt and each finished block pass by."""
+    """A streamer that notes when the prompt and each finished block pass by; without drafts, which cost a wait each."""
 
     def __init__(self, device: torch.device):
         self.device, self.times = device, []
@@ -427,9 +457,6 @@ class BlockClock:
     def put(self, tokens: Tensor) -> None:
         synchronize(self.device)
         self.times.append(time.perf_counter())
-
-    def put_draft(self, tokens: Tensor) -> None:
-        pass
 
     def end(self) -> None:
         pass

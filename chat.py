@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import completion
+from decoding import CACHE_MODES
 from models import ROOT
 
 HELP = """\
@@ -25,7 +26,6 @@ Type a question. Commands:
   /help, /quit                  this text; the end (also Ctrl-D)
 Ctrl-C stops an answer."""
 ON, OFF = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
-CACHES = ("none", "prefix", "dual")
 EMBEDDED = ROOT / "checkpoints"
 
 
@@ -134,14 +134,14 @@ class Chat:
                     raise ValueError
                 return text.lower() in ON
             if name == "cache":
-                return CACHES[CACHES.index(text)]
+                return CACHE_MODES[CACHE_MODES.index(text)]
             if name == "sampler":
                 return text
             if name in ("k_sigma", "scale", "threshold", "temperature"):
                 return float(text)
             return int(text)
         except ValueError:
-            allowed = {"history": "on or off", "early_termination": "on or off", "cache": ", ".join(CACHES)}
+            allowed = {"history": "on or off", "early_termination": "on or off", "cache": ", ".join(CACHE_MODES)}
             raise ValueError(f"{name} is {text!r}; it must be {allowed.get(name, 'a number')}") from None
 
     def summary(self) -> str:

@@ -192,7 +192,8 @@ def without_mask(logits: Tensor, mask_id: int) -> Tensor:
 
 def gumbel_noise(*shape: int, generator: Generator, device: torch.device) -> Tensor:
     """Standard Gumbel noise in float64: argmax(log p + noise) draws from p (Maddison et al. 2014)."""
-    return -torch.log(-torch.log(torch.rand(*shape, dtype=torch.float64, generator=generator))).to(device)
+    drawn = torch.rand(*shape, dtype=torch.float64, generator=generator).to(device)  # the same on every device
+    return -torch.log(-torch.log(drawn))
 
 
 def choose_most_confident(confidence: Tensor, count: int) -> Tensor:
@@ -343,9 +344,9 @@ def decode(
     leaves the batch when it terminates, and sits out the rest of a block that it has completed. Each gets the tokens
     that it gets alone.
 
-    streamer: transformers' `put`, `put_draft`, `end`. Where it also has `put_step`, that gets every forward: the number
-    of the block, the columns computed [Q], and of the rows still in it which positions were decoded (bool [R, L]), the
-    candidates [R, L] and their confidence (float64 [R, L], -inf where a position did not compete).
+    streamer: transformers' `put`, `end` and, if it has one, `put_draft`. Where it also has `put_step`, that gets every
+    forward: the number of the block, the columns computed [Q], and of the rows still in it which positions were decoded
+    (bool [R, L]), the candidates [R, L] and their confidence (float64 [R, L], -inf where a position did not compete).
 
     Raises:
         ValueError: on a prompt that does not fit (see `check_prompt`), and when the model's logits are not finite.
@@ -421,7 +422,8 @@ def _decode_block(model, rule, canvas: _Canvas, slots: _Slots, cache: SlotCache 
         canvas.processed += _slots_computed(canvas, slots, computed)
         masked &= ~chosen
         if streamer is not None:
-            streamer.put_draft(canvas.tokens[:, slots.begin : slots.end].cpu())
+            if hasattr(streamer, "put_draft"):
+                streamer.put_draft(canvas.tokens[:, slots.begin : slots.end].cpu())
             if hasattr(streamer, "put_step"):
                 streamer.put_step(block, slots.columns[computed].cpu(), *(
                     tensor.cpu() for tensor in (chosen, candidates, confidence)))

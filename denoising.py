@@ -99,14 +99,15 @@ class Tracer:
 
 
 def head_of(loaded, prompt: str, options: dict) -> dict:
-    """The first line of a trace."""
+    """The first line of a trace: the question, the settings, and with what it was answered."""
     from completion import describe_decoding
+    from records import environment
 
-    settings = describe_decoding(loaded.generate, options)
+    settings = describe_decoding(loaded.generate, options) | {"device": str(loaded.model.device)}
     tokenizer, config = loaded.tokenizer, loaded.model.config
     return {"kind": "trace", "model": loaded.name, "prompt": prompt, "gen_length": settings["gen_length"],
             "block_length": settings["block_length"], "settings": settings,
-            "eos": tokenizer.convert_ids_to_tokens(config.eos_token_id)}
+            "eos": tokenizer.convert_ids_to_tokens(config.eos_token_id), "environment": environment()}
 
 
 def read(path: str | Path) -> Trace:
@@ -116,7 +117,8 @@ def read(path: str | Path) -> Trace:
         ValueError: the file cannot be read, or holds something else; the message names it and the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a token's text may hold a line end of another kind, such as U+2028.
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ValueError(f"{path} cannot be read: {reason}") from error
@@ -130,14 +132,19 @@ def read(path: str | Path) -> Trace:
         if not isinstance(entry, dict) or number == 1 and not _is_head(entry) or middle and not _is_forward(entry):
             raise ValueError(f"{path}, line {number}: not a line of a trace (run.py generate --trace writes one)")
         entries.append(entry)
-    if len(entries) < 2 or "answer" not in entries[-1]:
+    if len(entries) < 2 or not isinstance(entries[-1].get("answer"), str):
         raise ValueError(f"{path} is no whole trace: its last line is missing")
     return Trace(entries[0], entries[1:-1], entries[-1])
 
 
 def _is_head(entry: dict) -> bool:
     lengths = [entry.get(name) for name in ("gen_length", "block_length", "prompt_tokens")]
-    return entry.get("kind") == "trace" and all(isinstance(length, int) and 0 < length < 2**20 for length in lengths)
+    settings = entry.get("settings", {})
+    return (
+        entry.get("kind") == "trace" and all(isinstance(length, int) and 0 < length < 2**20 for length in lengths)
+        and isinstance(settings, dict) and isinstance(settings.get("suffix_sampler") or {}, dict)
+        and isinstance(settings.get("threshold") or 0, (int, float)) and isinstance(entry.get("environment", {}), dict)
+    )
 
 
 def _is_forward(entry: dict) -> bool:
@@ -146,7 +153,7 @@ def _is_forward(entry: dict) -> bool:
         entry.keys() <= FIELDS and isinstance(entry.get("block"), int) and isinstance(entry.get("computed"), int)
         and isinstance(entry.get("seconds"), (int, float)) and isinstance(decided, list)
         and all(isinstance(one, list) and len(one) == 4 and isinstance(one[0], int) and isinstance(one[2], str)
-                for one in decided)
+                and isinstance(one[3], (int, float)) for one in decided)
         and all(isinstance(place, int) for place in entry.get("kept", []))
     )
 
@@ -252,7 +259,7 @@ def draw_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, fr
     whole = max(trace.forwards[-1]["seconds"] for trace in traces)
     pictures = []
     for number in range(frames):
-        now = whole * (number + 1) / frames
+        now = whole * ((number + 1) / frames)  # the last one is exactly the whole
         counts = [sum(entry["seconds"] <= now for entry in trace.forwards) for trace in traces]
         pictures.append(_stack([_picture(trace, count) for trace, count in zip(traces, counts)]))
     times = [round(1000 * seconds / frames)] * frames

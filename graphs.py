@@ -29,6 +29,7 @@ QUERY_BUCKET, KEY_BUCKET = 16, 128
 CAPACITY_BUCKET = 512  # of the buffers: coarse, because larger ones start anew with recording
 MOST_GRAPHS = 64  # of one model; the one that was not used for longest makes room
 _mode = "auto"
+_recording = threading.Lock()  # a process may record one graph at a time
 
 
 @contextmanager
@@ -114,6 +115,7 @@ class GraphedCache(LentCache):
     def __init__(self):
         super().__init__()
         self.weights = None
+        self.stream = None  # of recordings
         self.steps: OrderedDict[tuple[int, int, int], Step] = OrderedDict()
         self.version = 0
         self.window: tuple[int, int] | None = None  # rows and slots of the step that is running, both bucketed
@@ -126,7 +128,12 @@ class GraphedCache(LentCache):
         if weights == self.weights and rows <= self.buffer.shape[2] and capacity <= self.buffer.shape[4]:
             return
         if weights == self.weights:
-            rows, capacity = max(rows, self.buffer.shape[2]), max(capacity, self.buffer.shape[4])
+            # Room for the calls before as well, so that calls of two shapes do not start anew in turn; but many short
+            # rows and a few long ones must not become many long ones.
+            held = self.buffer.shape[2] * self.buffer.shape[4]
+            both = max(rows, self.buffer.shape[2]), max(capacity, self.buffer.shape[4])
+            if both[0] * both[1] <= 2 * max(held, rows * capacity):
+                rows, capacity = both
         self.steps.clear()
         self.weights = self.pool = self.buffer = None  # the old buffers go before the new ones come
         self.buffer = self.allocate(model, rows, capacity).zero_()  # slots behind the mask must not hold NaN
@@ -135,6 +142,8 @@ class GraphedCache(LentCache):
     def begin(self, rows: int, length: int) -> None:
         super().begin(rows, length)
         self.version += 1
+        # A step reads up to its bucket's end. What lies there is masked, but by adding -inf: NaN would come through.
+        self.buffer[:, :, :rows, :, length : up_to(length, KEY_BUCKET)] = 0
 
     def keep(self, rows: list[int]) -> None:
         super().keep(rows)
@@ -176,13 +185,16 @@ class GraphedCache(LentCache):
         if step is None:
             if len(self.steps) == MOST_GRAPHS:
                 self.steps.popitem(last=False)
+                if not any(step.replay for step in self.steps.values()):
+                    self.pool = None  # it went with the last recording
             device = self.buffer.device
-            step = self.steps[rows, queries, slots] = Step(
-                ids=torch.zeros(rows, queries, dtype=torch.long, device=device),
-                positions=torch.zeros(rows, queries, dtype=torch.long, device=device),
-                places=torch.zeros(queries, dtype=torch.long, device=device),
-                key_mask=torch.zeros(rows, slots, dtype=torch.bool, device=device),
-            )
+            with torch.inference_mode(False):  # it stays for calls that are not in that mode
+                step = self.steps[rows, queries, slots] = Step(
+                    ids=torch.zeros(rows, queries, dtype=torch.long, device=device),
+                    positions=torch.zeros(rows, queries, dtype=torch.long, device=device),
+                    places=torch.zeros(queries, dtype=torch.long, device=device),
+                    key_mask=torch.zeros(rows, slots, dtype=torch.bool, device=device),
+                )
         self.steps.move_to_end((rows, queries, slots))
         return step
 
@@ -205,8 +217,12 @@ class GraphedCache(LentCache):
             self.window = None
 
     def _record(self, model: MaskedDiffusionModel, step: Step) -> None:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        graph, device = torch.cuda.CUDAGraph(), step.ids.device
+        if self.stream is None:
+            self.stream = torch.cuda.Stream(device)
+        # thread_local: what other threads do on the GPU meanwhile is not this recording's business.
+        with _recording, torch.cuda.device(device), torch.cuda.graph(
+                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             self._run(model, step)
         self.pool, step.replay = graph.pool(), graph.replay
         step.replay()  # recording computed nothing

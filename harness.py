@@ -54,7 +54,6 @@ from completion import (
     release_memory,
     warm_up,
 )
-from decoding import check_integer
 from journal import Journal, digest
 from models import FAMILIES, LoadedModel
 from processes import ALONE, Processes
@@ -119,12 +118,7 @@ class DiffusionLM(LM):
                  journal: Journal | None = None, progress: bool | str = True, processes: Processes = ALONE,
                  prompt_limit: int | None = None, mc_samples: int = 128):
         super().__init__()
-        check_integer("mc_samples", mc_samples, 1)
-        if prompt_limit is not None:
-            check_integer("prompt_limit", prompt_limit, 1)
-        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
-        if not whole and batch_size != "auto":
-            raise ValueError(f'batch_size is {batch_size!r}; it must be an integer of at least 1, or "auto"')
+        check_counts(batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples)
         self._device = loaded.model.device
         self.loaded, self.options, self.batch_size = loaded, options, batch_size
         self.batch_size_used = FIRST_BATCH.get(self._device.type, 16) if batch_size == "auto" else batch_size
@@ -177,6 +171,7 @@ class DiffusionLM(LM):
         if self.processes.count > 1:
             self.processes.wait()
             known = self.journal.read()
+            self.processes.wait()  # nobody writes on before all have read
         self.kinds.discard(kind)
         if self.processes.rank and not self.kinds:
             raise _Answered
@@ -206,8 +201,11 @@ class DiffusionLM(LM):
             key = digest([instance.task_name, instance.doc_id, repeat, prompt, until, self.settings])
             prepared.append(_Request(key, instance.task_name, instance.doc_id, repeat, prompt, until, options,
                                      cut_tokens=cut))
-        self.cut_prompts += sum(request.cut_tokens > 0 for request in prepared)
+        self._count_cuts(prepared)
         return prepared
+
+    def _count_cuts(self, prepared: list[_Request]) -> None:
+        self.cut_prompts += len({(request.task, request.doc_id) for request in prepared if request.cut_tokens})
 
     def _prepare_pairs(self, requests: list[Instance]) -> list[_Request]:
         """The same for log-likelihoods; the answers to choose from are a document's repeats."""
@@ -219,13 +217,17 @@ class DiffusionLM(LM):
             seen[instance.task_name, instance.doc_id] += 1
             text = prompt.rstrip()  # a space at the seam belongs to the target's first token
             target = prompt[len(text) :] + target
-            text = text if self.in_chat else self.loaded.raw(text)
+            text, cut = text if self.in_chat else self.loaded.raw(text), 0
+            if self.settings["prompt_limit"]:
+                text, cut = cut_prompt(self.loaded, text, self.settings["prompt_limit"])
             size = len(self.loaded.tokenizer(text + target, add_special_tokens=False)["input_ids"])
             if size > self.loaded.model.max_positions:
                 raise ValueError(f"{instance.task_name}, document {instance.doc_id}: prompt and answer have {size} "
                                  f"tokens together; {self.loaded.name} holds {self.loaded.model.max_positions}")
             key = digest([instance.task_name, instance.doc_id, repeat, text, target, self.settings])
-            prepared.append(_Request(key, instance.task_name, instance.doc_id, repeat, text, target=target))
+            prepared.append(_Request(key, instance.task_name, instance.doc_id, repeat, text, target=target,
+                                     cut_tokens=cut))
+        self._count_cuts(prepared)
         return prepared
 
     def _rate(self, batch: list[_Request]) -> list[dict] | None:
@@ -243,19 +245,21 @@ class DiffusionLM(LM):
                     model, prompt, target, scheme=FAMILIES[self.loaded.family].likelihood, **options,
                     samples=self.settings["mc_samples"], batch_size=self.batch_size_used, seed=self.settings["seed"],
                 )
-                greedy = likelihood.is_greedy(model, prompt, target, **options)
+                right = likelihood.greedy_tokens(model, prompt, target, **options)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 value = None
             if value is None:
                 return self._out_of_memory(self.batch_size_used)
-            forwards = -(-self.settings["mc_samples"] // self.batch_size_used)
+            # Greedy decoding ends with the first token that is another, or with the last.
+            greedy, samples = min(right + 1, len(target)), self.settings["mc_samples"]
             answers.append({
                 "key": request.key, "task": request.task, "doc_id": request.doc_id, "repeat": request.repeat,
-                "answer": [value, greedy], "raw": request.target, "forwards": forwards, "tokens": len(target),
+                "answer": [value, right == len(target)], "raw": request.target,
+                "forwards": -(-samples // self.batch_size_used) + greedy, "tokens": len(target),
                 "seconds": time.perf_counter() - started,
-                "tokens_processed": self.settings["mc_samples"] * (len(prompt) + len(target)),
+                "tokens_processed": (samples + greedy) * (len(prompt) + len(target)),
             })
         self._keep(answers)
         return answers
@@ -335,18 +339,25 @@ def _first_batch(requests: Sequence[_Request], size: int) -> list[_Request]:
 
 
 def speed(answers: Sequence[dict]) -> dict:
-    """Means over answers: `latency_s` and its median (seconds each), `tps` (tokens a second), `nfe`, and totals.
+    """Means over samples: `latency_s` and its median (seconds each), `tps` (tokens a second), `nfe`, and totals.
 
-    `samples` counts documents: in a multiple-choice task each has several answers.
+    A sample is an answer; in a multiple-choice task all choices of a document together are one. `samples` counts
+    documents.
     """
-    seconds, tokens = [answer["seconds"] for answer in answers], sum(answer["tokens"] for answer in answers)
+    costs: dict[tuple, list[float]] = {}
+    for answer in answers:
+        choice = 0 if isinstance(answer["answer"], list) else answer["repeat"]
+        cost = costs.setdefault((answer["task"], answer["doc_id"], choice), [0.0, 0])
+        cost[0] += answer["seconds"]
+        cost[1] += answer["forwards"]
+    seconds, tokens = [cost[0] for cost in costs.values()], sum(answer["tokens"] for answer in answers)
     total = sum(seconds)
     return {
         "samples": len({(answer["task"], answer["doc_id"]) for answer in answers}),
         "latency_s": statistics.fmean(seconds) if answers else None,
         "latency_median_s": statistics.median(seconds) if answers else None,
         "tps": tokens / total if total else None,
-        "nfe": statistics.fmean(answer["forwards"] for answer in answers) if answers else None,
+        "nfe": statistics.fmean(cost[1] for cost in costs.values()) if answers else None,
         "answer_tokens": tokens,
         "seconds": total,
         "tokens_processed": sum(answer["tokens_processed"] for answer in answers),
@@ -450,9 +461,7 @@ def evaluate(
         ValueError: one sentence on a setting, task or journal that cannot be used.
         Interrupted: Ctrl-C; finished answers are in the journal.
     """
-    for argument, value, least in (("num_fewshot", num_fewshot, 0), ("limit", limit, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{argument} is {value!r}; it must be an integer of at least {least}")
+    check_counts(num_fewshot=num_fewshot, limit=limit)
     chat_template = check_chat_template(loaded, chat_template)
     lm = DiffusionLM(loaded, options, batch_size=batch_size, progress=progress if processes.rank == 0 else False,
                      processes=processes, prompt_limit=prompt_limit, mc_samples=mc_samples)
@@ -485,6 +494,15 @@ def evaluate(
     return record | {"folder": str(folder)}
 
 
+def check_counts(**values) -> None:
+    """Raise ValueError, naming argument and value, for a number that no run can have; None is always allowed."""
+    for name, value in values.items():
+        least, auto = int(name != "num_fewshot"), name == "batch_size"
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if not (whole or value is None or auto and value == "auto"):
+            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}" + ', or "auto"' * auto)
+
+
 def open_journal(folder: Path, from_scratch: bool, processes: Processes) -> Journal:
     """The journal, opened by all processes before any of them answers, so that all see the same answers in it.
 
@@ -497,6 +515,7 @@ def open_journal(folder: Path, from_scratch: bool, processes: Processes) -> Jour
         processes.wait()
     processes.wait()
     journal.answers = journal.read()
+    processes.wait()  # nobody writes before all have read: they share out what is not answered yet
     return journal
 
 

@@ -77,22 +77,23 @@ def log_likelihood(model: MaskedDiffusionModel, prompt: Tensor, target: Tensor, 
 
 
 @torch.inference_mode()
-def is_greedy(model: MaskedDiffusionModel, prompt: Tensor, target: Tensor, *, mask_id: int) -> bool:
-    """Whether decoding the target's masks greedily, the most confident one a forward, would write the target.
+def greedy_tokens(model: MaskedDiffusionModel, prompt: Tensor, target: Tensor, *, mask_id: int) -> int:
+    """How many of the target's tokens greedy decoding, the most confident mask a forward, writes as they are.
 
-    Stops at the first token that is another: what is decoded stays, so nothing after it can mend that.
+    All of them: greedy decoding writes the target. It stops at the first token that is another: what is decoded stays,
+    so nothing after it can mend that.
     """
     prompt, target = prompt.to(model.device), target.to(model.device)
     shown = torch.full_like(target, mask_id)
-    for _ in range(len(target)):
+    for right in range(len(target)):
         places = (shown == mask_id).nonzero().squeeze(-1)
         logits = predictions(model, torch.cat((prompt, shown))[None], torch.zeros_like(places), len(prompt) + places)
         tokens = best_but_mask(logits, mask_id)
         best = log_probability(logits, tokens).argmax()
         if tokens[best] != target[places[best]]:
-            return False
+            return right
         shown[places[best]] = tokens[best]
-    return True
+    return len(target)
 
 
 def predictions(model: MaskedDiffusionModel, ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

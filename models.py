@@ -110,7 +110,8 @@ class LoadedModel:
     def encode_text(self, texts: list[str]) -> BatchEncoding:
         """The same for texts that are complete: nothing is put around them."""
         return self.tokenizer(
-            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False,
+            return_token_type_ids=False,
         ).to(self.model.device)
 
     def chat(self, prompt: str) -> str:
@@ -196,6 +197,9 @@ def placement(
     import torch
 
     device = _device(device)
+    if device.type == "cuda":
+        # cuDNN's attention makes a plan for every shape that it meets, and suffixes are of a new length in every block.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else "bfloat16"
     if isinstance(dtype, str):

@@ -25,6 +25,8 @@ REPORTED = ROOT / "benchmarks" / "paper.json"
 # Our own problems that stand in for a benchmark where the hub is out of reach.
 STAND_INS = {"arithmetic-50": "gsm8k", "arithmetic-500": "gsm8k", "gsm8k-split": "gsm8k", "math-local": "minerva_math",
              "humaneval-local": "humaneval", "mbpp-local": "mbpp"}
+ORDER = ("Vanilla", "Vanilla+EarlyTermination", "+DPad", "+Parallel", "+Parallel+DPad", "+Parallel+PrefixCache",
+         "+Parallel+PrefixCache+DPad")
 FIGURES = ("bars", "heatmap", "length")
 Z95 = 1.959964  # of the normal distribution, two-sided
 GRID = (32, 64, 128, 192, 256, 320, 384, 448, 512)  # kept tokens in the paper's heatmap
@@ -38,7 +40,7 @@ def reported(key: str) -> dict[tuple, dict]:
     """
     models = record_files.read_json(REPORTED)["models"]
     if key not in models:
-        raise ValueError(f"--paper is {key!r}; it must be one of {', '.join(models)}")
+        raise ValueError(f"model is {key!r}; the paper has {', '.join(models)}")
     rows = {(row["benchmark"], row["gen_length"], row["name"]): row for row in models[key]["rows"]}
     return {
         place: row | {"speedup": rows[*place[:2], report.BASELINE]["latency_s"] / row["latency_s"]}
@@ -55,11 +57,13 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 
 def groups(records: Sequence[dict]) -> list[list[dict]]:
-    """Records that belong into one table: of one task, model and answer length, in the order given."""
+    """Records that belong into one table: of one task, model and answer length, in the order given; those that the
+    paper has in its order, before all others."""
     found: dict[tuple, list[dict]] = {}
     for record in records:
         found.setdefault((record["task"], record["model"], record["settings"]["gen_length"]), []).append(record)
-    return list(found.values())
+    place = {name: number for number, name in enumerate(ORDER)}
+    return [sorted(table, key=lambda record: place.get(record["name"], len(place))) for table in found.values()]
 
 
 def rows(records: Sequence[dict], paper: dict[tuple, dict]) -> list[dict]:
@@ -67,7 +71,7 @@ def rows(records: Sequence[dict], paper: dict[tuple, dict]) -> list[dict]:
     shown = []
     for row, record in zip(report.rows(records), records):
         place = STAND_INS.get(row["task"], row["task"]), row["G"], row["name"]
-        bounds = {label: None if value is None else interval(value / 100, record["samples"])
+        bounds = {label: None if value is None or not 0 <= value <= 100 else interval(value / 100, record["samples"])
                   for label, value in row["metrics"].items()}
         shown.append(row | {"intervals": bounds, "samples": record["samples"], "paper": paper.get(place)})
     return shown

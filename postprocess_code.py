@@ -27,6 +27,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import sandbox
+from records import cores
 
 FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
@@ -142,7 +143,7 @@ def score(samples: Sequence[dict], timeout: float = sandbox.TIMEOUT, workers: in
     programs = [program(code, sample["doc"]) for code, sample in zip(cleaned, samples)]
     programs += [program(before(sample["doc"]) + sample["answer"], sample["doc"]) for sample in samples]
     distinct = list(dict.fromkeys(programs))
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or cores()) as pool:
         running = pool.map(lambda text: sandbox.run_program(text, timeout), distinct)
         outcomes = dict(zip(distinct, tqdm(running, total=len(distinct), unit="program", disable=None, leave=False)))
     passed = [outcomes[text] == "passed" for text in programs]
@@ -176,7 +177,8 @@ def read_samples(path: str | Path) -> list[dict]:
         ValueError: the file or a line cannot be used, with the line's number.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: an answer may hold a line end of another kind, such as U+2028.
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
     samples = []

@@ -10,14 +10,21 @@ Imported, never run.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from records import cores
+
+LAUNCHER = "DPAD_LAUNCHER"  # the environment variable that tells a process who launched it
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 RUN = Path(__file__).resolve().parent / "run.py"
 PATIENCE = timedelta(days=7)  # processes finish at different times; one that dies ends the run at once, by its launcher
 
@@ -51,11 +58,21 @@ def join() -> Processes:
     """Meet the other processes of the run, if there are any; `leave` at the end."""
     found = current()
     if found.count > 1:
+        _end_with_launcher()
         from accelerate import PartialState
 
         # gloo: the processes only wait for each other, and waiting must not occupy a GPU.
         PartialState(cpu=True, backend="gloo", timeout=PATIENCE)
     return found
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel (Linux) kill this process when the one that `launch`ed it is killed, and cannot."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(launcher):  # it was, before this process could ask
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def leave() -> None:
@@ -73,20 +90,21 @@ def device(here: Processes) -> str | None:
     return f"cuda:{here.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else None
 
 
-def launch(count: int, port: int | None, arguments: Sequence[str]) -> None:
+def launch(count: int, port: int | None, arguments: Sequence[str], device: str | None = None) -> None:
     """Run `run.py` with these arguments in `count` processes of this machine, each with its own GPU if there are any.
 
-    port: the TCP port that they meet at; None takes a free one.
+    port: the TCP port that they meet at; None takes a free one. device: what the arguments ask for.
 
     Raises:
         ValueError: count or port cannot be used, or there are fewer GPUs. RuntimeError: a process failed; the others
-        have been ended. KeyboardInterrupt: Ctrl-C; all have ended.
+        have been ended. SystemExit: a process refused its input and has said why. KeyboardInterrupt: Ctrl-C; all have
+        ended.
     """
     import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    gpus = torch.cuda.device_count()
+    gpus = 0 if (device or "").startswith("cpu") else torch.cuda.device_count()
     if gpus and count > gpus:
         raise ValueError(f"num_processes is {count}; it must be at most the number of GPUs here ({gpus})")
     if port is not None and not 0 < port < 2**16:
@@ -95,7 +113,8 @@ def launch(count: int, port: int | None, arguments: Sequence[str]) -> None:
 
     if not gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # without it accelerate runs one process and says nothing
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
+    os.environ[LAUNCHER] = str(os.getpid())
     for name in ("torch.distributed", "accelerate"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a failure is told below, in a sentence
     flags = ["--multi_gpu", "--num_processes", count, "--num_machines", 1, "--mixed_precision", "no",
@@ -105,6 +124,8 @@ def launch(count: int, port: int | None, arguments: Sequence[str]) -> None:
         launch_command(options)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode == 2:
+            raise SystemExit(2) from None
         how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
         raise RuntimeError(f"process {rank + 1} of {count} {how}, so the run was stopped; finished answers are kept, "
                            "and the same command goes on from there") from None

@@ -62,7 +62,7 @@ def hardware() -> dict:
         threads = torch.get_num_threads()
         gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
-        "processor": _processor(), "cores": _cores(), "threads": threads, "memory_gb": _memory_gb(),
+        "processor": _processor(), "cores": cores(), "threads": threads, "memory_gb": _memory_gb(),
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
     }
 
@@ -78,7 +78,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many processor cores this process may use."""
     if hasattr(os, "sched_getaffinity"):  # fewer than os.cpu_count() in a batch system's allocation
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -12,6 +12,8 @@ A document marks a table by the records it shows, with paths relative to the doc
     ...whatever stands here is replaced...
     <!-- /table -->
 
+With `demo/records.json beside llada-1.5` the authors' numbers for that model stand beside them (paper.py).
+
 A records file holds one record or a list of records; a folder stands for all records in its *.json files.
 """
 
@@ -39,7 +41,8 @@ KINDS = {
     "paper": ("source", "hardware", "problems", "scripts", "models"),  # benchmarks/paper.json
 }
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
-MARK = re.compile(r"(<!-- table: *(?P<paths>[^>]*?) *-->)(?P<body>.*?)(?P<end><!-- /table -->|\Z)", re.DOTALL)
+MARK = re.compile(r"(<!-- table: *(?P<paths>[^>]*?)(?: beside (?P<paper>[\w.-]+))? *-->)"
+                  r"(?P<body>.*?)(?P<end><!-- /table -->|\Z)", re.DOTALL)
 LOG_SPREAD = 8  # the latency axis is logarithmic from this ratio of slowest to fastest on
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey by lightness.
@@ -108,11 +111,16 @@ def rows(records: Sequence[dict]) -> list[dict]:
             "speedup": baseline / latency if baseline and latency else None,
             "tps": record.get("tps"), "nfe": record.get("nfe"),
             "metrics": {
-                METRIC_LABELS.get(key, key): None if entry.get("value") is None else 100 * entry["value"]
+                METRIC_LABELS.get(key, key): percentage(entry.get("value"))
                 for key, entry in record["metrics"].items()
             },
         })
     return shown
+
+
+def percentage(value: float | None) -> float | None:
+    """A share times 100; what is no share, such as BLEU, is on that scale as it is."""
+    return value if value is None or not 0 <= value <= 1 else 100 * value
 
 
 def _setting(record: dict) -> tuple:
@@ -162,13 +170,14 @@ def _benchmark_caption(record: dict) -> str:
     steps = f"threshold {work['threshold']}" if work["threshold"] else f"{work['steps_per_block']} steps"
     lengths = sorted({row["gen_length"] for row in record["rows"]}) if record["kind"] == "growth" else []
     answer = f"G = {', '.join(map(str, lengths)) or work['gen_length']}"
+    sizes = dict.fromkeys(row.get("batch_size", work["batch_size"]) for row in record["rows"])
     sampler, commit = work["sampler"], record.get("environment", {}).get("commit", "unknown")
     ends = f" (early termination after {work['blocks']})" if work["blocks"] and not lengths else ""
     return (
         f"Model {record['model']}, prompt {work['prompt_length']}, {answer}, blocks of {work['block_length']} in "
-        f"{steps}{ends}, batch size {work['batch_size']}, DPad window {sampler['window']}, k {sampler['k_sigma']:g}, "
-        f"scale {sampler['scale']:g}; median of {record['repeats']} runs; {hardware_line(record)}, {work['dtype']}, "
-        f"commit {commit}."
+        f"{steps}{ends}, batch size {', '.join(map(str, sizes))}, DPad window {sampler['window']}, "
+        f"k {sampler['k_sigma']:g}, scale {sampler['scale']:g}; median of {record['repeats']} runs; "
+        f"{hardware_line(record)}, {work['dtype']}, commit {commit}."
     )
 
 
@@ -214,9 +223,9 @@ def _benchmark_cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]
     headings = ["configuration", "latency (s)", "spread", "speedup", "forwards", "slots", "kept suffix", "full (ms)",
                 "cached (ms)", "floor (s)", "× floor", "memory (GB)"]
     reads = any(row.get("read_s") for record in records for row in record["rows"])
-    models = len(records) > 1
-    if models:
-        headings[1:1] = ["model"]
+    models = len({record["model"] for record in records}) > 1
+    batches = len({row.get("batch_size") for record in records for row in record["rows"]}) > 1
+    headings[1:1] = ["model"] * models + ["batch"] * batches
     if reads:
         headings[-1:-1] = ["read (s)"]
     cells = []
@@ -225,7 +234,8 @@ def _benchmark_cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]
             latency, memory = statistics.median(row["latency_s"]), row.get("peak_memory")
             spread = (max(row["latency_s"]) - min(row["latency_s"])) / 2 / latency
             cells.append([
-                row["name"], *([record["model"]] if models else []), seconds(latency), f"±{100 * spread:.0f}%",
+                row["name"], *[record["model"]] * models, *[str(row.get("batch_size"))] * batches, seconds(latency),
+                f"±{100 * spread:.0f}%",
                 f"{row['speedup']:.2f}×", str(row["forwards"]), str(row["tokens_processed"]),
                 number(row["kept_suffix"], 0), number(row["full_ms"], 2), number(row["cached_ms"], 2),
                 seconds(statistics.median(row["floor_s"])), f"{row['ratio']:.2f}",
@@ -269,9 +279,10 @@ def summary_of(record: dict) -> dict:
         found = [{"name": row["name"], "gen_length": row["gen_length"], "block_ms": round(block_ms(row), 3)}
                  for row in record["rows"]]
     else:
-        found = [{"name": row["name"], "latency_s": round(statistics.median(row["latency_s"]), 5),
-                  "speedup": round(row["speedup"], 3), "floor_speedup": round(row["floor_speedup"], 3),
-                  "times_floor": round(row["ratio"], 3)} for row in record["rows"]]
+        found = [{"name": row["name"], "batch_size": row["batch_size"],
+                  "latency_s": round(statistics.median(row["latency_s"]), 5), "speedup": round(row["speedup"], 3),
+                  "floor_speedup": round(row["floor_speedup"], 3), "times_floor": round(row["ratio"], 3)}
+                 for row in record["rows"]]
     return {"kind": record["kind"], "model": record["model"], "rows": found}
 
 
@@ -363,14 +374,17 @@ def floor_chart(records: Sequence[dict], path: str | Path) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xlim(0, max(latencies) * 1.5)
-    axes.set_yticks(places, [row["name"] for row in shown], fontsize=11)
+    sizes = list(dict.fromkeys(row["batch_size"] for row in shown))
+    axes.set_yticks(places, [row["name"] + (f", batch {row['batch_size']}" if len(sizes) > 1 else "")
+                             for row in shown], fontsize=11)
     axes.set_ylim(len(shown) - 0.45, -0.55)
-    axes.set_xlabel("latency (seconds a batch)", fontsize=11)
+    axes.set_xlabel("latency (seconds a batch; speedup an answer)" if len(sizes) > 1 else "latency (seconds a batch)",
+                    fontsize=11)
     axes.legend([Patch(color=colour) for colour in (ORANGE, BLUE, GREY)],
                 ["without DPad", "with DPad", "floor: its matrix products alone"],
                 loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=10)
     work = record["settings"]
-    figure.suptitle(f"{record['model']}, G = {work['gen_length']}, batch size {work['batch_size']}, "
+    figure.suptitle(f"{record['model']}, G = {work['gen_length']}, batch size {', '.join(map(str, sizes))}, "
                     f"{hardware_line(record)}", fontsize=12)
     save_figure(figure, path)
 
@@ -532,7 +546,13 @@ def render_document(text: str, folder: str | Path) -> tuple[str, list[str]]:
             raise ValueError("a table mark names no records")
         if not found["end"] or "<!-- table:" in found["body"]:
             raise ValueError(f"the table mark of {found['paths']} has no <!-- /table -->")
-        body = f"\n{markdown_table(load(paths, folder))}\n"
+        found_records = load(paths, folder)
+        if found["paper"]:
+            import paper  # which imports this module
+
+            body = f"\n{paper.render(found_records, found['paper'], 'markdown')}\n\n{caption(found_records)}\n"
+        else:
+            body = f"\n{markdown_table(found_records)}\n"
         if body != found["body"]:
             changed.append(found["paths"])
         return f"{found[1]}{body}{found['end']}"

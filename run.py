@@ -48,6 +48,7 @@ examples:
   python run.py bench                                      eight layers of random weights: vanilla, DPad, caches
   python run.py bench -m tiny --rows figure -l 1024 --blocks 2      the seven rows of the paper's long-sequence figure
   python run.py bench --gen_lengths 256,512,1024,2048 --plot growth.png      cost of a block against answer length
+  python run.py bench -m tiny --batch_size 1,8             what batches gain
   python run.py bench --profile +DPad                      where the time goes
   python run.py bench -m 8b --device cuda --prompt_length 200 -l 1024 --steps_per_block 10     LLaDA-8B's shape
 
@@ -228,7 +229,8 @@ def bench_parser() -> argparse.ArgumentParser:
                        help="tokens a block (default: %(default)s)")
     group.add_argument("--steps_per_block", type=int, default=4, help="forwards a block (default: %(default)s)")
     group.add_argument("-th", "--threshold", type=float, help="as many as the confidences need instead")
-    group.add_argument("--batch_size", type=int, default=1, help="rows decoded together (default: %(default)s)")
+    group.add_argument("--batch_size", default="1", metavar="N,...", help="rows decoded together; several sizes are "
+                       "compared (default: %(default)s)")
     group.add_argument("--blocks", type=int, help="rows with early termination end after so many blocks")
     group.add_argument("-w", "--window", type=int, help="DPad's window (default: 256, or --gen_length if shorter)")
     group.add_argument("-k", "--k_sigma", type=float, default=3.0, help="DPad's k (default: %(default)s)")
@@ -304,13 +306,15 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
             return
     import harness
 
+    harness.check_counts(num_fewshot=args.num_fewshot, limit=args.limit, batch_size=args.batch_size,
+                         prompt_limit=args.prompt_limit, mc_samples=args.mc_samples)
     tasks = harness.load_tasks(args.task, args.num_fewshot, args.seed)
     if args.num_processes > 1 and processes.current().count == 1:
-        processes.launch(args.num_processes, args.main_process_port, argv)
+        processes.launch(args.num_processes, args.main_process_port, argv, args.device)
         return
     here = processes.join()
     try:
-        if here.count > 1 and args.device is None:
+        if here.count > 1 and args.device in (None, "cuda"):
             args.device = processes.device(here)
         loaded, chat_template = load_model(args)
         record = harness.evaluate(
@@ -332,7 +336,7 @@ def summary(record: dict) -> str:
     """A record as the few lines that a person wants to read first."""
     reused = f", {record['reused']} of them answered earlier" if record["reused"] else ""
     rows = [
-        (name, f"{score['value']:.1%}" + (f" ± {score['stderr']:.1%}" if score["stderr"] is not None else ""))
+        (name, as_share(score["value"]) + (f" ± {as_share(score['stderr'])}" if score["stderr"] is not None else ""))
         for name, score in record["metrics"].items()
     ]
     rows += [
@@ -348,6 +352,11 @@ def summary(record: dict) -> str:
     return "\n".join([*lines, f"written to {record['folder']}: record.json, samples.jsonl"])
 
 
+def as_share(value: float | None) -> str:
+    """A metric in percent, or as it is where it is no share: BLEU, differences."""
+    return "–" if value is None else f"{value:.1%}" if 0 <= value <= 1 else f"{value:.2f}"
+
+
 # --- generate ---------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +369,7 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         raise ValueError(f"batch_size is {args.batch_size}; for generate it must be an integer of at least 1")
     options = decoding_from(args)
     prompts = read_prompts(args)
+    import chat
     import completion
     import denoising
 
@@ -374,7 +384,7 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         chosen = slice(start, start + args.batch_size)
         if args.watch and len(prompts) > 1:
             print(f"> {prompts[start]}")
-        streamer = watcher(loaded) if args.watch else None
+        streamer = watcher(loaded, chat.wants_colour()) if args.watch else None
         if args.trace:
             streamer = denoising.Tracer(denoising.head_of(loaded, prompts[0], options), loaded, streamer=streamer)
         answers = completion.complete(loaded, texts[chosen], options, until=[eos], streamer=streamer)
@@ -443,7 +453,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 
 def read_prompt_file(name: str) -> list[str]:
     """One prompt for each line that is not blank."""
-    lines = [(number, line) for number, line in enumerate(read_text(name).splitlines(), start=1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(read_text(name).split("\n"), start=1) if line.strip()]
     if not name.endswith(".jsonl"):
         return [line for _, line in lines]
     prompts = []
@@ -481,12 +491,17 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
     names = ("Vanilla", "+DPad") if args.gen_lengths else args.only.split(",") if args.only else None
     chosen = bench.choose_rows(args.rows, [args.profile] if args.profile else names)
     given = {field: getattr(args, field) for field in ("prompt_length", "block_length", "steps_per_block", "threshold",
-                                                       "batch_size", "blocks", "seed")}
+                                                       "blocks", "seed")}
     if args.gen_lengths and args.blocks is None:
         given["blocks"] = 4
+    sizes = integers("--batch_size", args.batch_size)
+    if len(sizes) > 1 and (args.gen_lengths or args.profile):
+        raise ValueError(f"--batch_size is {args.batch_size!r}; it must be one number with "
+                         f"{'--gen_lengths' if args.gen_lengths else '--profile'}")
     works = [
-        bench.Workload(gen_length=length, **given, sampler=GaussianSampler(
-            min(256, length) if args.window is None else args.window, args.k_sigma, args.scale)) for length in lengths
+        bench.Workload(gen_length=length, batch_size=size, **given, sampler=GaussianSampler(
+            min(256, length) if args.window is None else args.window, args.k_sigma, args.scale))
+        for length in lengths for size in sizes
     ]
     model, family = bench.make_model(args.model, args.device, args.dtype)
     measured = (args.model, model, family, chosen)
@@ -498,7 +513,7 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
         if args.gen_lengths:
             record = bench.growth(*measured, works, args.repeats, command)
         else:
-            record = bench.measure(*measured, works[0], args.repeats, command)
+            record = bench.measure(*measured, works, args.repeats, command)
     print(f"{report.terminal_table([record])}\n\n{report.caption([record])}")
     if args.output:
         records.write_json(args.output, record)
@@ -524,7 +539,8 @@ def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
 
     decoding_from(args)
     loaded, _ = load_model(args)
-    chat.Chat(loaded, args, decoding_from, watcher, show=sys.stdout.isatty(), colour=chat.wants_colour()).run()
+    drafts = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"  # which cannot draw over a line
+    chat.Chat(loaded, args, decoding_from, watcher, show=drafts, colour=chat.wants_colour()).run()
 
 
 # --- trace ------------------------------------------------------------------------------------------------------------
@@ -532,12 +548,14 @@ def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
 
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
     import denoising
+    import report
 
     traces = [denoising.read(path) for path in args.paths]
     for trace in traces:
         seen = denoising.view(trace, len(trace.forwards))
         print(f"{denoising.words(trace)}: {seen.forwards} forwards, {seen.tokens} tokens, {seen.seconds:.2f} s, "
-              f"{100 * seen.share:.0f}% of the positions computed\n{trace.tail['answer']}\n")
+              f"{100 * seen.share:.0f}% of the positions computed; {report.hardware_line(trace.head)}\n"
+              f"{trace.tail['answer']}\n")
     if args.gif:
         denoising.draw_gif(traces, args.gif, args.seconds)
         print(f"drawn in {args.gif}")

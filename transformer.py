@@ -85,7 +85,8 @@ class SlotCache:
     def allocate(model: PreTrainedModel, rows: int, capacity: int) -> Tensor:
         """Room for keys and values, [layers, 2, R, K, capacity, D]."""
         shape = (model.layer_count, 2, rows, model.kv_head_count, capacity, model.head_size)
-        return torch.empty(shape, dtype=model.dtype, device=model.device)
+        with torch.inference_mode(False):  # it may serve a later call, which is not in that mode
+            return torch.empty(shape, dtype=model.dtype, device=model.device)
 
     def begin(self, rows: int, length: int) -> None:
         """Start a block with `rows` rows of `length` slots; whatever the buffers held is stale."""
@@ -118,8 +119,8 @@ def attend(
     """Bidirectional attention of Q queries [R, Q, H, D] to all slots, returned as [R, Q, H * D].
 
     keys, values: [R, Q, K, D], of the same slots as the queries. key_mask: [R, 1, 1, S], True where a slot may be
-    attended to. With a cache the queries are its slots [start, start + Q), and the others come from its buffers. (A
-    cache of graphs.py takes a tensor of slots there instead.)
+    attended to, or what to add to the scores. With a cache the queries are its slots [start, start + Q), and the others
+    come from its buffers. (A cache of graphs.py takes a tensor of slots there instead.)
     implementation: transformers' names, "sdpa" (torch's kernels) or "eager" (the textbook formula: the oracle, and
     the faster of the two for training in bfloat16 on a CPU).
     """
@@ -132,7 +133,8 @@ def attend(
         keys, values = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (keys, values))
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [R, H, Q, S]
         if key_mask is not None:
-            scores = scores.masked_fill(~key_mask, float("-inf"))
+            hidden = key_mask.dtype == torch.bool
+            scores = scores.masked_fill(~key_mask, float("-inf")) if hidden else scores + key_mask
         mixed = scores.softmax(dim=-1) @ values
     else:
         # Heads that share keys become more queries of one head: every query attends to the same slots, so any kernel
@@ -190,6 +192,8 @@ class MaskedDiffusionModel(PreTrainedModel):
         rope = rope_tables(position_ids, self.head_size, self.rope_theta)
         if key_mask is not None:
             key_mask = key_mask[:, None, None, :]
+            if key_mask.is_cuda:  # as the kernels take it: or else each layer would convert it
+                key_mask = torch.zeros_like(key_mask, dtype=self.dtype).masked_fill_(~key_mask, float("-inf"))
         x = self.embed(input_ids)  # [R, Q, E]
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, key_mask, cache, index, start)

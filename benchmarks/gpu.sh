@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Every check and measurement that needs a GPU, in one call; needs torch, transformers and tqdm.
+# Every check and measurement that needs a GPU, in one call; needs torch, transformers, accelerate and tqdm.
 # Sized to take under eight minutes on an H200, which has not been tried yet.
 #
 #     bash benchmarks/gpu.sh                     # writes benchmarks/<GPU>-*.json; `python report.py FILE` shows them
 #     OUTPUT=records bash benchmarks/gpu.sh
+#     ONLY="agreement 8b-headline" bash benchmarks/gpu.sh        # some of them, by name
 #
 # In this order, so that what matters most is there if time runs out: tokens on the GPU in float32 equal to the plain
 # path's, with and without graphs; how many agree in bfloat16; LLaDA-8B's shape at batch 1 (the six settings, and the
 # headline: the seven rows of the paper's figure), batch 8 and 32; Dream-7B's shape; cost of a block against length.
-# Weights are random, so nothing is downloaded. PYTHON: the interpreter (default: python3).
-set -euo pipefail
+# Weights are random, so nothing is downloaded. PYTHON: the interpreter (default: python3). One that fails does not stop
+# the others; the status is 1 in the end.
+set -uo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="${PYTHON:-python3}"
 OUTPUT="${OUTPUT:-$ROOT/benchmarks}"
@@ -17,19 +19,27 @@ cd "$ROOT"
 mkdir -p "$OUTPUT"
 GPU="$("$PYTHON" -c 'import re, torch; print(re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower())')"
 
+STATUS=0
+
+check() { # NAME COMMAND...: run it, unless others were asked for
+    case " ${ONLY:-$1} " in
+    *" $1 "*) echo "== $1" && shift && { "$@" || STATUS=1; } ;;
+    esac
+}
+
 bench() { # NAME FLAGS...
     local name="$1"
     shift
-    echo "== $name"
-    "$PYTHON" run.py bench --device cuda --dtype bfloat16 --output "$OUTPUT/$GPU-$name.json" "$@"
+    check "$name" "$PYTHON" run.py bench --device cuda --dtype bfloat16 --output "$OUTPUT/$GPU-$name.json" "$@"
 }
 
-"$PYTHON" benchmarks/agreement.py --device cuda --output "$OUTPUT/$GPU-agreement.json"
+check agreement "$PYTHON" benchmarks/agreement.py --device cuda --output "$OUTPUT/$GPU-agreement.json"
 bench 8b-steps -m 8b --prompt_length 96 -l 512 --steps_per_block 8 --repeats 3
 bench 8b-headline -m 8b --prompt_length 200 -l 1024 --steps_per_block 10 --blocks 5 --rows figure --repeats 1
 bench 8b-batch8 -m 8b --prompt_length 96 -l 512 --steps_per_block 8 --batch_size 8 --repeats 1 \
     --only +DPad,+PrefixCache+DPad,+DualCache+DPad
-bench 8b-batch32 -m 8b --prompt_length 96 -l 512 --steps_per_block 4 --batch_size 32 --repeats 1 \
+bench 8b-batch32 -m 8b --prompt_length 96 -l 256 --steps_per_block 4 --batch_size 32 --repeats 1 \
     --only +DPad,+PrefixCache+DPad,+DualCache+DPad
-bench 7b-steps -m 7b --prompt_length 96 -l 512 --steps_per_block 8 --repeats 3
+bench 7b-steps -m 7b --prompt_length 96 -l 512 --steps_per_block 8 --repeats 1
 bench 8b-growth -m 8b --gen_lengths 256,512,1024,2048 --steps_per_block 8 --repeats 2
+exit "$STATUS"

@@ -10,19 +10,19 @@
 # LIMIT          only the first so many problems of every task
 # NUM_PROCESSES  GPUs to share the work
 # BATCH_SIZE     problems decoded together (the paper: 1)
-# OUTPUT         where results go (default: results/<script>/<model>, and so on)
+# OUTPUT         the folder of all results (default: results in the repository); a script's are in <script>/<model>
 #
 # What is complete is skipped, what was interrupted goes on where it stopped; the first failure ends the script.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
+MODEL="$(folder_or_name "${MODEL:-}")" OUTPUT="$(from_here "${OUTPUT:-}")"
 cd "$ROOT"
 
 begin() {
     SCRIPT="$1" MODEL="${MODEL:-$2}" PAPER="${3:-}"
-    local name="${MODEL%/}"
-    OUTPUT="${OUTPUT:-results/$SCRIPT/${name##*/}${LIMIT:+-first-$LIMIT}}"
+    OUTPUT="${OUTPUT:-results}/$SCRIPT/${MODEL##*/}${LIMIT:+-first-$LIMIT}"
     mkdir -p "$OUTPUT"
-    COUNT=0 STARTED=$SECONDS
+    RECORDS=() STARTED=$SECONDS
 }
 
 stand_in() { # the task that an embedded model answers instead
@@ -47,24 +47,25 @@ measure() {
     done
     flags+=(-m "$MODEL" ${LIMIT:+--limit "$LIMIT"} ${NUM_PROCESSES:+--num_processes "$NUM_PROCESSES"}
         ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} --output "$OUTPUT/runs" --record "$OUTPUT/$task-$length-$name.json")
+    RECORDS+=("$OUTPUT/$task-$length-$name.json")
     log="$OUTPUT/$task-$length-$name.log"
-    COUNT=$((COUNT + 1))
-    printf '== %s %s: python run.py %s\n' "$SCRIPT" "$COUNT" "${flags[*]}"
-    # On a terminal one sees the progress bar; otherwise everything goes into the log.
+    printf '== %s %s: python run.py %s\n' "$SCRIPT" "${#RECORDS[@]}" "${flags[*]}"
+    # On a terminal one sees the progress bar, and errors stay on the screen; otherwise everything goes into the log.
     if [ -t 2 ]; then
         "$PYTHON" run.py "${flags[@]}" | tee "$log" || status=$?
+        log=""
     else
         "$PYTHON" run.py "${flags[@]}" 2>&1 | tee "$log" || status=$?
     fi
     if [ "$status" -ne 0 ]; then
-        printf '%s stopped with status %s at: python run.py %s\nIts log: %s. The same script goes on from here.\n' \
-            "$SCRIPT" "$status" "${flags[*]}" "$log" >&2
+        printf '%s stopped with status %s at: python run.py %s\n%sThe same script goes on from here.\n' \
+            "$SCRIPT" "$status" "${flags[*]}" "${log:+Its log: $log. }" >&2
         exit "$status"
     fi
 }
 
 finish() {
-    "$PYTHON" run.py table "$OUTPUT" ${PAPER:+--paper "$PAPER"} "$@" | tee "$OUTPUT/table.txt"
+    "$PYTHON" run.py table "${RECORDS[@]}" ${PAPER:+--paper "$PAPER"} "$@" | tee "$OUTPUT/table.txt"
     printf '%s: %s rows in %s minutes; records, logs and this table: %s\n' \
-        "$SCRIPT" "$COUNT" "$(((SECONDS - STARTED) / 60))" "$OUTPUT"
+        "$SCRIPT" "${#RECORDS[@]}" "$(((SECONDS - STARTED) / 60))" "$OUTPUT"
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import itertools
 import math
 import os
 import sys
@@ -29,12 +30,14 @@ import completion  # noqa: E402
 import denoising  # noqa: E402
 import graphs  # noqa: E402
 import models  # noqa: E402
+from decoding import CACHE_MODES  # noqa: E402
 
 MOST_TOKENS = 512  # the longest answer that the page asks for
 MOST_CHARACTERS = 2000  # of a question
 VISITORS = 2  # answered at the same time; more wait in a queue
 REFRESH = 0.12  # seconds between two pictures while a model decodes
 FRAMES = 60  # pictures of a replay
+FILES = 64  # finished traces that wait to be saved
 FILE_LIMIT = 8 * 2**20  # bytes of a trace that is opened
 OFF = {"sampler": "full", "window": 256, "k": 3.0, "scale": 1.6, "number": 64, "threshold": 0.0, "cache": "none",
        "early": False}
@@ -174,6 +177,8 @@ class Denoiser:
 
     def __init__(self, loaded: models.LoadedModel):
         self.loaded = loaded
+        self.folder = tempfile.TemporaryDirectory(prefix="dpad-")  # of traces to be saved; gone with the process
+        self.kept = itertools.count()
         self.seats = threading.BoundedSemaphore(2 * VISITORS)  # a comparison takes two
 
     def options(self, length: float, settings: dict) -> dict:
@@ -185,8 +190,8 @@ class Denoiser:
                 raise ValueError(f"{name} is {settings[name]!r}; it must be a number")
         if settings["sampler"] not in SAMPLERS:
             raise ValueError(f"sampler is {settings['sampler']!r}; it must be one of {', '.join(SAMPLERS)}")
-        if settings["cache"] not in ("none", "prefix", "dual"):
-            raise ValueError(f"cache is {settings['cache']!r}; it must be none, prefix or dual")
+        if settings["cache"] not in CACHE_MODES:
+            raise ValueError(f"cache is {settings['cache']!r}; it must be one of {', '.join(CACHE_MODES)}")
         return completion.decoding_options(
             models.FAMILIES[self.loaded.family], gen_length=int(length), block_length=32,
             threshold=settings["threshold"], use_cache=settings["cache"] == "prefix",
@@ -205,6 +210,12 @@ class Denoiser:
         text = self.loaded.chat(question) if self.loaded.chat_template else self.loaded.raw(question)
         completion.check_prompt(self.loaded, text, options["gen_length"])
         return Answering(self, question, text, options)
+
+    def keep(self, trace: denoising.Trace) -> Path:
+        """Write a finished trace, in the place of the one FILES before it, and return where it is."""
+        file = Path(self.folder.name) / str(next(self.kept) % FILES) / "trace.jsonl"
+        trace.write(file)
+        return file
 
 
 class Answering(threading.Thread):
@@ -244,191 +255,207 @@ class Answering(threading.Thread):
         self.stopped.set()
 
 
+    def check(self) -> None:
+        """Raise ValueError when the answer failed."""
+        if self.error:
+            raise ValueError(f"{type(self.error).__name__}: {self.error}")
+
+
 class _Stopped(Exception):
     """The visitor left, or pressed Stop."""
-
-
-def watch(answers: list[Answering]) -> Iterator[bool]:
-    """Come back every REFRESH seconds until all answers are there, then once more (True); leaving ends them.
-
-    Raises:
-        ValueError: an answer failed.
-    """
-    try:
-        while any(answer.is_alive() for answer in answers):
-            time.sleep(REFRESH)
-            yield False
-        for answer in answers:
-            if answer.error:
-                raise ValueError(f"{type(answer.error).__name__}: {answer.error}")
-        yield True
-    finally:
-        for answer in answers:
-            answer.stop()
 
 
 # --- The page ---------------------------------------------------------------------------------------------------------
 
 
-def build(denoiser: Denoiser):
-    """The page, as gradio.Blocks."""
-    import gradio as gr
+class Page:
+    """The page of one Denoiser, as gradio.Blocks in `blocks`. Methods return or yield {part: its new value}."""
 
-    loaded = denoiser.loaded
-    with gr.Blocks(title="DPad: watch suffix dropout", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        shown = gr.State(None)  # the finished trace that the player shows
-        pair = gr.State(None)  # the two of a comparison
-        gr.Markdown(f"# DPad: watch suffix dropout\nThe model is **{loaded.name}**. It starts from masks and decodes "
-                    "them block by block, the tokens that it is surest of first. The *suffix*, the masks after the "
-                    "block, is scratch space: DPad computes only a few of them.")
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+        with gradio().Blocks(title="DPad: watch suffix dropout", analytics_enabled=False,
+                             delete_cache=(3600, 3600)) as self.blocks:
+            self.lay_out()
+            self.connect()
+        self.blocks.queue(default_concurrency_limit=8, max_size=32)
+
+    def lay_out(self) -> None:
+        """Place the parts, from top to bottom."""
+        gr = gradio()
+        gr.Markdown(f"# DPad: watch suffix dropout\nThe model is **{self.denoiser.loaded.name}**. It starts from masks "
+                    "and decodes them block by block, the tokens that it is surest of first. The *suffix*, the masks "
+                    "after the block, is scratch space: DPad computes only a few of them.")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                question = gr.Textbox(label="Question", lines=3, value=EXAMPLES[0], max_length=MOST_CHARACTERS,
-                                      elem_id="question")
-                example = gr.Dropdown(EXAMPLES, label="Examples", value=None, elem_id="example")
-                preset = gr.Radio(list(PRESETS), value="DPad", label="Decoding", elem_id="preset")
+                self.question = gr.Textbox(label="Question", lines=3, value=EXAMPLES[0], max_length=MOST_CHARACTERS,
+                                           elem_id="question")
+                self.example = gr.Dropdown(EXAMPLES, label="Examples", value=None, elem_id="example")
+                self.preset = gr.Radio(list(PRESETS), value="DPad", label="Decoding", elem_id="preset")
                 with gr.Row():
-                    ask = gr.Button("Ask", variant="primary", elem_id="ask")
-                    compare = gr.Button("Compare with vanilla", elem_id="compare")
-                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
+                    self.ask = gr.Button("Ask", variant="primary", elem_id="ask")
+                    self.compare = gr.Button("Compare with vanilla", elem_id="compare")
+                    self.stop = gr.Button("Stop", elem_id="stop", min_width=80)
             with gr.Column(scale=2, min_width=300):
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
-                    length = gr.Slider(32, MOST_TOKENS, value=256, step=32, label="Answer length", elem_id="length")
-                    sampler = gr.Radio(list(SAMPLERS), value="gaussian", label="Suffix", elem_id="sampler")
-                    window = gr.Slider(1, MOST_TOKENS, value=256, step=1, label="Window", elem_id="window")
-                    k = gr.Slider(0.5, 8, value=3.0, step=0.1, label="k (width in standard deviations)")
-                    scale = gr.Slider(0.1, 8, value=1.6, step=0.1, label="a (scale)", elem_id="scale")
-                    number = gr.Slider(0, MOST_TOKENS, value=64, step=1, label="Kept tokens (uniform)")
-                    threshold = gr.Slider(0, 1, value=0.0, step=0.05, label="Threshold (0: one token a forward)",
-                                          elem_id="threshold")
-                    cache = gr.Radio(["none", "prefix", "dual"], value="none", label="Cache")
-                    early = gr.Checkbox(True, label="Early termination")
-                retention = gr.HTML(curve("gaussian", 256, 3.0, 1.6, 64, 256), elem_id="retention")
-        message = gr.HTML("", elem_id="message")
+                    self.length = gr.Slider(32, MOST_TOKENS, value=256, step=32, label="Answer length",
+                                            elem_id="length")
+                    self.knobs = {  # named and ordered as the settings of PRESETS
+                        name: part(value=PRESETS["DPad"][name], label=label, elem_id=name, **more)
+                        for name, part, label, more in (
+                            ("sampler", gr.Radio, "Suffix", {"choices": list(SAMPLERS)}),
+                            ("window", gr.Slider, "Window", {"minimum": 1, "maximum": MOST_TOKENS, "step": 1}),
+                            ("k", gr.Slider, "k (width in standard deviations)",
+                             {"minimum": 0.5, "maximum": 8, "step": 0.1}),
+                            ("scale", gr.Slider, "a (scale)", {"minimum": 0.1, "maximum": 8, "step": 0.1}),
+                            ("number", gr.Slider, "Kept tokens (uniform)",
+                             {"minimum": 0, "maximum": MOST_TOKENS, "step": 1}),
+                            ("threshold", gr.Slider, "Threshold (0: one token a forward)",
+                             {"minimum": 0, "maximum": 1, "step": 0.05}),
+                            ("cache", gr.Radio, "Cache", {"choices": list(CACHE_MODES)}),
+                            ("early", gr.Checkbox, "Early termination", {}),
+                        )
+                    }
+                self.retention = gr.HTML(self.draw_curve(256, *PRESETS["DPad"].values()), elem_id="retention")
+        self.message = gr.HTML("", elem_id="message")
         with gr.Row():
-            left = gr.HTML("", elem_id="left", min_height=40)
-            right = gr.HTML("", elem_id="right", visible=False, min_height=40)
-        with gr.Row(visible=False, elem_id="player") as player:
-            play = gr.Button("Play", min_width=90, scale=0, elem_id="play")
-            scrub = gr.Slider(0, 1, value=1, step=1, label="Forward", elem_id="scrub", scale=4)
-            save = gr.DownloadButton("Save the trace", scale=0, min_width=140, elem_id="save")
-        opened = gr.File(label="Open a trace (run.py generate --trace writes one)", file_types=[".jsonl"],
-                         elem_id="open", height=110)
-        clock = gr.Timer(0.1, active=False)
+            self.left = gr.HTML("", elem_id="left", min_height=40)
+            self.right = gr.HTML("", elem_id="right", visible=False, min_height=40)
+        with gr.Row(visible=False, elem_id="player") as self.player:
+            self.play = gr.Button("Play", min_width=90, scale=0, elem_id="play")
+            self.scrub = gr.Slider(0, 1, value=1, step=1, label="Forward", elem_id="scrub", scale=4)
+            self.save = gr.DownloadButton("Save the trace", scale=0, min_width=140, elem_id="save")
+        self.opened = gr.File(label="Open a trace (run.py generate --trace writes one)", file_types=[".jsonl"],
+                              elem_id="open", height=110)
+        self.clock = gr.Timer(0.1, active=False)
+        self.traces = gr.State([])  # what the player shows: one finished trace, or the two of a comparison
 
-        knobs = [sampler, window, k, scale, number, threshold, cache, early]
-        sliders = [sampler, window, k, scale, number, length]
+    def connect(self) -> None:
+        """Say which part's events call which method."""
+        gr = gradio()
+        knobs, quiet = list(self.knobs.values()), {"show_progress": "hidden"}
+        busy = quiet | {"concurrency_limit": VISITORS, "concurrency_id": "model"}
+        player = [self.play, self.scrub, self.clock]
+        shown = [self.message, self.left, self.right, self.player, self.save, self.traces, *player]
+        asked = [gr.on([self.ask.click, self.question.submit], self.answer, [self.question, self.length, *knobs],
+                       shown, **busy),
+                 self.compare.click(self.answer_twice, [self.question, self.length, *knobs], shown, **busy)]
+        self.stop.click(self.pause, None, player, cancels=asked)
+        self.example.input(lambda text: text or gr.skip(), self.example, self.question, **quiet)
+        self.preset.input(self.use_preset, [self.preset, self.length], knobs, **quiet)
+        for slider in (self.length, *(self.knobs[name] for name in ("sampler", "window", "k", "scale", "number"))):
+            slider.change(self.draw_curve, [self.length, *knobs], self.retention, **quiet)
+        self.scrub.change(self.show, [self.scrub, self.traces], [self.left, self.right], **quiet)
+        self.play.click(self.press_play, [self.play, self.scrub, self.traces], player, **quiet)
+        self.clock.tick(self.tick, [self.scrub, self.traces], player, **quiet)
+        self.opened.upload(self.open_trace, self.opened, shown, **quiet)
 
-        def settings_of(values) -> dict:
-            return dict(zip(("sampler", "window", "k", "scale", "number", "threshold", "cache", "early"), values))
+    def use_preset(self, name: str, length: float) -> dict:
+        chosen = PRESETS[name] | {"window": min(PRESETS[name]["window"], int(length))}
+        return {knob: chosen[setting] for setting, knob in self.knobs.items()}
 
-        def use_preset(name, length):
-            chosen = PRESETS[name]
-            values = chosen | {"window": min(chosen["window"], int(length))}
-            return [values[key] for key in ("sampler", "window", "k", "scale", "number", "threshold", "cache", "early")]
+    def draw_curve(self, length: float, *values) -> str:
+        settings = dict(zip(self.knobs, values))
+        return curve(*(settings[name] for name in ("sampler", "window", "k", "scale", "number")), length)
 
-        def finished(traces):
-            """What the player gets: the slider over the longest trace's forwards, and the last trace as a file."""
-            most = max(len(trace.forwards) for trace in traces)
-            file = Path(tempfile.mkdtemp(prefix="dpad-")) / "trace.jsonl"
-            traces[-1].write(file)
-            return gr.update(visible=True), gr.update(minimum=0, maximum=most, value=most), "Play", str(file)
+    def answer(self, question: str, length: float, *values) -> Iterator[dict]:
+        """Answer once, showing every picture."""
+        yield from self.decode(question, [(length, dict(zip(self.knobs, values)))])
 
-        def run(question, length, *values):
-            """Answer once, showing every picture."""
-            nothing = gr.skip()
-            try:
-                answer = denoiser.start(question, denoiser.options(length, settings_of(values)))
-            except ValueError as error:
-                yield said(str(error)), *[nothing] * 8
-                return
-            yield "", canvas(answer.trace, 0), gr.update(visible=False), gr.update(visible=False), *[nothing] * 5
-            try:
-                for whole in watch([answer]):
-                    trace = answer.trace
-                    if not whole:
-                        yield nothing, canvas(trace, len(trace.forwards)), *[nothing] * 7
-            except ValueError as error:
-                yield said(str(error)), *[nothing] * 8
-                return
-            yield "", canvas(trace, len(trace.forwards)), gr.update(visible=False), *finished([trace]), trace, None
+    def answer_twice(self, question: str, length: float, *values) -> Iterator[dict]:
+        """Answer with vanilla decoding and with the settings, side by side; settings without DPad get it."""
+        settings = dict(zip(self.knobs, values))
+        if settings["sampler"] == "full":
+            settings |= {name: PRESETS["DPad"][name] for name in ("sampler", "k", "scale", "early")}
+            settings["window"] = min(PRESETS["DPad"]["window"], int(length))
+        yield from self.decode(question, [(length, OFF), (length, settings)])
 
-        def run_both(question, length, *values):
-            """Answer with vanilla decoding and with the settings, side by side."""
-            nothing = gr.skip()
-            try:
-                settings = settings_of(values)
-                if settings["sampler"] == "full":
-                    settings = settings | PRESETS["DPad"] | {
-                        key: settings[key] for key in ("threshold", "cache")}
-                    settings["window"] = min(settings["window"], int(length))
-                chosen = [denoiser.options(length, OFF | {"window": 32}), denoiser.options(length, settings)]
-                answers = [denoiser.start(question, options) for options in chosen]
-            except ValueError as error:
-                yield said(str(error)), *[nothing] * 8
-                return
+    def decode(self, question: str, chosen: list[tuple[float, dict]]) -> Iterator[dict]:
+        """Decode with one or two settings at once; what goes wrong becomes a message."""
+        answers = []
+        try:
+            options = [self.denoiser.options(length, settings) for length, settings in chosen]
+            answers += [self.denoiser.start(question, one) for one in options]
             traces = [answer.trace for answer in answers]
-            try:
-                for whole in watch(answers):
-                    pictures = [canvas(trace, len(trace.forwards), half=True) for trace in traces]
-                    if not whole:
-                        yield ("", pictures[0], gr.update(visible=True, value=pictures[1]), gr.update(visible=False),
-                               *[nothing] * 5)
-            except ValueError as error:
-                yield said(str(error)), *[nothing] * 8
-                return
-            yield (verdict(traces), pictures[0], gr.update(visible=True, value=pictures[1]), *finished(traces), None,
-                   traces)
+            yield {self.message: "", self.player: gradio().update(visible=False), **self.pause(),
+                   **self.pictures(traces)}
+            while any(answer.is_alive() for answer in answers):
+                time.sleep(REFRESH)
+                yield self.pictures(traces)
+            for answer in answers:
+                answer.check()
+        except ValueError as error:
+            yield {self.message: said(str(error))}
+            return
+        finally:  # done, or the visitor left or pressed Stop
+            for answer in answers:
+                answer.stop()
+        yield self.finished(traces) | {self.message: verdict(traces) if len(traces) == 2 else ""}
 
-        def at(forward, trace, both):
-            """The pictures after so many forwards; of a comparison, at the moment when the slower one had so many."""
-            if both:
-                longest = max(both, key=lambda one: len(one.forwards))
-                now = longest.forwards[int(forward) - 1]["seconds"] if forward else -1.0
-                counts = [sum(entry["seconds"] <= now for entry in one.forwards) for one in both]
-                return [canvas(one, count, half=True) for one, count in zip(both, counts)]
-            return [canvas(trace, int(forward)) if trace else "", gr.skip()]
+    def pictures(self, traces: list[denoising.Trace], counts: list[int] | None = None) -> dict:
+        """The canvases of one trace or two, after so many forwards (None: as far as they are)."""
+        counts = [len(trace.forwards) for trace in traces] if counts is None else counts
+        shown = [canvas(trace, count, half=len(traces) == 2) for trace, count in zip(traces, counts)]
+        right = {"visible": True, "value": shown[1]} if len(shown) == 2 else {"visible": False}
+        return {self.left: shown[0], self.right: gradio().update(**right)}
 
-        def press(label, forward, trace, both):
-            most = max((len(one.forwards) for one in (both or [trace]) if one), default=0)
-            starting = label == "Play"
-            place = 0 if starting and forward >= most else forward
-            return "Pause" if starting else "Play", gr.Timer(active=starting), place
+    def finished(self, traces: list[denoising.Trace]) -> dict:
+        """The player: its slider runs over the forwards of the slower trace; the last trace can be saved."""
+        gr, most = gradio(), len(slower(traces).forwards)
+        return self.pictures(traces) | self.pause() | {
+            self.player: gr.update(visible=True), self.scrub: gr.update(minimum=0, maximum=most, value=most),
+            self.save: str(self.denoiser.keep(traces[-1])), self.traces: traces,
+        }
 
-        def tick(forward, trace, both):
-            most = max((len(one.forwards) for one in (both or [trace]) if one), default=0)
-            place = min(most, forward + max(1, most // FRAMES))
-            return place, gr.Timer(active=place < most), "Pause" if place < most else "Play"
+    def show(self, forward: float, traces: list[denoising.Trace]) -> dict:
+        """The pictures after so many forwards; of a comparison, at the moment when the slower one had so many."""
+        if not traces:
+            return {self.left: ""}
+        leader = slower(traces)
+        now = leader.forwards[int(forward) - 1]["seconds"] if forward else -1.0
+        return self.pictures(traces, [
+            int(forward) if trace is leader else sum(entry["seconds"] <= now for entry in trace.forwards)
+            for trace in traces
+        ])
 
-        def open_trace(file):
-            nothing = gr.skip()
-            if file is None:
-                return [nothing] * 9
-            try:
-                if os.path.getsize(file) > FILE_LIMIT:
-                    raise ValueError(f"the file is larger than {FILE_LIMIT // 2**20} MB")
-                trace = denoising.read(file)
-                if trace.head["gen_length"] > 8 * MOST_TOKENS:
-                    raise ValueError(f"the trace has {trace.head['gen_length']} places; {8 * MOST_TOKENS} is the most")
-            except (ValueError, OSError) as error:
-                return [said(str(error).replace(str(file), Path(file).name)), *[nothing] * 8]
-            return ["", canvas(trace, len(trace.forwards)), gr.update(visible=False), *finished([trace]), trace, None]
+    def press_play(self, label: str, forward: float, traces: list[denoising.Trace]) -> dict:
+        if label != "Play":
+            return self.pause()
+        again = {self.scrub: 0} if forward >= len(slower(traces).forwards) else {}
+        return {self.play: "Pause", self.clock: gradio().Timer(active=True), **again}
 
-        outputs = [message, left, right, player, scrub, play, save, shown, pair]
-        example.input(lambda text: text or gr.skip(), example, question, show_progress="hidden")
-        preset.input(use_preset, [preset, length], knobs, show_progress="hidden")
-        for slider in sliders:
-            slider.change(curve, sliders, retention, show_progress="hidden")
-        busy = {"show_progress": "hidden", "concurrency_limit": VISITORS, "concurrency_id": "model"}
-        asked = [gr.on([ask.click, question.submit], run, [question, length, *knobs], outputs, **busy),
-                 compare.click(run_both, [question, length, *knobs], outputs, **busy)]
-        stop.click(lambda: ("Play", gr.Timer(active=False)), None, [play, clock], cancels=asked)
-        scrub.change(at, [scrub, shown, pair], [left, right], show_progress="hidden")
-        play.click(press, [play, scrub, shown, pair], [play, clock, scrub], show_progress="hidden")
-        clock.tick(tick, [scrub, shown, pair], [scrub, clock, play], show_progress="hidden")
-        opened.upload(open_trace, opened, outputs, show_progress="hidden")
-    page.queue(default_concurrency_limit=8, max_size=32)
-    return page
+    def tick(self, forward: float, traces: list[denoising.Trace]) -> dict:
+        """Go on by one picture of the replay; at the end it stops."""
+        most = len(slower(traces).forwards) if traces else 0
+        place = min(most, forward + max(1, most // FRAMES))
+        return {self.scrub: place} | (self.pause() if place == most else {})
+
+    def pause(self) -> dict:
+        return {self.play: "Play", self.clock: gradio().Timer(active=False)}
+
+    def open_trace(self, file: str) -> dict:
+        try:
+            if os.path.getsize(file) > FILE_LIMIT:
+                raise ValueError(f"the file is larger than {FILE_LIMIT // 2**20} MB")
+            trace = denoising.read(file)
+            if trace.head["gen_length"] > 8 * MOST_TOKENS:
+                raise ValueError(f"the trace has {trace.head['gen_length']} places; {8 * MOST_TOKENS} is the most")
+            if not trace.forwards:
+                raise ValueError(f"{file} holds no forward")
+        except (ValueError, OSError) as error:
+            return {self.message: said(str(error).replace(str(file), Path(file).name))}
+        return self.finished([trace]) | {self.message: ""}
+
+
+def gradio():
+    """The library, imported when the page is made: `--help` and its own absence are told without it."""
+    import gradio
+
+    return gradio
+
+
+def slower(traces: list[denoising.Trace]) -> denoising.Trace:
+    """The trace that took longer."""
+    return max(traces, key=lambda trace: trace.forwards[-1]["seconds"])
 
 
 def verdict(traces: list[denoising.Trace]) -> str:
@@ -468,7 +495,7 @@ def main(arguments: list[str] | None = None) -> int:
         denoiser = Denoiser(models.load(options.model, device=options.device, dtype=options.dtype))
         with graphs.use("off"):  # recorded graphs share their buffers, and visitors do not
             print(f"http://127.0.0.1:{options.port}  (Ctrl-C ends it)", flush=True)
-            build(denoiser).launch(
+            Page(denoiser).blocks.launch(
                 server_name="127.0.0.1", server_port=options.port, share=False, quiet=True, theme=local_theme(),
                 css=STYLE, footer_links=[], ssr_mode=False, enable_monitoring=False, max_file_size=FILE_LIMIT,
             )

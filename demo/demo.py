@@ -176,8 +176,8 @@ def show(finished: list[dict], folder: Path) -> None:
     reused = sum(record.get("reused") or 0 for record in finished)
     if reused:
         print(f"{reused} answers, and the seconds they took, are from an earlier run (--from_scratch makes new ones).")
-    if folder.is_relative_to(ROOT):
-        folder = folder.relative_to(ROOT)
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     print(f"\nrecords  {folder / 'records.json'}\nchart    {folder / 'chart.png'}\n"
           f"answers  {folder.parent}/*/samples.jsonl")
 

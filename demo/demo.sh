@@ -17,8 +17,7 @@
 # same command goes on from there. Results: results/demo/<task>-<model>-<length>/.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-cd "$ROOT"
 
-exec "$PYTHON" demo/demo.py \
+exec "$PYTHON" "$ROOT/demo/demo.py" \
     ${MODEL:+--model "$MODEL"} ${TASK:+--task "$TASK"} ${LIMIT:+--limit "$LIMIT"} \
     ${GEN_LENGTH:+--gen_length "$GEN_LENGTH"} "$@"

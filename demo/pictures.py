@@ -1,6 +1,8 @@
 """Make the README's pictures: the film of a denoising, and the web page in a light and a dark browser.
 
     python demo/pictures.py          # needs demo/requirements.txt and Chromium; writes benchmarks/*.gif and *.png
+
+The film is drawn from traces that are kept beside it: `python run.py trace benchmarks/denoising-*.jsonl --gif OUT`.
 """
 
 from __future__ import annotations
@@ -28,16 +30,17 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
          "--disable-component-update", "--disable-sync"]
 
 
-def film(path: Path) -> None:
-    """Vanilla above DPad, one token a forward, on one question and one clock."""
+def film(path: Path, vanilla: Path, dpad: Path) -> None:
+    """Vanilla above DPad, one token a forward, on one question and one clock; the traces are kept in two files."""
     loaded = models.load("tiny", device="cpu")
     text, traces = loaded.chat(EXAMPLES[0]), []
-    for settings in ({}, DPAD):
+    for settings, file in (({}, vanilla), (DPAD, dpad)):
         options = completion.decoding_options(models.FAMILIES["llada"], gen_length=256, **settings)
         completion.complete(loaded, [text], options | {"gen_length": 32, "steps": 2, "suffix_sampler": None})  # warm
         tracer = denoising.Tracer(denoising.head_of(loaded, EXAMPLES[0], options), loaded)
         [answer] = completion.complete(loaded, [text], options, until=[loaded.tokenizer.eos_token], streamer=tracer)
         traces.append(tracer.finish(answer))
+        traces[-1].write(file)
     denoising.draw_gif(traces, path)
 
 
@@ -81,6 +84,6 @@ def screenshots(light: Path, dark: Path, port: int = 7861) -> None:
 
 
 if __name__ == "__main__":
-    film(OUTPUT / "denoising.gif")
+    film(OUTPUT / "denoising.gif", OUTPUT / "denoising-1-vanilla.jsonl", OUTPUT / "denoising-2-dpad.jsonl")
     screenshots(OUTPUT / "page-light.png", OUTPUT / "page-dark.png")
     print(f"{OUTPUT}: denoising.gif, page-light.png, page-dark.png")

@@ -3,6 +3,7 @@
     bash tests/run.sh tests/test_bench.py
 """
 
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -33,7 +34,7 @@ def subject(request, random_llada, random_dream):
 
 @pytest.fixture(scope="module")
 def record(random_llada):
-    return bench.measure("random", random_llada, models.FAMILIES["llada"], bench.ROWS["caches"], WORK, 2, "command")
+    return bench.measure("random", random_llada, models.FAMILIES["llada"], bench.ROWS["caches"], [WORK], 2, "command")
 
 
 def test_shapes_are_the_real_models():
@@ -88,6 +89,11 @@ def test_floor_is_every_weight_product_once(subject, monkeypatch):
     assert len(seen) == len(linears) and {id(w) for _, w in seen} == {id(w) for w in linears}
     assert [count for count, weight in seen if len(weight) == model.vocabulary_size] == [3]
     assert {count for count, weight in seen if len(weight) != model.vocabulary_size} == {5}
+    seen.clear()
+    monkeypatch.setattr(bench, "FLOOR_FORWARDS", 2)
+    monkeypatch.setattr(bench, "timed", lambda device, call, forwards: call(forwards) or len(forwards))
+    alike, other = bench.Forward(slots=5, keys=9, logits=3), bench.Forward(slots=4, keys=9, logits=0)
+    assert products.seconds([alike, other, alike, alike]) == 4  # of three alike two are timed, and stand for them
     assert products.bytes() == sum(w.numel() * w.element_size() for w in linears)
 
 
@@ -99,6 +105,7 @@ def test_a_record_becomes_a_table_and_a_picture(record, tmp_path):
         assert min(quotients) <= row["ratio"] <= max(quotients)
         assert row["read_s"] is None
         assert row["full_ms"] > 0 and (row["cached_ms"] is None) == (row["cache"] == "none")
+        assert row["replayed"] == (None if row["cache"] == "none" else 1)
     assert record["rows"][0]["speedup"] == 1
     assert json.loads(json.dumps(record))["settings"]["sampler"]["window"] == 48
     assert record["environment"]["commit"]
@@ -109,6 +116,21 @@ def test_a_record_becomes_a_table_and_a_picture(record, tmp_path):
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     assert report.csv_table([record]).count("\n") == 7
     assert [row["name"] for row in report.summary_of(record)["rows"]] == [row.name for row in bench.ROWS["caches"]]
+
+
+def test_batches_are_compared_by_their_answers(random_llada):
+    """Guards --batch_size 1,2: a batch's time is shared by its rows, and the first row's answer stays what it was."""
+    works = [dataclasses.replace(WORK, batch_size=size) for size in (1, 2)]
+    rows = bench.choose_rows("caches", ["Vanilla", "+DPad"])
+    record = bench.measure("random", random_llada, models.FAMILIES["llada"], rows, works, 1, "command")
+    assert [(row["name"], row["batch_size"]) for row in record["rows"]] == [
+        ("Vanilla", 1), ("+DPad", 1), ("Vanilla", 2), ("+DPad", 2)]
+    assert all(row["same_tokens"] and row["replayed"] is None for row in record["rows"])
+    one, _, two, _ = record["rows"]
+    assert two["speedup"] == pytest.approx(2 * one["latency_s"][0] / two["latency_s"][0])
+    assert two["tokens_processed"] == 2 * one["tokens_processed"]
+    table = report.markdown_table([record])
+    assert "| configuration | batch |" in table and "batch size 1, 2" in table
 
 
 def test_growth_times_the_same_blocks_at_every_length(random_llada, tmp_path):
@@ -140,6 +162,7 @@ def test_profile_names_the_operators(random_llada):
     (["--profile", "x"], "row is 'x'; the rows of caches are Vanilla, "),
     (["--gen_lengths", "64,x"], "--gen_lengths is '64,x'; it must be whole numbers with commas between them"),
     (["--repeats", "0"], "repeats is 0; it must be at least 1"),
+    (["--batch_size", "1,2", "--profile", "+DPad"], "--batch_size is '1,2'; it must be one number with --profile"),
     (["--batch_size", "0"], "batch_size is 0; it must be at least 1"),
     (["-m", "9b"], "model is '9b'; it must be 8b, 7b, small (random weights), tiny, "),
     (["-k", "-1"], "k_sigma is -1.0; it must be a finite number above 0"),
@@ -178,7 +201,7 @@ def test_the_gpu_script_asks_for_what_there_is():
         bench.choose_rows(args.rows, args.only.split(",") if args.only else None)
         for length in run.integers("", args.gen_lengths or str(args.gen_length)):
             bench.Workload(prompt_length=args.prompt_length, gen_length=length, steps_per_block=args.steps_per_block,
-                           batch_size=args.batch_size, blocks=args.blocks)
+                           batch_size=int(args.batch_size), blocks=args.blocks)
         assert args.model in bench.SHAPES
 
 

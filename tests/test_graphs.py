@@ -111,6 +111,41 @@ def test_buffers_stay_from_call_to_call(random_llada, monkeypatch):
                 assert third is first and third.buffer.shape[2] >= 2 and third.buffer.shape[4] >= 100
 
 
+def test_what_a_failed_call_left_does_no_harm(subject):
+    """Guards later calls: NaN anywhere in the buffers of an earlier one reaches no token."""
+    model, generate = subject
+    options = dict(gen_length=48, block_length=16, steps=12, cache="prefix", suffix_sampler=GaussianSampler(24, 3, 1.6))
+    ids = prompts_of([150])[0][None]
+    plain = generate(model, ids[:, :21], **options)
+    with graphs.use("on"):
+        generate(model, ids, **options)
+        graphs._caches[model][graphs.GraphedCache].buffer.fill_(float("nan"))
+        again = generate(model, ids[:, :21], **options)
+    assert torch.equal(plain.sequences, again.sequences)
+
+
+@pytest.mark.parametrize("mode", ["off", "on"])
+def test_buffers_outlive_inference_mode(random_llada, mode):
+    """Guards calls after one under torch.inference_mode(), whose tensors nobody may write to outside of it."""
+    graphs.forget()
+    ids, options = prompts_of([9])[0][None], dict(gen_length=32, block_length=16, steps=8, cache="dual")
+    with graphs.use(mode):
+        with torch.inference_mode():
+            first = llada.generate.generate(random_llada, ids, **options)
+        second = llada.generate.generate(random_llada, ids, **options)
+    assert torch.equal(first.sequences, second.sequences)
+
+
+def test_many_short_rows_and_a_long_one_share_no_buffer(random_llada):
+    """Guards memory: a call of 32 rows and one of 2048 slots must not leave room for 32 rows of 2048 slots."""
+    graphs.forget()
+    with graphs.use("on"):
+        for rows, capacity in ((32, 100), (1, 2000)):
+            with graphs.slot_cache(random_llada, rows, capacity) as cache:
+                size = cache.buffer.shape[2] * cache.buffer.shape[4]
+                assert size <= 2 * max(32 * graphs.CAPACITY_BUCKET, 2048)
+
+
 def test_modes():
     """Guards the switch: off by itself on the CPU, and a wrong mode is refused."""
     with pytest.raises(ValueError, match="graphs is 'fast'; it must be one of auto, on, off"):

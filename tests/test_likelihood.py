@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import harness
 import models
-from likelihood import SCHEMES, draw_masks, is_greedy, log_likelihood, predictions
+from likelihood import SCHEMES, draw_masks, greedy_tokens, log_likelihood, predictions
 from llada.generate import generate
 
 PROMPT = torch.tensor([3, 141, 59, 26])
@@ -77,13 +77,13 @@ def test_counts_mask_as_many_as_they_weigh(samples, length, seed):
 
 
 def test_greedy_is_what_decoding_writes(random_llada):
-    """Guards `is_greedy`: what generate decodes, one token a forward, is greedy; the same with another token is not."""
+    """Guards `greedy_tokens`: what generate decodes, one token a forward, is greedy; with another token it is not."""
     output = generate(random_llada, PROMPT[None], gen_length=6, block_length=6)
     target = output.sequences[0, len(PROMPT):]
-    assert is_greedy(random_llada, PROMPT, target, mask_id=MASK)
+    assert greedy_tokens(random_llada, PROMPT, target, mask_id=MASK) == len(target)
     other = target.clone()
     other[3] = (other[3] + 1) % 500
-    assert not is_greedy(random_llada, PROMPT, other, mask_id=MASK)
+    assert greedy_tokens(random_llada, PROMPT, other, mask_id=MASK) < len(target)
 
 
 @pytest.mark.parametrize("change, message", [

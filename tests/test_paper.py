@@ -41,7 +41,7 @@ def test_the_authors_headline_ratios():
     assert llada["gsm8k", 1024, "+Parallel+PrefixCache+DPad"]["speedup"] == pytest.approx(61.39, abs=0.1)
     assert dream["humaneval", 2048, "+Parallel+PrefixCache+DPad"]["speedup"] == pytest.approx(97.32, abs=0.6)
     assert paper.reported("llada-instruct")["mbpp", 512, "+Parallel+DPad"]["speedup"] == pytest.approx(10.32, abs=0.01)
-    with pytest.raises(ValueError, match="--paper is 'gpt'; it must be one of llada-instruct"):
+    with pytest.raises(ValueError, match="model is 'gpt'; the paper has llada-instruct"):
         paper.reported("gpt")
 
 
@@ -110,7 +110,7 @@ def test_kept_tokens(sampler, kept):
 @pytest.mark.parametrize("arguments, message", [
     (["--figure", "heatmap", "--plot", "x.png"], "a heatmap needs records with the sampler gaussian or uniform"),
     (["--plot", "x.jpg"], "must end in .png or .svg"),
-    (["--paper", "nobody"], "--paper is 'nobody'"),
+    (["--paper", "nobody"], "model is 'nobody'; the paper has"),
 ])
 def test_what_can_not_be_drawn_is_said(folder, arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

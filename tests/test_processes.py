@@ -72,6 +72,21 @@ def test_a_killed_run_goes_on(checkpoint_folder, alone, tmp_path, count):
     assert record_of(tmp_path)["reused"] >= min(kept, 7)
 
 
+def test_killing_the_launcher_kills_its_processes(checkpoint_folder, alone, tmp_path):
+    """kill -9 of what the user started: nobody is left who holds the journal, so the same command goes on at once."""
+    line = command(checkpoint_folder, tmp_path, "--num_processes", "2")
+    run = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    worker = wait_for_answers(tmp_path, run, 2)
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}/fd").exists() and list(Path(f"/proc/{worker}/fd").iterdir()):
+        assert time.monotonic() < deadline, "a process outlived the one that launched it"
+        time.sleep(0.05)
+    subprocess.run(line, check=True, capture_output=True)
+    assert samples_of(tmp_path) == samples_of(alone)
+
+
 def wait_for_answers(output: Path, run: subprocess.Popen, count: int) -> int:
     """Wait for the first finished answer; the process that holds its journal."""
     deadline = time.monotonic() + 180
@@ -102,6 +117,27 @@ def test_bad_input_is_said_once(checkpoint_folder, tmp_path):
         line = command(checkpoint_folder, tmp_path, "--num_processes", str(count), "-p", port)
         done = subprocess.run(line, capture_output=True, text=True)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    for flag, value in (("--limit", "0"), ("--batch_size", "0"), ("--mc_samples", "0")):
+        line = command(checkpoint_folder, tmp_path, "--num_processes", "2", flag, value)
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.splitlines() == [
+            f"run.py: {flag[2:]} is 0; it must be an integer of at least 1" + ', or "auto"' * (flag == "--batch_size")]
+
+
+def test_a_folder_in_use_is_said_once(checkpoint_folder, tmp_path):
+    """Guards two runs on one folder: the second one of several processes ends with one sentence and status 2."""
+    line = command(checkpoint_folder, tmp_path, "--num_processes", "2")
+    first = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_answers(tmp_path, first, 2)
+        first.send_signal(signal.SIGSTOP)  # whatever the first one does, its processes hold the journal
+        second = subprocess.run(line, capture_output=True, text=True)
+    finally:
+        first.send_signal(signal.SIGCONT)
+        first.wait(120)
+    if second.returncode:  # the processes of the first may have ended in the meantime
+        assert second.returncode == 2 and second.stderr.count("is in use by another run") == 1
+        assert len(second.stderr.splitlines()) == 1
 
 
 def test_without_a_launcher_a_process_is_alone(monkeypatch):

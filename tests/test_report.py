@@ -246,6 +246,20 @@ def test_document_is_renewed_and_checked(tmp_path, pair, capsys):
     assert report.main([str(path)]) == 0 and "20.00×" in path.read_text(encoding="utf-8")
 
 
+def test_document_with_the_authors_numbers_beside(tmp_path, pair):
+    """Guards `beside`: the paper's numbers stand in columns of their own, named as the authors'."""
+    for record in pair:
+        record |= {"task": "arithmetic-50", "settings": record["settings"] | {"gen_length": 1024}}
+    record_files.write_json(tmp_path / "a.json", pair)
+    text, changed = report.render_document("<!-- table: a.json beside llada-1.5 -->\n<!-- /table -->", tmp_path)
+    assert changed == ["a.json"] and "| paper: latency (s) |" in text and "as reported by the authors" in text
+    dpad = next(line for line in text.splitlines() if line.startswith("| +DPad |"))
+    assert "6.28" in dpad and report.caption(pair) in text
+    assert report.render_document(text, tmp_path) == (text, [])
+    with pytest.raises(ValueError, match="model is 'llada-9'; the paper has llada-instruct, llada-1.5, dream-base"):
+        report.render_document(text.replace("beside llada-1.5", "beside llada-9"), tmp_path)
+
+
 @pytest.mark.parametrize("text, message", [
     ("<!-- table: gone.json --> <!-- /table -->", "gone.json cannot be read"),
     ("<!-- table: -->\n<!-- /table -->", "names no records"),

@@ -2,7 +2,7 @@
 
     bash tests/run.sh tests/test_scripts.py
 
-A stand-in for Python writes down how it was called; one script runs for real, offline, on the embedded model.
+A stand-in for Python writes down how it was called; a script of each family runs for real, on the embedded models.
 """
 
 import json
@@ -10,12 +10,14 @@ import os
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 import run
 from paper import STAND_INS, reported
+from sampler import GaussianSampler
 
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/scripts/*.sh"))
 TABLES = {  # script -> the authors' rows that it measures: key of paper.json and answer lengths
@@ -24,6 +26,25 @@ TABLES = {  # script -> the authors' rows that it measures: key of paper.json an
     "llada/scripts/long_seq.sh": ("llada-1.5", (1024,)),
     "dream/scripts/main_base.sh": ("dream-base", (256, 512)),
     "dream/scripts/long_seq.sh": ("dream-base", (1024, 2048)),
+}
+# The paper's settings: model, task and answer length -> shots, then k, a and W of +DPad, then, where they are others,
+# of its rows with +Parallel.
+SETTINGS = {
+    ("llada-instruct", "gsm8k", 256): (4, (4, 2.0, 256)),
+    ("llada-instruct", "minerva_math", 256): (4, (4, 2.0, 256)),
+    ("llada-instruct", "humaneval", 512): (0, (3, 2.3, 512)),
+    ("llada-instruct", "mbpp", 512): (3, (3, 2.3, 128)),
+    ("llada-1.5", "gsm8k", 256): (4, (3, 1.6, 256)),
+    ("llada-1.5", "minerva_math", 256): (4, (3, 1.6, 256)),
+    ("llada-1.5", "humaneval", 512): (0, (3, 1.6, 128), (3, 2.3, 128)),
+    ("llada-1.5", "mbpp", 512): (3, (3, 1.6, 512)),
+    ("llada-1.5", "gsm8k", 1024): (1, (3, 1.6, 256)),
+    ("dream-base", "gsm8k", 256): (4, (4, 1.6, 256)),
+    ("dream-base", "minerva_math", 256): (4, (4, 1.6, 128)),
+    ("dream-base", "humaneval", 512): (0, (3, 2.3, 128)),
+    ("dream-base", "mbpp", 512): (3, (3, 1.6, 128)),
+    ("dream-base", "humaneval", 1024): (0, (3, 2.3, 128)),
+    ("dream-base", "humaneval", 2048): (0, (3, 2.3, 128)),
 }
 FAKE = """\
 #!/bin/bash
@@ -47,11 +68,12 @@ def house(tmp_path):
     return tmp_path
 
 
-def called(house, script, **variables):
+def called(house, script, cwd="/", **variables):
     """Run a script from elsewhere; its process, and the command lines of run.py."""
     (house / "calls").unlink(missing_ok=True)
-    clean = {name: value for name, value in os.environ.items() if name not in ("MODEL", "LIMIT", "OUTPUT", "WINDOWS")}
-    done = subprocess.run(["bash", str(house / script)], cwd="/", env=clean | variables, capture_output=True, text=True)
+    taken = ("MODEL", "LIMIT", "OUTPUT", "WINDOWS", "NUM_PROCESSES", "BATCH_SIZE")
+    clean = {name: value for name, value in os.environ.items() if name not in taken}
+    done = subprocess.run(["bash", str(house / script)], cwd=cwd, env=clean | variables, capture_output=True, text=True)
     return done, [shlex.split(line)[1:] for line in (house / "calls").read_text().splitlines()]
 
 
@@ -78,6 +100,12 @@ def test_the_rows_are_the_papers(house, script):
     measured = [(options.task, options.gen_length, options.name) for options in parsed]
     assert sorted(measured) == sorted(place for place in reported(key) if place[1] in lengths)
     assert calls[-1][calls[-1].index("--paper") + 1] == key
+    for options in parsed:
+        shots, *settings = SETTINGS[key, options.task, options.gen_length]
+        k, scale, window = settings[-1 if "Parallel" in options.name else 0]
+        assert options.num_fewshot == shots
+        if "DPad" in options.name:
+            assert (options.k_sigma, options.scale, options.window) == (k, scale, window)
     for options in parsed:  # as the paper measured: every row with DPad terminates early
         assert options.early_termination == ("DPad" in options.name or "Early" in options.name)
         assert options.threshold == (0.9 if "Parallel" in options.name else 0)
@@ -88,9 +116,18 @@ def test_the_rows_are_the_papers(house, script):
 def test_the_heatmap_has_the_papers_cells(house):
     """36 cells of the Gaussian and 45 of the uniform sampler; WINDOWS takes some of their columns."""
     _, calls = called(house, "llada/scripts/heatmap.sh")
-    names = [run.evaluate_parser().parse_args(row).name for row in calls[:-1]]
-    assert sum(name.startswith("uniform") for name in names) == 45
-    assert sum(name.startswith("gaussian") for name in names) == 36
+    parsed = [run.evaluate_parser().parse_args(row) for row in calls[:-1]]
+    assert sum(options.name.startswith("uniform") for options in parsed) == 45
+    assert sum(options.name.startswith("gaussian") for options in parsed) == 36
+    for options in parsed:
+        sampler, window, kept = options.name.split("-")
+        assert (options.dropout_strategy, options.window) == (sampler, int(window)) and options.use_cache
+        assert (options.num_fewshot, options.gen_length, options.threshold) == (4, 512, 0)
+        if sampler == "uniform":
+            assert options.num_tokens == int(kept)
+        else:  # the scale that keeps so many on average
+            mean = GaussianSampler(int(window), options.k_sigma, options.scale).retention(int(window)).sum().item()
+            assert mean == pytest.approx(int(kept), rel=0.04, abs=2)
     _, calls = called(house, "llada/scripts/heatmap.sh", WINDOWS="64")
     assert [row[row.index("-n") + 1] for row in calls[:-1]] == ["uniform-64-32", "uniform-64-64", "gaussian-64-32"]
 
@@ -115,15 +152,47 @@ def test_a_failure_ends_the_script_with_its_log(house):
     assert str(log.relative_to(house)) in done.stderr
 
 
+def test_paths_count_from_where_the_user_is(house, tmp_path):
+    """Guards relative folders: a model's and the results'; a model's name stays a name, whatever lies there."""
+    here = tmp_path / "elsewhere"
+    (here / "models" / "my-llada").mkdir(parents=True)
+    (here / "instruct").mkdir()
+    _, calls = called(house, "llada/scripts/long_seq.sh", cwd=here, MODEL="models/my-llada/", OUTPUT="out")
+    assert calls[0][calls[0].index("-m") + 1] == str(here / "models" / "my-llada")
+    assert calls[0][calls[0].index("--output") + 1] == str(here / "out" / "long_seq" / "my-llada" / "runs")
+    _, calls = called(house, "llada/scripts/long_seq.sh", cwd=here, MODEL="instruct")
+    assert calls[0][calls[0].index("-m") + 1] == "instruct"
+
+
+@pytest.mark.parametrize("script, model", [("llada/scripts/main_1.5.sh", "tiny"),
+                                           ("dream/scripts/main_base.sh", "dream-tiny")])
+def test_a_familys_main_table_offline(tmp_path, script, model):
+    """Guards the whole path, all four benchmarks' stand-ins: 16 rows, each beside the authors' row of its name."""
+    variables = os.environ | {"MODEL": model, "LIMIT": "1", "OUTPUT": str(tmp_path)}
+    done = subprocess.run(["bash", str(ROOT / script)], cwd="/", env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    output = tmp_path / Path(script).stem / f"{model}-first-1"
+    records = [json.loads(path.read_text()) for path in output.glob("*.json")]
+    assert len(records) == 16 and {record["task"] for record in records} == {
+        "arithmetic-50", "math-local", "humaneval-local", "mbpp-local"}
+    theirs = reported("llada-1.5" if model == "tiny" else "dream-base")
+    lines = [line.split() for line in (output / "table.txt").read_text().splitlines()]
+    wanted = [(name, f"{row['latency_s']:.2f}") for (_, length, name), row in theirs.items() if length <= 512]
+    assert len(wanted) == 16
+    for name, latency in wanted:
+        assert any(line[:1] == [name] and latency in line for line in lines), (name, latency)
+
+
 def test_a_script_runs_whole_and_then_skips(tmp_path):
     """The real thing, offline: measures, draws, prints its table; started again it computes nothing."""
     command = ["bash", str(ROOT / "llada/scripts/heatmap.sh")]
     variables = os.environ | {"MODEL": "tiny", "LIMIT": "1", "WINDOWS": "64", "OUTPUT": str(tmp_path)}
     done = subprocess.run(command, cwd="/", env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "uniform-64-32" in (tmp_path / "table.txt").read_text()
-    assert (tmp_path / "heatmap.png").stat().st_size > 5000
-    record = json.loads((tmp_path / "gsm8k-512-gaussian-64-32.json").read_text())
+    output = tmp_path / "heatmap" / "tiny-first-1"
+    assert "uniform-64-32" in (output / "table.txt").read_text()
+    assert (output / "heatmap.png").stat().st_size > 5000
+    record = json.loads((output / "gsm8k-512-gaussian-64-32.json").read_text())
     assert record["task"] == "arithmetic-50" and record["settings"]["cache"] == "prefix"
     again = subprocess.run(command, cwd="/", env=variables, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.count("complete: ") == 3
