@@ -96,15 +96,14 @@ def cells(shown: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     table = []
     for row in shown:
         line = [row["name"], report.seconds(row["latency_s"]),
-                "–" if row["speedup"] is None else f"{row['speedup']:.2f}×", report.number(row["tps"]),
-                report.number(row["nfe"])]
+                report.times(row["speedup"]), report.number(row["tps"]), report.number(row["nfe"])]
         for label in labels:
             value, bounds = row["metrics"].get(label), row["intervals"].get(label)
             spread = f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]" if bounds else ""
             line.append(report.number(value) + spread)
         if compared:
             paper = row["paper"] or {"latency_s": None, "speedup": None, "metrics": {}}
-            line += [report.number(paper["latency_s"], 2), f"{paper['speedup']:.2f}×" if paper["speedup"] else "–"]
+            line += [report.number(paper["latency_s"], 2), report.times(paper["speedup"])]
             line += [report.number(paper["metrics"].get(label), 2) for label in theirs]
         table.append(line)
     return headings, table

@@ -165,17 +165,21 @@ def caption(records: Sequence[dict]) -> str:
     )
 
 
+def batch_sizes(record: dict) -> list[int]:
+    """Of a benchmark's rows, in their order; a record of one size may name it in its settings alone."""
+    return list(dict.fromkeys(row.get("batch_size", record["settings"]["batch_size"]) for row in record["rows"]))
+
+
 def _benchmark_caption(record: dict) -> str:
     work = record["settings"]
     steps = f"threshold {work['threshold']}" if work["threshold"] else f"{work['steps_per_block']} steps"
     lengths = sorted({row["gen_length"] for row in record["rows"]}) if record["kind"] == "growth" else []
     answer = f"G = {', '.join(map(str, lengths)) or work['gen_length']}"
-    sizes = dict.fromkeys(row.get("batch_size", work["batch_size"]) for row in record["rows"])
     sampler, commit = work["sampler"], record.get("environment", {}).get("commit", "unknown")
     ends = f" (early termination after {work['blocks']})" if work["blocks"] and not lengths else ""
     return (
         f"Model {record['model']}, prompt {work['prompt_length']}, {answer}, blocks of {work['block_length']} in "
-        f"{steps}{ends}, batch size {', '.join(map(str, sizes))}, DPad window {sampler['window']}, "
+        f"{steps}{ends}, batch size {', '.join(map(str, batch_sizes(record)))}, DPad window {sampler['window']}, "
         f"k {sampler['k_sigma']:g}, scale {sampler['scale']:g}; median of {record['repeats']} runs; "
         f"{hardware_line(record)}, {work['dtype']}, commit {commit}."
     )
@@ -186,6 +190,11 @@ def _benchmark_caption(record: dict) -> str:
 
 def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def times(value: float | None) -> str:
+    """A speedup: 1.50×, 137×."""
+    return "–" if value is None else f"{value:.{2 if value < 100 else 0}f}×"
 
 
 def seconds(value: float) -> str:
@@ -211,7 +220,7 @@ def _cells(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     return headings, [
         [
             row["name"], *(str(row[key]) for key in varying), seconds(row["latency_s"]),
-            "–" if row["speedup"] is None else f"{row['speedup']:.2f}×", number(row["tps"]), number(row["nfe"]),
+            times(row["speedup"]), number(row["tps"]), number(row["nfe"]),
             *(number(row["metrics"].get(label)) for label in labels),
         ]
         for row in shown
@@ -279,7 +288,7 @@ def summary_of(record: dict) -> dict:
         found = [{"name": row["name"], "gen_length": row["gen_length"], "block_ms": round(block_ms(row), 3)}
                  for row in record["rows"]]
     else:
-        found = [{"name": row["name"], "batch_size": row["batch_size"],
+        found = [{"name": row["name"], "batch_size": row.get("batch_size", record["settings"]["batch_size"]),
                   "latency_s": round(statistics.median(row["latency_s"]), 5), "speedup": round(row["speedup"], 3),
                   "floor_speedup": round(row["floor_speedup"], 3), "times_floor": round(row["ratio"], 3)}
                  for row in record["rows"]]
@@ -374,7 +383,7 @@ def floor_chart(records: Sequence[dict], path: str | Path) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xlim(0, max(latencies) * 1.5)
-    sizes = list(dict.fromkeys(row["batch_size"] for row in shown))
+    sizes = batch_sizes(record)
     axes.set_yticks(places, [row["name"] + (f", batch {row['batch_size']}" if len(sizes) > 1 else "")
                              for row in shown], fontsize=11)
     axes.set_ylim(len(shown) - 0.45, -0.55)
@@ -471,7 +480,7 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
     colours = [GREY if row["name"] == BASELINE else BLUE if "DPad" in row["name"] else ORANGE for row in shown]
     left.barh(places, latencies, height=0.66, color=colours)
     for place, row in zip(places, shown):
-        gain = "" if row["speedup"] is None or row["name"] == BASELINE else f"  ({row['speedup']:.2f}×)"
+        gain = "" if row["speedup"] is None or row["name"] == BASELINE else f"  ({times(row['speedup'])})"
         left.annotate(f"{seconds(row['latency_s'])} s{gain}", (row["latency_s"], place), xytext=(5, 0),
                       textcoords="offset points", va="center", fontsize=10,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # no grid lines through the numbers
