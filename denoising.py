@@ -25,6 +25,8 @@ from typing import Any
 
 from torch import Tensor
 
+from records import environment, read_lines
+
 FIELDS = {"block", "seconds", "computed", "kept", "decided"}
 
 
@@ -101,7 +103,6 @@ class Tracer:
 def head_of(loaded, prompt: str, options: dict) -> dict:
     """The first line of a trace: the question, the settings, and with what it was answered."""
     from completion import describe_decoding
-    from records import environment
 
     settings = describe_decoding(loaded.generate, options) | {"device": str(loaded.model.device)}
     tokenizer, config = loaded.tokenizer, loaded.model.config
@@ -116,13 +117,7 @@ def read(path: str | Path) -> Trace:
     Raises:
         ValueError: the file cannot be read, or holds something else; the message names it and the line.
     """
-    try:
-        # Not splitlines: a token's text may hold a line end of another kind, such as U+2028.
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
-    entries = []
+    lines, entries = read_lines(path), []
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)

@@ -8,20 +8,6 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
-from_here() { # a path that the user gave counts from where the user is; empty stays empty
-    case "$1" in
-    "" | /*) printf '%s' "$1" ;;
-    *) printf '%s/%s' "$PWD" "$1" ;;
-    esac
-}
-
-folder_or_name() { # a model: a folder if there is one of that name and it looks like a path, otherwise as it is
-    case "$1" in
-    */*) if [ -d "$1" ]; then from_here "${1%/}"; else printf '%s' "$1"; fi ;;
-    *) printf '%s' "$1" ;;
-    esac
-}
-
 give_up() {
     echo "set-up: $*" >&2
     exit 1

@@ -27,8 +27,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 import sandbox
-from records import cores
+from records import cores, read_lines
 
+LINE_END = re.compile(r"\r\n?|\n")  # Python's: a string may hold others, such as U+2028
 FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 
 
@@ -54,7 +55,7 @@ def before(problem: dict) -> str:
 
 def longest_code(text: str) -> str:
     """The longest run of lines that parses as Python; of equally long ones the first. Blank lines do not count."""
-    lines = text.expandtabs(4).splitlines()
+    lines = LINE_END.split(text.expandtabs(4))
     filled = [bool(line.strip()) for line in lines]
     best, most = "", 0
     for first in range(len(lines)):
@@ -107,7 +108,7 @@ def reached(code: str, names: set[str]) -> str:
             used.id for node in body if defines(node) & open_names for used in ast.walk(node)
             if isinstance(used, ast.Name)
         } - wanted
-    lines = code.splitlines()
+    lines = LINE_END.split(code)
     kept = []
     for node in body:
         if isinstance(node, (ast.Import, ast.ImportFrom)) or defines(node) & wanted:
@@ -176,13 +177,8 @@ def read_samples(path: str | Path) -> list[dict]:
     Raises:
         ValueError: the file or a line cannot be used, with the line's number.
     """
-    try:
-        # Not splitlines: an answer may hold a line end of another kind, such as U+2028.
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
     samples = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             entry = json.loads(line)
             answer = entry["answer"] if "answer" in entry else entry["resps"][0][0]

@@ -150,17 +150,36 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_text(path: str | Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        ValueError: the file is missing, cannot be read or is not UTF-8; the message names it and the reason.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file. Only a newline ends one: what a model wrote may hold others, such as U+2028.
+
+    Raises:
+        ValueError: see `read_text`.
+    """
+    text = read_text(path)
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: the file is missing, cannot be read or is not JSON; the message names it and the reason.
+        ValueError: see `read_text`; or the file is not JSON.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+    text = read_text(path)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

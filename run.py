@@ -470,11 +470,14 @@ def read_prompt_file(name: str) -> list[str]:
 
 
 def read_text(name: str) -> str:
+    import records
+
+    if name != "-":
+        return records.read_text(name)
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ValueError(f"{name} cannot be read: {reason}") from error
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError("standard input cannot be read: it is not UTF-8 text") from error
 
 
 # --- bench ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 #
 # From the environment, all optional:
 # MODEL          another model than the paper's: tiny and dream-tiny answer small problems of our own instead, offline
+#                and without worked examples before them, because they were trained on single questions
 # LIMIT          only the first so many problems of every task
 # NUM_PROCESSES  GPUs to share the work
 # BATCH_SIZE     problems decoded together (the paper: 1)
@@ -15,6 +16,20 @@
 # What is complete is skipped, what was interrupted goes on where it stopped; the first failure ends the script.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
+from_here() { # a path that the user gave counts from where the user is; empty stays empty
+    case "$1" in
+    "" | /*) printf '%s' "$1" ;;
+    *) printf '%s/%s' "$PWD" "$1" ;;
+    esac
+}
+
+folder_or_name() { # a model: a folder if there is one of that name and it looks like a path, otherwise as it is
+    case "$1" in
+    */*) if [ -d "$1" ]; then from_here "${1%/}"; else printf '%s' "$1"; fi ;;
+    *) printf '%s' "$1" ;;
+    esac
+}
+
 MODEL="$(folder_or_name "${MODEL:-}")" OUTPUT="$(from_here "${OUTPUT:-}")"
 cd "$ROOT"
 
@@ -25,12 +40,13 @@ begin() {
     RECORDS=() STARTED=$SECONDS
 }
 
-stand_in() { # the task that an embedded model answers instead
-    case "$MODEL:$1" in
-    *tiny:gsm8k) echo arithmetic-50 ;;
-    *tiny:minerva_math) echo math-local ;;
-    *tiny:humaneval | *tiny:mbpp) echo "$1-local" ;;
-    *) echo "$1" ;;
+stand_in() { # FLAG VALUE: what an embedded model gets instead of the paper's task and number of examples
+    case "$MODEL:$1:$2" in
+    *tiny:-t:gsm8k) echo arithmetic-50 ;;
+    *tiny:-t:minerva_math) echo math-local ;;
+    *tiny:-t:humaneval | *tiny:-t:mbpp) echo "$2-local" ;;
+    *tiny:-s:*) echo 0 ;;
+    *) echo "$2" ;;
     esac
 }
 
@@ -39,7 +55,8 @@ measure() {
     while [ $# -gt 0 ]; do
         case "$1" in
         -n) name="$2" ;;
-        -t) task="$2" && set -- -t "$(stand_in "$2")" "${@:3}" ;;
+        -t) task="$2" && set -- -t "$(stand_in -t "$2")" "${@:3}" ;;
+        -s) set -- -s "$(stand_in -s "$2")" "${@:3}" ;;
         -l) length="$2" ;;
         esac
         flags+=("$1")

@@ -244,14 +244,15 @@ def test_command_line(tmp_path, capsys):
         {"doc": ADD, "answer": "    return a + b\n"},
         {"doc": ADD | {"task_id": "T/1"}, "answer": "```python\ndef add(a, b):\n    return a + b\n```"},
         {"doc": ADD | {"task_id": "T/2"}, "resps": [["    return 0"]]},
-        {"doc": DOUBLE, "answer": "helper = 0\ndef double(x): return x + x\n"},
+        # In a string, U+2028 ends neither a line of the file nor one of the program.
+        {"doc": DOUBLE, "answer": "helper = 0\nother = '\u2028'\ndef double(x): return x + x\n"},
     ]
     file = tmp_path / "samples.jsonl"
-    file.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n")
     assert code.main([str(file)]) == 0
     shown = capsys.readouterr().out
     assert "pass@1 raw       50.0%" in shown and "pass@1 cleaned   75.0%" in shown and "isolation: " in shown
-    written = [json.loads(line) for line in (tmp_path / "samples.jsonl.cleaned").read_text().splitlines()]
+    written = [json.loads(line) for line in (tmp_path / "samples.jsonl.cleaned").read_text().split("\n")[:-1]]
     passed = {line["task_id"]: line["pass"] for line in written}
     assert passed == {"T/0": True, "T/1": True, "T/2": False, 7: True}
     assert "```" not in written[1]["completion"]

@@ -102,6 +102,10 @@ def test_the_command_line_writes_reads_and_draws(checkpoint_folder, tmp_path, ca
     (lambda lines: lines[:-1], "no whole trace"), (lambda lines: ["{}", *lines[1:]], "line 1: not a line of a trace"),
     (lambda lines: [lines[0], "nonsense", *lines[2:]], "line 2: not a line of a trace"), (lambda lines: [], "no whole"),
     (lambda lines: [lines[0], json.dumps({"block": "<script>"}), *lines[2:]], "line 2: not a line"),
+    (lambda lines: [lines[0], change(lines[1], decided=[[0, 5, "x", "high"]]), *lines[2:]], "line 2: not a line"),
+    (lambda lines: [change(lines[0], settings=[]), *lines[1:]], "line 1: not a line"),
+    (lambda lines: [change(lines[0], settings={"threshold": "x"}), *lines[1:]], "line 1: not a line"),
+    (lambda lines: [*lines[:-1], change(lines[-1], answer=5)], "no whole trace"),
 ])
 def test_what_is_no_trace_is_refused(loaded, tmp_path, spoil, message):
     trace, _ = record(loaded)
@@ -111,6 +115,18 @@ def test_what_is_no_trace_is_refused(loaded, tmp_path, spoil, message):
     with pytest.raises(ValueError, match=message):
         denoising.read(file)
     assert run.main(["trace", str(file)]) == 2
+
+
+def change(line, **fields):
+    return json.dumps(json.loads(line) | fields)
+
+
+def test_lines_end_with_newlines_alone(loaded, tmp_path):
+    """Guards answers and questions with line ends of other kinds, such as U+2028: the file opens again as it was."""
+    trace, _ = record(loaded)
+    trace.head["prompt"] = trace.tail["answer"] = "one\u2028two\x85three"
+    trace.write(tmp_path / "trace.jsonl")
+    assert denoising.read(tmp_path / "trace.jsonl") == trace
 
 
 def test_a_film_needs_sensible_numbers(loaded, tmp_path):
