@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:
 import completion  # noqa: E402
 import denoising  # noqa: E402
 import models  # noqa: E402
-from demo.app import EXAMPLES  # noqa: E402
+from app import EXAMPLES  # noqa: E402  (beside this file)
 
 OUTPUT = ROOT / "benchmarks"
 DPAD = {"dropout_strategy": "gaussian", "k_sigma": 3, "scale": 1.6, "early_termination": True}
