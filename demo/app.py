@@ -64,8 +64,10 @@ STYLE = """
 @media (max-width: 700px) { .dpad .cells { grid-template-columns: repeat(8, minmax(0, 1fr)); } }
 .dpad .cells i { font: 500 .74rem/1.5rem ui-sans-serif, system-ui, sans-serif; height: 1.5rem; text-align: center;
   border-radius: 4px; border: 1px solid transparent; overflow: hidden; white-space: pre; box-sizing: border-box; }
-.dpad .cells i.decided { color: #1f2328; }
-.dpad .cells i.decided.dark { color: #fff; }
+.dpad .cells i.decided { color: #1f2328 !important; } /* the theme colours all text, in either scheme */
+.dpad .cells i.decided.late { color: #fff !important; }
+.dpad.half h3 { min-height: 2.6em; }
+.dpad.half .numbers { min-height: 4.6em; align-content: flex-start; }
 .dpad .cells i.block { background: #fff3ea; border: 1.5px solid #d55e00; }
 .dpad .cells i.kept { background: #d7e3f4; border-color: #5b86bd; }
 .dpad .cells i.dropped { background: transparent; border: 1px dashed #c6cbd1; }
@@ -109,7 +111,7 @@ def canvas(trace: denoising.Trace, forwards: int, half: bool = False) -> str:
         if kind == "decided":
             red, green, blue = denoising.shade(number, total)
             style = f' style="background:rgb({red},{green},{blue})"'
-            kind = "decided dark" if red + green + blue < 430 else "decided"
+            kind = "decided late" if red + green + blue < 430 else "decided"
             label = f"{text!r}: forward {number + 1}, confidence {confidence:.3f}"
             shown = "" if text == eos else text.strip().replace("\n", "⏎") or ("⏎" if "\n" in text else "·")
         cells.append(f'<i class="{kind}"{style} title="{place}: {html.escape(label)}">{html.escape(shown)}</i>')
@@ -148,7 +150,7 @@ def curve(sampler: str, window: float, k: float, scale: float, number: float, le
     formula = {
         "full": "Vanilla: every suffix position is computed.",
         "gaussian": f"DPad: p(i) = min(1, a/√(2π) · exp(−x²/2)), x from 0 to k = {k:g} over the window of {window:g}, "
-                    f"a = {scale:g}",
+                    f"a = {scale:g}.",
         "uniform": f"Uniform: {number:g} of the nearest {window:g}.", "window": f"The nearest {window:g}.",
     }[sampler]
     ticks = "".join(f'<text x="{40 + 440 * part:.0f}" y="168" text-anchor="middle">{part * count:.0f}</text>'
@@ -293,7 +295,7 @@ class Page:
                 self.preset = gr.Radio(list(PRESETS), value="DPad", label="Decoding", elem_id="preset")
                 with gr.Row():
                     self.ask = gr.Button("Ask", variant="primary", elem_id="ask")
-                    self.compare = gr.Button("Compare with vanilla", elem_id="compare")
+                    self.compare = gr.Button("Compare with vanilla", elem_id="compare", min_width=230)
                     self.stop = gr.Button("Stop", elem_id="stop", min_width=80)
             with gr.Column(scale=2, min_width=300):
                 with gr.Accordion("Settings", open=False, elem_id="settings"):

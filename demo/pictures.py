@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from app import EXAMPLES  # noqa: E402  (beside this file)
+
 import completion  # noqa: E402
 import denoising  # noqa: E402
 import models  # noqa: E402
-from app import EXAMPLES  # noqa: E402  (beside this file)
 
 OUTPUT = ROOT / "benchmarks"
 DPAD = {"dropout_strategy": "gaussian", "k_sigma": 3, "scale": 1.6, "early_termination": True}
@@ -75,8 +76,9 @@ def screenshots(light: Path, dark: Path, port: int = 7861) -> None:
                     page.wait_for_timeout(500)
                     page.click("#compare")
                     page.wait_for_selector("#message .faster", timeout=240_000)
+                    page.evaluate("document.querySelector('#message').scrollIntoView()")
                     page.wait_for_timeout(500)
-                page.screenshot(path=path, full_page=scheme == "dark")
+                page.screenshot(path=path)
             browser.close()
     finally:
         server.terminate()

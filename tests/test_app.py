@@ -120,6 +120,9 @@ def test_the_canvas_changes_while_the_model_decodes(visit):
     finished(page)
     assert "####" in page.locator("#left .answer").inner_text()
     assert page.locator("#left .cells i.block").count() == 0 and page.locator("#left .cells i.decided").count() == 256
+    colours = {page.locator(f"#left .cells i.decided{late}").first.evaluate("cell => getComputedStyle(cell).color")
+               for late in (":not(.late)", ".late")}
+    assert colours == {"rgb(31, 35, 40)", "rgb(255, 255, 255)"}, "dark text on early, light text on late colours"
     label = page.locator("#left .cells i.decided").first.get_attribute("title")
     assert "forward" in label and "confidence" in label
 
