@@ -80,9 +80,9 @@ def rows(records: Sequence[dict], paper: dict[tuple, dict]) -> list[dict]:
 def title(records: Sequence[dict]) -> str:
     first = records[0]
     counts = sorted({record["samples"] for record in records})
-    samples = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    samples = report.counted(counts[0] if len(counts) == 1 else f"{counts[0]}–{counts[-1]}")
     return (f"{first['task']}, {first['settings'].get('num_fewshot') or 0}-shot, {first['model']}, "
-            f"G = {first['settings']['gen_length']}, {samples} samples, {report.hardware_line(first)}")
+            f"G = {first['settings']['gen_length']}, {samples}, {report.hardware_line(first)}")
 
 
 def cells(shown: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
@@ -241,7 +241,7 @@ def length_chart(records: Sequence[dict], path: Path) -> None:
         points = sorted((length, statistics.fmean(values)) for length, values in line.items())
         axes.plot(*zip(*points), marker=marks[number % len(marks)], linewidth=1.8, label=name,
                   color=report.PALETTE[number % len(report.PALETTE)])
-        axes.annotate(f"{points[-1][1]:.1f}×", points[-1], xytext=(6, 0), textcoords="offset points", va="center",
+        axes.annotate(report.times(points[-1][1]), points[-1], xytext=(6, 0), textcoords="offset points", va="center",
                       fontsize=9)
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
@@ -251,7 +251,8 @@ def length_chart(records: Sequence[dict], path: Path) -> None:
     axes.axhline(1, color=report.GREY, linewidth=1)
     axes.set_xlabel("answer length G (tokens)", fontsize=11)
     axes.set_ylabel(f"speedup over {report.BASELINE}", fontsize=11)
-    axes.legend(frameon=False, fontsize=9)
+    axes.margins(x=0.12)  # room for the numbers
+    axes.legend(fontsize=9, framealpha=0.9, edgecolor="none")
     first = records[0]
     figure.suptitle(f"{first['model']}, {first['task']}, {report.hardware_line(first)}", fontsize=11)
     report.save_figure(figure, path)

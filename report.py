@@ -192,6 +192,10 @@ def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def counted(samples: int | str) -> str:
+    return f"{samples} sample{'s' * (samples != 1)}"
+
+
 def times(value: float | None) -> str:
     """A speedup: 1.50×, 137×."""
     return "–" if value is None else f"{value:.{2 if value < 100 else 0}f}×"
@@ -512,13 +516,13 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
                 lowest = min(lowest, *(value - error for value, _, error in points))
                 right.errorbar(values, heights, xerr=errors, fmt=marker, color=colour, label=label, markersize=6.5,
                                capsize=2.5, elinewidth=1.2)
-        right.set_xlim(max(0, 20 * ((lowest - 10) // 20)), 103)
+        right.set_xlim(max(-3, 20 * ((lowest - 10) // 20)), 103)
         right.set_xlabel("accuracy (%, ± standard error)", fontsize=11)
         right.legend(**legend_style)
         right.tick_params(axis="y", length=0)
 
     first = records[0]
-    figure.suptitle(f"{first['model']} on {first['task']}, {first['samples']} samples, "
+    figure.suptitle(f"{first['model']} on {first['task']}, {counted(first['samples'])}, "
                     f"G = {first['settings'].get('gen_length')}, {hardware_line(first)}", fontsize=12)
     save_figure(figure, path)
 

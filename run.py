@@ -334,6 +334,8 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
 
 def summary(record: dict) -> str:
     """A record as the few lines that a person wants to read first."""
+    import report
+
     reused = f", {record['reused']} of them answered earlier" if record["reused"] else ""
     rows = [
         (name, as_share(score["value"]) + (f" ± {as_share(score['stderr'])}" if score["stderr"] is not None else ""))
@@ -347,7 +349,7 @@ def summary(record: dict) -> str:
     rows += [(label, f"{record[key]} of {record['samples']}") for label, key in
              (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")) if record[key]]
     width = max(len(label) for label, _ in rows)
-    lines = [f"{record['task']} · {record['model']} · {record['samples']} samples{reused}"]
+    lines = [f"{record['task']} · {record['model']} · {report.counted(record['samples'])}{reused}"]
     lines += [f"  {label:<{width}}  {value}" for label, value in rows]
     return "\n".join([*lines, f"written to {record['folder']}: record.json, samples.jsonl"])
 
