@@ -323,8 +323,11 @@ def test_requirements_are_what_is_imported():
     lines = [line.split("#")[0].strip() for file in files for line in file.read_text().splitlines()]
     pinned = dict(line.split("==") for line in lines if line)
     assert {name.replace("-", "_") for name in pinned} - unimported == needed
+    optional = files[1].read_text()  # the page's packages may be missing
     for name, version in pinned.items():
-        assert record_files.version(name).split("+")[0] == version, f"{name} is not the version that is tested here"
+        installed = record_files.version(name)
+        if installed is not None or f"{name}==" not in optional:
+            assert str(installed).split("+")[0] == version, f"{name} is not the version that is tested here"
 
 
 def test_license_and_citation():
