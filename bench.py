@@ -376,20 +376,11 @@ def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows:
     results, seen, firsts = [], [], []
     for number, (row, work) in enumerate(cells):
         bar.set_description(row.name)
-        graphs.forget()  # what other rows hold is not this one's memory
-        clock = StepClock(device)
-        reset_peak_memory(device)
-        with watched(model) as forwards:
-            output = run(model, family, row, work, clock=clock)
-        clock(True)
+        result, forwards, sequences = look(model, family, row, work)
         seen.append(forwards)
-        firsts.append(output.sequences)
-        results.append(dataclasses.asdict(row) | {
-            "batch_size": work.batch_size,
-            "same_tokens": bool((output.sequences[0] == firsts[number % len(rows)][0]).all()),
-            "replayed": None, "forwards": len(forwards), "tokens_processed": output.tokens_processed,
-            "kept_suffix": statistics.fmean(map(len, output.kept_suffix)), "blocks": len(output.kept_suffix),
-            **step_times(row, clock), "peak_memory": peak_memory(device),
+        firsts.append(sequences)
+        results.append(result | {
+            "same_tokens": bool((sequences[0] == firsts[number % len(rows)][0]).all()), "replayed": None,
             "read_s": bytes_read(model, products, forwards) / bandwidth if bandwidth else None,
             "latency_s": [], "floor_s": [],
         })
@@ -399,10 +390,8 @@ def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows:
         row, work = cells[number]
         for _ in range(warm_ups if row.cache != "none" else 0):
             bar.set_description(row.name)
-            clock = StepClock(device)
-            output = run(model, family, row, work, clock=clock)
-            clock(True)
-            results[number] |= step_times(row, clock) | {
+            output, times = clocked(model, family, row, work)
+            results[number] |= times | {
                 "replayed": (output.sequences == firsts[number])[:, work.prompt_length :].float().mean().item()}
             bar.update()
     for _ in range(repeats):
@@ -418,6 +407,20 @@ def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows:
         result["speedup"] = larger * median_quotient(results[0]["latency_s"], result["latency_s"])
         result["floor_speedup"] = larger * median_quotient(results[0]["floor_s"], result["floor_s"])
     return describe("benchmark", name, model, works[0], command, bandwidth=bandwidth, repeats=repeats, rows=results)
+
+
+def look(model: MaskedDiffusionModel, family: models.Family, row: Row,
+         work: Workload) -> tuple[dict, list[Forward], Tensor]:
+    """Run a row once, without graphs: what it does and needs for a record, its forwards, and its tokens [R, P + G]."""
+    graphs.forget()  # what other rows hold is not this one's memory
+    reset_peak_memory(model.device)
+    with watched(model) as forwards:
+        output, times = clocked(model, family, row, work)
+    return dataclasses.asdict(row) | times | {
+        "batch_size": work.batch_size, "forwards": len(forwards), "tokens_processed": output.tokens_processed,
+        "kept_suffix": statistics.fmean(map(len, output.kept_suffix)), "blocks": len(output.kept_suffix),
+        "peak_memory": peak_memory(model.device),
+    }, forwards, output.sequences
 
 
 def growth(name: str, model: MaskedDiffusionModel, family: models.Family, rows: Sequence[Row],
@@ -465,10 +468,16 @@ class BlockClock:
         return [after - before for before, after in zip(self.times, self.times[1:])]
 
 
-def step_times(row: Row, clock: StepClock) -> dict[str, float | None]:
-    """The median step that computes every slot and, with a cache, the median one that does not, in milliseconds."""
+def clocked(model: MaskedDiffusionModel, family: models.Family, row: Row,
+            work: Workload) -> tuple[DecodingOutput, dict[str, float | None]]:
+    """Run a row; also the median step that computes every slot and, with a cache, the median one that does not, in
+    milliseconds."""
+    clock = StepClock(model.device)
+    output = run(model, family, row, work, clock=clock)
+    clock(True)
     first, later = clock.median_ms(True), clock.median_ms(False)
-    return {"full_ms": first, "cached_ms": later} if row.cache != "none" else {"full_ms": later, "cached_ms": None}
+    cached = row.cache != "none"
+    return output, {"full_ms": first if cached else later, "cached_ms": later if cached else None}
 
 
 def median_quotient(above: Sequence[float], below: Sequence[float]) -> float:

@@ -495,11 +495,11 @@ def evaluate(
 
 
 def check_counts(**values) -> None:
-    """Raise ValueError, naming argument and value, for a number that no run can have; None is always allowed."""
+    """Raise ValueError, naming argument and value, for a number that no run can have; None is no limit."""
     for name, value in values.items():
         least, auto = int(name != "num_fewshot"), name == "batch_size"
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        if not (whole or value is None or auto and value == "auto"):
+        if not (whole or value is None and name.endswith("limit") or auto and value == "auto"):
             raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}" + ', or "auto"' * auto)
 
 

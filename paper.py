@@ -71,7 +71,7 @@ def rows(records: Sequence[dict], paper: dict[tuple, dict]) -> list[dict]:
     shown = []
     for row, record in zip(report.rows(records), records):
         place = STAND_INS.get(row["task"], row["task"]), row["G"], row["name"]
-        bounds = {label: None if value is None or not 0 <= value <= 100 else interval(value / 100, record["samples"])
+        bounds = {label: interval(value / 100, record["samples"]) if label in row["shares"] else None
                   for label, value in row["metrics"].items()}
         shown.append(row | {"intervals": bounds, "samples": record["samples"], "paper": paper.get(place)})
     return shown

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +27,7 @@ from records import cores
 LAUNCHER = "DPAD_LAUNCHER"  # the environment variable that tells a process who launched it
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 RUN = Path(__file__).resolve().parent / "run.py"
+GRACE = 60  # seconds that a launcher has to end the other processes of a run in which one failed
 PATIENCE = timedelta(days=7)  # processes finish at different times; one that dies ends the run at once, by its launcher
 
 
@@ -42,7 +44,11 @@ class Processes:
         if self.count > 1:
             import torch
 
-            torch.distributed.barrier()
+            try:
+                torch.distributed.barrier()
+            except RuntimeError:  # another one has ended and said why; the launcher is about to end this one as well
+                time.sleep(GRACE)
+                raise
 
 
 ALONE = Processes()

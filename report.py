@@ -87,7 +87,8 @@ def rows(records: Sequence[dict]) -> list[dict]:
 
     Keys: `name`; `task`, `model`, `G` and `hardware`; `latency_s` (seconds per sample, mean); `speedup` (the latency of
     the row named Vanilla over this row's, or None where no Vanilla row has the same task, model, G and hardware); `tps`
-    (answer tokens per second); `nfe` (forwards per sample); `metrics`, a dict of percentages by label.
+    (answer tokens per second); `nfe` (forwards per sample); `metrics`, a dict of percentages by label, and
+    `shares`, the labels of those that are shares of the samples.
 
     Raises:
         ValueError: there are no records, or two Vanilla rows could be the baseline.
@@ -111,16 +112,18 @@ def rows(records: Sequence[dict]) -> list[dict]:
             "speedup": baseline / latency if baseline and latency else None,
             "tps": record.get("tps"), "nfe": record.get("nfe"),
             "metrics": {
-                METRIC_LABELS.get(key, key): percentage(entry.get("value"))
+                METRIC_LABELS.get(key, key): None if entry.get("value") is None else scale(entry) * entry["value"]
                 for key, entry in record["metrics"].items()
             },
+            "shares": {METRIC_LABELS.get(key, key) for key, entry in record["metrics"].items() if scale(entry) == 100},
         })
     return shown
 
 
-def percentage(value: float | None) -> float | None:
-    """A share times 100; what is no share, such as BLEU, is on that scale as it is."""
-    return value if value is None or not 0 <= value <= 1 else 100 * value
+def scale(metric: dict) -> int:
+    """What a metric's value and error are shown times: 100 for a share; 1 for what is none, such as BLEU."""
+    value = metric.get("value")
+    return 100 if value is not None and 0 <= value <= 1 else 1
 
 
 def _setting(record: dict) -> tuple:
@@ -532,7 +535,7 @@ def _error(record: dict, label: str) -> float:
     for key, entry in record["metrics"].items():
         if METRIC_LABELS.get(key, key) == label:
             error = entry.get("stderr")
-            return 100 * error if isinstance(error, (int, float)) else 0.0
+            return scale(entry) * error if isinstance(error, (int, float)) else 0.0
     return 0.0
 
 

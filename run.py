@@ -338,7 +338,9 @@ def summary(record: dict) -> str:
 
     reused = f", {record['reused']} of them answered earlier" if record["reused"] else ""
     rows = [
-        (name, as_share(score["value"]) + (f" ± {as_share(score['stderr'])}" if score["stderr"] is not None else ""))
+        (name, " ± ".join("–" if score[part] is None else
+                          f"{report.scale(score) * score[part]:.1f}{'%' * (report.scale(score) == 100)}"
+                          for part in ("value", "stderr") if part == "value" or score[part] is not None))
         for name, score in record["metrics"].items()
     ]
     rows += [
@@ -352,11 +354,6 @@ def summary(record: dict) -> str:
     lines = [f"{record['task']} · {record['model']} · {report.counted(record['samples'])}{reused}"]
     lines += [f"  {label:<{width}}  {value}" for label, value in rows]
     return "\n".join([*lines, f"written to {record['folder']}: record.json, samples.jsonl"])
-
-
-def as_share(value: float | None) -> str:
-    """A metric in percent, or as it is where it is no share: BLEU, differences."""
-    return "–" if value is None else f"{value:.1%}" if 0 <= value <= 1 else f"{value:.2f}"
 
 
 # --- generate ---------------------------------------------------------------------------------------------------------

@@ -376,7 +376,8 @@ class Page:
         answers = []
         try:
             options = [self.denoiser.options(length, settings) for length, settings in chosen]
-            answers += [self.denoiser.start(question, one) for one in options]
+            for one in options:
+                answers.append(self.denoiser.start(question, one))
             traces = [answer.trace for answer in answers]
             yield {self.message: "", self.player: gradio().update(visible=False), **self.pause(),
                    **self.pictures(traces)}

@@ -261,6 +261,7 @@ def test_accuracy_counts_right_answers(loaded, tmp_path, monkeypatch):
     ({"limit": 0}, "limit is 0; it must be an integer of at least 1"),
     ({"num_fewshot": -1}, "num_fewshot is -1"),
     ({"batch_size": 0}, "batch_size is 0"),
+    ({"batch_size": None}, "batch_size is None; it must be an integer of at least 1, or \"auto\""),
     ({"gen_length": 1024}, r"arithmetic-50, document 0: gen_length is 1024.* holds 1024 tokens"),
     ({"block_length": 5}, "block_length is 5; it must divide gen_length"),
     ({"treshold": 0.9}, "treshold: not a decoding setting"),

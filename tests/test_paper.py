@@ -64,6 +64,26 @@ def test_measured_rows_stand_beside_the_authors(folder, capsys):
     assert "as reported by the authors for LLaDA-1.5 on an NVIDIA A100-PCIe-80GB" in shown
 
 
+def test_a_metric_that_is_no_share_stays_as_it_is(tmp_path, capsys):
+    """Guards tasks such as translation: a BLEU of 27.3 ± 0.5 is neither 2730% nor a share with an interval."""
+    entry = record("Vanilla", 20.0) | {"metrics": {"bleu": {"value": 27.3, "stderr": 0.5}}, "reused": 0, "folder": "f",
+                                       "latency_median_s": 20.0, "empty_answers": 0, "cut_prompts": 0}
+    record_files.write_json(tmp_path / "0.json", entry)
+    assert run.main(["table", str(tmp_path)]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Vanilla")]
+    assert line.split()[-1] == "27.3"
+    assert "bleu        27.3 ± 0.5\n" in run.summary(entry)
+    entry["metrics"] = {"exact": {"value": 0.5, "stderr": 0.07}}
+    assert "exact       50.0% ± 7.0%\n" in run.summary(entry)
+
+
+def test_rows_come_in_the_papers_order():
+    """Guards folders, whose files are read by name; rows that the paper does not have come last."""
+    given = [record(name, 1.0) for name in ("+Parallel+DPad", "mine", "+DPad", "Vanilla")]
+    [table] = paper.groups(given)
+    assert [row["name"] for row in table] == ["Vanilla", "+DPad", "+Parallel+DPad", "mine"]
+
+
 def test_csv_and_markdown(folder, capsys):
     assert run.main(["table", str(folder), "--paper", "llada-1.5", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

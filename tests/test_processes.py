@@ -130,14 +130,15 @@ def test_a_folder_in_use_is_said_once(checkpoint_folder, tmp_path):
     first = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_answers(tmp_path, first, 2)
-        first.send_signal(signal.SIGSTOP)  # whatever the first one does, its processes hold the journal
+        [journal] = tmp_path.glob("*/answers-0.jsonl")
+        holder = holder_of(journal)
+        os.kill(holder, signal.SIGSTOP)  # so that it holds the journal until the second run has been refused
         second = subprocess.run(line, capture_output=True, text=True)
+        os.kill(holder, signal.SIGCONT)
     finally:
-        first.send_signal(signal.SIGCONT)
         first.wait(120)
-    if second.returncode:  # the processes of the first may have ended in the meantime
-        assert second.returncode == 2 and second.stderr.count("is in use by another run") == 1
-        assert len(second.stderr.splitlines()) == 1
+    assert second.returncode == 2 and second.stderr.count("is in use by another run") == 1
+    assert len(second.stderr.splitlines()) == 1
 
 
 def test_without_a_launcher_a_process_is_alone(monkeypatch):
