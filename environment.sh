@@ -1,4 +1,5 @@
-# The set-up that demo/demo.sh and tests/run.sh share: a virtual environment in .venv with requirements.txt installed.
+# The set-up that demo/demo.sh and tests/run.sh share: a virtual environment in .venv with requirements.txt
+# and this repository (in place) installed.
 #
 #     source environment.sh        # from a bash script; afterwards $ROOT is the repository and $PYTHON its interpreter
 #
@@ -51,6 +52,7 @@ install_all() {
             --extra-index-url https://download.pytorch.org/whl/cpu "torch==$wanted+cpu" || true
     fi
     "${pip[@]}" install -r "$ROOT/requirements.txt"
+    "${pip[@]}" install --no-deps -e "$ROOT"
 }
 
 install_extra() {
@@ -68,7 +70,7 @@ install_extra() {
 
 set_up() {
     local venv="$ROOT/.venv" python stamp log started=$SECONDS
-    stamp="$(cksum <"$ROOT/requirements.txt") $(has_gpu && echo gpu || echo cpu)"
+    stamp="$(cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml" | cksum) $ROOT $(has_gpu && echo gpu || echo cpu)"
     if [ "$(cat "$venv/installed" 2>/dev/null)" = "$stamp" ] && works "$venv/bin/python"; then
         return
     fi

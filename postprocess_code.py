@@ -26,8 +26,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import sandbox
-from records import cores, read_lines
+from dpad.evaluation import sandbox
+from dpad.results.records import cores, read_lines
 
 LINE_END = re.compile(r"\r\n?|\n")  # Python's: a string may hold others, such as U+2028
 FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)

@@ -275,17 +275,17 @@ def decoding_from(args: argparse.Namespace) -> dict:
     """The keyword arguments of the model's generate call that the flags stand for; ValueError when they clash."""
     import inspect
 
-    import models
-    from completion import decoding_options
+    from dpad.engine import loading
+    from dpad.engine.completion import decoding_options
 
     names = list(inspect.signature(decoding_options).parameters)[1:]
-    return decoding_options(models.family_of(args.model), **{name: getattr(args, name) for name in names})
+    return decoding_options(loading.family_of(args.model), **{name: getattr(args, name) for name in names})
 
 
 def load_model(args: argparse.Namespace):
-    import models
+    from dpad.engine import loading
 
-    loaded = models.load(args.model, device=args.device, dtype=args.dtype)
+    loaded = loading.load(args.model, device=args.device, dtype=args.dtype)
     return loaded, {"auto": None, "on": True, "off": False}[args.chat_template]
 
 
@@ -293,8 +293,8 @@ def load_model(args: argparse.Namespace):
 
 
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
-    import processes
-    import records
+    from dpad.evaluation import processes
+    from dpad.results import records
 
     options = decoding_from(args)  # what is wrong with the flags is said before a model of 16 GB is loaded
     if args.num_processes < 1:
@@ -304,7 +304,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
         if records.read_json(args.record).get("command") == command:
             print(f"complete: {args.record}")
             return
-    import harness
+    from dpad.evaluation import harness
 
     harness.check_counts(num_fewshot=args.num_fewshot, limit=args.limit, batch_size=args.batch_size,
                          prompt_limit=args.prompt_limit, mc_samples=args.mc_samples)
@@ -334,7 +334,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
 
 def summary(record: dict) -> str:
     """A record as the few lines that a person wants to read first."""
-    import report
+    from dpad.results import report
 
     reused = f", {record['reused']} of them answered earlier" if record["reused"] else ""
     rows = [
@@ -368,9 +368,8 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         raise ValueError(f"batch_size is {args.batch_size}; for generate it must be an integer of at least 1")
     options = decoding_from(args)
     prompts = read_prompts(args)
-    import chat
-    import completion
-    import denoising
+    from dpad.engine import completion
+    from dpad.interact import chat, denoising
 
     loaded, wanted = load_model(args)
     chat_template = completion.check_chat_template(loaded, wanted)
@@ -469,7 +468,7 @@ def read_prompt_file(name: str) -> list[str]:
 
 
 def read_text(name: str) -> str:
-    import records
+    from dpad.results import records
 
     if name != "-":
         return records.read_text(name)
@@ -483,10 +482,9 @@ def read_text(name: str) -> str:
 
 
 def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
-    import bench
-    import graphs
-    import records
-    import report
+    from benchmarks import bench
+    from dpad.engine import cuda_graphs
+    from dpad.results import records, report
     from sampler import GaussianSampler
 
     lengths = [args.gen_length] if args.gen_lengths is None else integers("--gen_lengths", args.gen_lengths)
@@ -508,7 +506,7 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
     model, family = bench.make_model(args.model, args.device, args.dtype)
     measured = (args.model, model, family, chosen)
     command = shlex.join(["python", "run.py", *argv])
-    with graphs.use(args.graphs):
+    with cuda_graphs.use(args.graphs):
         if args.profile:
             print(bench.profile(model, family, chosen[0], works[0]))
             return
@@ -537,7 +535,7 @@ def integers(name: str, text: str) -> list[int]:
 
 
 def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
-    import chat
+    from dpad.interact import chat
 
     decoding_from(args)
     loaded, _ = load_model(args)
@@ -549,8 +547,8 @@ def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
 
 
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
-    import denoising
-    import report
+    from dpad.interact import denoising
+    from dpad.results import report
 
     traces = [denoising.read(path) for path in args.paths]
     for trace in traces:
@@ -567,8 +565,7 @@ def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
 
 
 def run_table(args: argparse.Namespace, argv: list[str]) -> None:
-    import paper
-    import report
+    from dpad.results import paper, report
 
     records = report.load(args.paths)
     print(paper.render(records, args.paper, args.format))

@@ -1,7 +1,7 @@
 """Compare decoding on a device with the plain path on the CPU: the tokens in float32, and how many agree in bfloat16.
 
-    python benchmarks/agreement.py --device cuda --output benchmarks/agreement.json     # part of benchmarks/gpu.sh
-    python benchmarks/agreement.py --device cpu --limit 2                               # tries the script itself
+    python -m benchmarks.agreement --device cuda --output benchmarks/agreement.json     # part of benchmarks/gpu.sh
+    python -m benchmarks.agreement --device cpu --limit 2                               # tries the script itself
 
 Each of the two embedded models answers the embedded problems in batches of unequal prompts: every cache mode, with
 DPad and without, with a fixed schedule and with a threshold; in both dtypes, on the device without graphs and with
@@ -13,20 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-import graphs  # noqa: E402
-import models  # noqa: E402
-import records  # noqa: E402
-from decoding import CACHE_MODES  # noqa: E402
-from sampler import GaussianSampler  # noqa: E402
+from dpad import ROOT
+from dpad.engine import cuda_graphs, loading
+from dpad.engine.decoding import CACHE_MODES
+from dpad.results import records
+from sampler import GaussianSampler
 
 SETTINGS = [
     {"cache": cache, "suffix_sampler": sampler, **schedule}
@@ -35,7 +30,7 @@ SETTINGS = [
 ]
 
 
-def answers(loaded: models.LoadedModel, prompts: list[str], settings: dict) -> torch.Tensor:
+def answers(loaded: loading.LoadedModel, prompts: list[str], settings: dict) -> torch.Tensor:
     """The answers' tokens [R, 96], on the CPU."""
     batch = loaded.encode(prompts)
     output = loaded.generate(loaded.model, **batch, gen_length=96, block_length=32, **settings)
@@ -45,17 +40,17 @@ def answers(loaded: models.LoadedModel, prompts: list[str], settings: dict) -> t
 def compare(name: str, device: str, prompts: list[str], bar: tqdm) -> list[dict]:
     """For every setting and way of decoding the share of answers, and of tokens, that are the plain path's: of float32
     on the CPU; and of those of bfloat16 with graphs that are the same as without."""
-    plain = models.load(name, device="cpu", dtype="float32")
-    exact = models.load(name, device=device, dtype="float32")
-    short = models.load(name, device=device, dtype="bfloat16")
+    plain = loading.load(name, device="cpu", dtype="float32")
+    exact = loading.load(name, device=device, dtype="float32")
+    short = loading.load(name, device=device, dtype="bfloat16")
     rows = []
     for settings in SETTINGS:
-        with graphs.use("off"):
+        with cuda_graphs.use("off"):
             wanted = answers(plain, prompts, settings)
             runs = {"float32": (answers(exact, prompts, settings), wanted)}
             rounded = answers(short, prompts, settings)
             runs["bfloat16"] = rounded, wanted
-        with graphs.use("on"):
+        with cuda_graphs.use("on"):
             for run in ("graphs", "graphs again"):
                 runs[f"float32, {run}"] = answers(exact, prompts, settings), wanted
                 runs[f"bfloat16, {run}"] = answers(short, prompts, settings), rounded

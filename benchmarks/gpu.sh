@@ -2,7 +2,7 @@
 # Every check and measurement that needs a GPU, in one call; needs torch, transformers, accelerate and tqdm.
 # Sized to take under eight minutes on an H200, which has not been tried yet.
 #
-#     bash benchmarks/gpu.sh                     # writes benchmarks/<GPU>-*.json; `python report.py FILE` shows them
+#     bash benchmarks/gpu.sh                     # writes benchmarks/<GPU>-*.json; `python -m dpad.results.report FILE` shows them
 #     OUTPUT=records bash benchmarks/gpu.sh
 #     ONLY="agreement 8b-headline" bash benchmarks/gpu.sh        # some of them, by name
 #
@@ -33,7 +33,7 @@ bench() { # NAME FLAGS...
     check "$name" "$PYTHON" run.py bench --device cuda --dtype bfloat16 --output "$OUTPUT/$GPU-$name.json" "$@"
 }
 
-check agreement "$PYTHON" benchmarks/agreement.py --device cuda --output "$OUTPUT/$GPU-agreement.json"
+check agreement "$PYTHON" -m benchmarks.agreement --device cuda --output "$OUTPUT/$GPU-agreement.json"
 bench 8b-steps -m 8b --prompt_length 96 -l 512 --steps_per_block 8 --repeats 3
 bench 8b-headline -m 8b --prompt_length 200 -l 1024 --steps_per_block 10 --blocks 5 --rows figure --repeats 1
 bench 8b-batch8 -m 8b --prompt_length 96 -l 512 --steps_per_block 8 --batch_size 8 --repeats 1 \

@@ -1,6 +1,6 @@
 """The embedded models: shapes, tokenizers, and the card that tells how one was trained. train.py makes them.
 
-Imported, never run; `python train.py --output checkpoints/llada-tiny --card` renews a card.
+Imported, never run; `python -m dpad.training.train --output checkpoints/llada-tiny --card` renews a card.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenize
 
 import dream
 import llada
-import report
 from dataset import arithmetic
-from transformer import MaskedDiffusionModel
+from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.results import report
 
 # LLaDA's special tokens, in the order of their ids here (on the hub they sit at 126080 and above).
 LLADA_TOKENS = {

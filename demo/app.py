@@ -22,15 +22,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-import completion  # noqa: E402
-import denoising  # noqa: E402
-import graphs  # noqa: E402
-import models  # noqa: E402
-from decoding import CACHE_MODES  # noqa: E402
+from dpad.engine import completion, cuda_graphs, loading
+from dpad.engine.decoding import CACHE_MODES
+from dpad.interact import denoising
 
 MOST_TOKENS = 512  # the longest answer that the page asks for
 MOST_CHARACTERS = 2000  # of a question
@@ -177,7 +171,7 @@ def said(message: str) -> str:
 class Denoiser:
     """One loaded model that answers visitors' questions; each answer is decoded in a thread of its own."""
 
-    def __init__(self, loaded: models.LoadedModel):
+    def __init__(self, loaded: loading.LoadedModel):
         self.loaded = loaded
         self.folder = tempfile.TemporaryDirectory(prefix="dpad-")  # of traces to be saved; gone with the process
         self.kept = itertools.count()
@@ -195,7 +189,7 @@ class Denoiser:
         if settings["cache"] not in CACHE_MODES:
             raise ValueError(f"cache is {settings['cache']!r}; it must be one of {', '.join(CACHE_MODES)}")
         return completion.decoding_options(
-            models.FAMILIES[self.loaded.family], gen_length=int(length), block_length=32,
+            loading.FAMILIES[self.loaded.family], gen_length=int(length), block_length=32,
             threshold=settings["threshold"], use_cache=settings["cache"] == "prefix",
             dual_cache=settings["cache"] == "dual", dropout_strategy=SAMPLERS[settings["sampler"]],
             window=int(settings["window"]), k_sigma=settings["k"], scale=settings["scale"],
@@ -495,8 +489,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("app.py: the page needs Gradio: pip install -r demo/requirements.txt", file=sys.stderr)
         return 1
     try:
-        denoiser = Denoiser(models.load(options.model, device=options.device, dtype=options.dtype))
-        with graphs.use("off"):  # recorded graphs share their buffers, and visitors do not
+        denoiser = Denoiser(loading.load(options.model, device=options.device, dtype=options.dtype))
+        with cuda_graphs.use("off"):  # recorded graphs share their buffers, and visitors do not
             print(f"http://127.0.0.1:{options.port}  (Ctrl-C ends it)", flush=True)
             Page(denoiser).blocks.launch(
                 server_name="127.0.0.1", server_port=options.port, share=False, quiet=True, theme=local_theme(),

@@ -19,12 +19,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-import records as record_files  # noqa: E402
-import report  # noqa: E402
+from dpad import ROOT
+from dpad.results import records as record_files
+from dpad.results import report
 
 BLOCK_LENGTH = 32
 THRESHOLD = 0.9
@@ -68,13 +65,13 @@ def prepare(options: argparse.Namespace) -> dict[str, dict]:
     Raises:
         ValueError: a setting or the task cannot be used, in one sentence.
     """
-    import harness
-    import models
-    from completion import decoding_options
+    from dpad.engine import loading
+    from dpad.engine.completion import decoding_options
+    from dpad.evaluation import harness
 
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit is {options.limit}; it must be at least 1")
-    family = models.family_of(options.model)
+    family = loading.family_of(options.model)
     prepared = {
         name: decoding_options(family, **flags(name, options.model, options.gen_length))
         for name in names(options.gen_length)
@@ -90,9 +87,9 @@ def measure(loaded, prepared: dict[str, dict], options: argparse.Namespace) -> I
     Raises:
         ValueError: see harness.evaluate. KeyboardInterrupt: finished answers are on disk.
     """
-    from completion import complete, decoding_options
-    from harness import evaluate
-    from models import FAMILIES
+    from dpad.engine.completion import complete, decoding_options
+    from dpad.engine.loading import FAMILIES
+    from dpad.evaluation.harness import evaluate
 
     # The first call of a process allocates memory and loads libraries: a cost that no configuration should bear.
     one_block = decoding_options(
@@ -146,10 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     finished: list[dict] = []
     try:
-        import models
+        from dpad.engine import loading
 
         prepared = prepare(options)
-        loaded = models.load(options.model, device=options.device, dtype=options.dtype)
+        loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
         print(f"{len(prepared)} configurations of {options.model} on {options.task}, G = {options.gen_length}. "
               "Each row appears when it is measured.\n", flush=True)
         for record in measure(loaded, prepared, options):

@@ -14,15 +14,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from app import EXAMPLES  # noqa: E402  (beside this file)
-
-import completion  # noqa: E402
-import denoising  # noqa: E402
-import models  # noqa: E402
+from demo.app import EXAMPLES
+from dpad import ROOT
+from dpad.engine import completion, loading
+from dpad.interact import denoising
 
 OUTPUT = ROOT / "benchmarks"
 DPAD = {"dropout_strategy": "gaussian", "k_sigma": 3, "scale": 1.6, "early_termination": True}
@@ -33,10 +28,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 def film(path: Path, vanilla: Path, dpad: Path) -> None:
     """Vanilla above DPad, one token a forward, on one question and one clock; the traces are kept in two files."""
-    loaded = models.load("tiny", device="cpu")
+    loaded = loading.load("tiny", device="cpu")
     text, traces = loaded.chat(EXAMPLES[0]), []
     for settings, file in (({}, vanilla), (DPAD, dpad)):
-        options = completion.decoding_options(models.FAMILIES["llada"], gen_length=256, **settings)
+        options = completion.decoding_options(loading.FAMILIES["llada"], gen_length=256, **settings)
         completion.complete(loaded, [text], options | {"gen_length": 32, "steps": 2, "suffix_sampler": None})  # warm
         tracer = denoising.Tracer(denoising.head_of(loaded, EXAMPLES[0], options), loaded)
         [answer] = completion.complete(loaded, [text], options, until=[loaded.tokenizer.eos_token], streamer=tracer)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from transformers import AutoConfig, PretrainedConfig
 
-from transformer import check_fields
+from dpad.engine.transformer import check_fields
 
 # What a Dream checkpoint never turns on, and this implementation has no code for: other values are refused.
 FIXED = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False}

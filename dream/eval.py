@@ -13,7 +13,7 @@ import sys
 
 from lm_eval.api.registry import register_model
 
-from lm_eval_models import CommandLineLM, main
+from dpad.evaluation.lm_eval_cli import CommandLineLM, main
 
 
 @register_model("dpad_dream")

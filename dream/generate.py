@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from decoding import (
+from dpad.engine.decoding import (
     DecodingOutput,
     DecodingSettings,
     UnmaskingRule,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM
 
+from dpad.engine.transformer import MaskedDiffusionModel, RMSNorm, attend
 from dream.configuration import DreamConfig
-from transformer import MaskedDiffusionModel, RMSNorm, attend
 
 
 class DreamAttention(nn.Module):

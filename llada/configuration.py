@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from transformers import AutoConfig, PretrainedConfig
 
-from transformer import check_fields
+from dpad.engine.transformer import check_fields
 
 # Switches of the code that LLaDA's configuration comes from (OLMo) that no LLaDA checkpoint turns: this
 # implementation has no code for their other values, so it says so instead of computing something else.

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from dpad.engine.transformer import MaskedDiffusionModel, RMSNorm, attend
 from llada.configuration import LLaDAConfig
-from transformer import MaskedDiffusionModel, RMSNorm, attend
 
 
 class LLaDABlock(nn.Module):

@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-import bench
-import models
-import report
 import run
+from benchmarks import bench
+from dpad.engine import loading
+from dpad.results import report
 from dream import DreamConfig
 from llada import LLaDAConfig
 from sampler import GaussianSampler
@@ -29,12 +29,12 @@ WORK = bench.Workload(prompt_length=9, gen_length=64, block_length=16, steps_per
 def subject(request, random_llada, random_dream):
     """A model of random weights and its family."""
     model = random_llada if request.param == "llada" else random_dream
-    return model, models.FAMILIES[request.param]
+    return model, loading.FAMILIES[request.param]
 
 
 @pytest.fixture(scope="module")
 def record(random_llada):
-    return bench.measure("random", random_llada, models.FAMILIES["llada"], bench.ROWS["caches"], [WORK], 2, "command")
+    return bench.measure("random", random_llada, loading.FAMILIES["llada"], bench.ROWS["caches"], [WORK], 2, "command")
 
 
 def test_shapes_are_the_real_models():
@@ -122,7 +122,7 @@ def test_batches_are_compared_by_their_answers(random_llada):
     """Guards --batch_size 1,2: a batch's time is shared by its rows, and the first row's answer stays what it was."""
     works = [dataclasses.replace(WORK, batch_size=size) for size in (1, 2)]
     rows = bench.choose_rows("caches", ["Vanilla", "+DPad"])
-    record = bench.measure("random", random_llada, models.FAMILIES["llada"], rows, works, 1, "command")
+    record = bench.measure("random", random_llada, loading.FAMILIES["llada"], rows, works, 1, "command")
     assert [(row["name"], row["batch_size"]) for row in record["rows"]] == [
         ("Vanilla", 1), ("+DPad", 1), ("Vanilla", 2), ("+DPad", 2)]
     assert all(row["same_tokens"] and row["replayed"] is None for row in record["rows"])
@@ -138,7 +138,7 @@ def test_growth_times_the_same_blocks_at_every_length(random_llada, tmp_path):
     works = [bench.Workload(prompt_length=9, gen_length=length, block_length=16, steps_per_block=2, blocks=2,
                             sampler=GaussianSampler(32, 3, 1.6)) for length in (32, 64)]
     rows = bench.choose_rows("caches", ["Vanilla", "+DPad"])
-    record = bench.growth("random", random_llada, models.FAMILIES["llada"], rows, works, 3, "command")
+    record = bench.growth("random", random_llada, loading.FAMILIES["llada"], rows, works, 3, "command")
     assert [(row["name"], row["gen_length"]) for row in record["rows"]] == [
         ("Vanilla", 32), ("Vanilla", 64), ("+DPad", 32), ("+DPad", 64)]
     assert all([len(block) for block in row["block_s"]] == [3, 3] for row in record["rows"])
@@ -150,7 +150,7 @@ def test_growth_times_the_same_blocks_at_every_length(random_llada, tmp_path):
 
 def test_profile_names_the_operators(random_llada):
     """Guards --profile: a dozen lines at most, the matrix products among them."""
-    text = bench.profile(random_llada, models.FAMILIES["llada"], bench.Row("Vanilla"), WORK)
+    text = bench.profile(random_llada, loading.FAMILIES["llada"], bench.Row("Vanilla"), WORK)
     assert len(text.splitlines()) == 13 and "aten::" in text
 
 
@@ -171,7 +171,7 @@ def test_profile_names_the_operators(random_llada):
 def test_bad_flags_end_in_one_line(capsys, monkeypatch, random_llada, flags, message):
     """Guards people: what is wrong is said in one line, with status 2."""
     if "-m" not in flags:
-        monkeypatch.setattr(bench, "make_model", lambda *_: (random_llada, models.FAMILIES["llada"]))
+        monkeypatch.setattr(bench, "make_model", lambda *_: (random_llada, loading.FAMILIES["llada"]))
     assert run.main(["bench", *flags]) == 2
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     assert shown.startswith("run.py: ") and message in shown

@@ -15,10 +15,9 @@ import time
 import pytest
 from conftest import ROOT
 
-import chat
-import completion
-import models
 import run
+from dpad.engine import completion, loading
+from dpad.interact import chat
 
 QUESTION = "Mia bakes 24 rolls. She sells 9 rolls. How many rolls does Mia have now?"
 FLAGS = ["-d", "gaussian", "-k", "3", "-sc", "1.6", "-e", "-th", "0.9", "-l", "64", "--device", "cpu"]
@@ -67,7 +66,7 @@ def test_the_conversation_is_remembered(checkpoint_folder, monkeypatch):
 
     monkeypatch.setattr(completion, "complete", complete)
     args = run.chat_parser().parse_args(["-m", str(checkpoint_folder), "--chat_template", "on"])
-    loaded = models.load(str(checkpoint_folder), device="cpu")
+    loaded = loading.load(str(checkpoint_folder), device="cpu")
     talk = chat.Chat(loaded, args, run.decoding_from, run.watcher, show=False, colour=False)
     for question in ("One apple.", "Two apples."):
         talk.answer(question)
@@ -83,7 +82,7 @@ def test_the_conversation_is_remembered(checkpoint_folder, monkeypatch):
 def test_the_embedded_models_know_single_questions():
     """Guards their default: they were not trained on conversations."""
     args = run.chat_parser().parse_args(["-m", "tiny"])
-    talk = chat.Chat(models.load("tiny", device="cpu"), args, run.decoding_from, run.watcher, show=False, colour=False)
+    talk = chat.Chat(loading.load("tiny", device="cpu"), args, run.decoding_from, run.watcher, show=False, colour=False)
     assert talk.template and not talk.history
 
 

@@ -127,7 +127,7 @@ def test_batched_prompts_equal_single_prompts(model, capsys, tmp_path):
 @pytest.mark.parametrize("flags, wrapped", [([], True), (["--chat_template", "off"], False)])
 def test_prompts_get_the_chat_template(model, capsys, monkeypatch, flags, wrapped):
     """A model with a chat template sees a user's turn, unless that is turned off."""
-    import completion
+    from dpad.engine import completion
 
     complete, seen = completion.complete, []
     monkeypatch.setattr(completion, "complete", lambda loaded, texts, *args, **options: (

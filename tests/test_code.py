@@ -16,10 +16,9 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-import harness
-import models
 import postprocess_code as code
-import sandbox
+from dpad.engine import loading
+from dpad.evaluation import harness, sandbox
 
 ADD = {
     "task_id": "T/0", "entry_point": "add",
@@ -201,7 +200,7 @@ def test_our_own_problems_can_be_solved():
 ])
 def test_tasks_score_a_model(checkpoint_folder, tmp_path, monkeypatch, task, prompt):
     """Guards the tasks end to end: prompts, few-shot examples, both scores, and samples that score the same again."""
-    loaded = models.load(str(checkpoint_folder))
+    loaded = loading.load(str(checkpoint_folder))
     solutions = {problem["entry_point"]: problem for problem in own_problems()}
 
     def solve(lm, batch):

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import CACHE_MODES, DecodingSettings, choose_above, choose_most_confident, log_probability
+from dpad.engine.decoding import CACHE_MODES, DecodingSettings, choose_above, choose_most_confident, log_probability
+from dpad.engine.transformer import SlotCache, positions_of
 from llada.generate import LLaDARule, choose_by_factor, generate
 from sampler import FullSuffix, GaussianSampler, UniformSampler, WindowSampler
-from transformer import SlotCache, positions_of
 
 SAMPLERS = [None, FullSuffix(), WindowSampler(20), GaussianSampler(48, 3, 1.6), UniformSampler(40, 12)]
 SCHEDULES = [{"steps": 12}, {"threshold": 0.02}, {"factor": 0.97}, {"steps": 24, "temperature": 0.8},
@@ -270,7 +270,7 @@ def test_temperature_one_draws_from_the_softmax(random_llada):
     ids = torch.stack(prompts_of([5]))
     with torch.no_grad():
         logits = random_llada(torch.cat((ids, torch.tensor([[510]])), 1)).logits[0, -1] * 6
-    from decoding import DecodingSettings
+    from dpad.engine.decoding import DecodingSettings
     from llada.generate import LLaDARule
     settings = DecodingSettings(gen_length=3000, block_length=3000, mask_id=510, eos_id=509)
     rule = LLaDARule(settings, temperature=1.0)

@@ -17,10 +17,10 @@ import pyarrow
 import pytest
 import yaml
 
-import harness
-import report
 from dataset import gsm8k
 from demo import demo
+from dpad.evaluation import harness
+from dpad.results import report
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,10 +8,9 @@ import json
 import pytest
 from PIL import Image
 
-import completion
-import denoising
-import models
 import run
+from dpad.engine import completion, loading
+from dpad.interact import denoising
 from sampler import GaussianSampler
 
 PROMPT = "Tom has 3 bags with 4 apples in each bag. How many apples does Tom have?"
@@ -19,7 +18,7 @@ PROMPT = "Tom has 3 bags with 4 apples in each bag. How many apples does Tom hav
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint_folder):
-    return models.load(str(checkpoint_folder), device="cpu", dtype="float32")
+    return loading.load(str(checkpoint_folder), device="cpu", dtype="float32")
 
 
 def record(loaded, **options):

@@ -12,7 +12,7 @@ from test_decoding import left_padded, name_of, prompts_of
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 from checkpoints import tiny
-from decoding import CACHE_MODES, DecodingSettings
+from dpad.engine.decoding import CACHE_MODES, DecodingSettings
 from dream import DreamConfig, DreamModel, DreamTokenizer
 from dream.generate import DreamRule, generate, keep_top
 from sampler import FullSuffix, GaussianSampler, UniformSampler, WindowSampler

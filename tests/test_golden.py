@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import dream.generate
-import graphs
 import llada.generate
+from dpad.engine import cuda_graphs
 from sampler import GaussianSampler, UniformSampler
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,7 +64,7 @@ def settings_of(case):
 @pytest.mark.parametrize("case, mode", runs_of("llada-mha"))
 def test_llada_recording(random_llada, case, mode):
     """Guards the whole decoding: schedules, thresholds, caches, samplers, early termination."""
-    with graphs.use(mode):
+    with cuda_graphs.use(mode):
         output = llada.generate.generate(
             random_llada, torch.tensor([case["prompt"]]), factor=case["factor"], **settings_of(case)
         )
@@ -82,7 +82,7 @@ def test_dream_recording(random_dream, case, mode):
 
     So forwards may be fewer than recorded; then the decisions keep their order, but not their numbers.
     """
-    with graphs.use(mode):
+    with cuda_graphs.use(mode):
         output = dream.generate.generate(random_dream, torch.tensor([case["prompt"]]), **settings_of(case))
     assert output.sequences[0].tolist() == case["output"]
     if case["kept_suffix"] is not None:

@@ -12,10 +12,10 @@ import torch
 from test_decoding import left_padded, prompts_of
 
 import dream.generate
-import graphs
 import llada.generate
+from dpad.engine import cuda_graphs
+from dpad.engine.transformer import SlotCache
 from sampler import GaussianSampler
-from transformer import SlotCache
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
@@ -35,7 +35,7 @@ def test_padded_steps_decode_the_same(subject, cache, schedule):
         options = dict(gen_length=96, block_length=16, cache=cache, suffix_sampler=GaussianSampler(48, 3, 1.6),
                        early_termination=True, eos_id=91, seed=5, attention_mask=mask) | schedule
         plain = generate(model, ids, **options)
-        with graphs.use("on"):
+        with cuda_graphs.use("on"):
             padded = generate(model, ids, **options)
         assert torch.equal(plain.sequences, padded.sequences)
         assert torch.equal(plain.decided_at, padded.decided_at)
@@ -46,27 +46,27 @@ def test_shapes_are_few(random_llada):
     """Guards the number of recordings: the kept suffix varies from block to block, the shapes hardly do."""
     ids = prompts_of([20])[0][None]
     kept = set()
-    with graphs.use("on"):
+    with cuda_graphs.use("on"):
         for seed in range(6):
             output = llada.generate.generate(random_llada, ids, gen_length=256, block_length=16, steps=32, seed=seed,
                                              cache="prefix", suffix_sampler=GaussianSampler(96, 3, 1.6))
             kept |= {len(block) for block in output.kept_suffix}
-        steps = graphs._caches[random_llada][graphs.GraphedCache].steps
+        steps = cuda_graphs._caches[random_llada][cuda_graphs.GraphedCache].steps
     assert len(kept) > 15
     shapes = {shape for shape in steps if shape[0] == 1}
-    assert len({queries for _, queries, _ in shapes}) <= 1 + (max(kept) + 16) // graphs.QUERY_BUCKET
-    assert all(queries % graphs.QUERY_BUCKET == 0 and slots % graphs.KEY_BUCKET == 0 for _, queries, slots in shapes)
+    assert len({queries for _, queries, _ in shapes}) <= 1 + (max(kept) + 16) // cuda_graphs.QUERY_BUCKET
+    assert all(queries % cuda_graphs.QUERY_BUCKET == 0 and slots % cuda_graphs.KEY_BUCKET == 0 for _, queries, slots in shapes)
 
 
 def test_the_oldest_shape_makes_room(random_llada, monkeypatch):
     """Guards memory: no more recordings than MOST_GRAPHS."""
-    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
-    graphs._caches.pop(random_llada, None)
-    with graphs.use("on"):
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    cuda_graphs._caches.pop(random_llada, None)
+    with cuda_graphs.use("on"):
         for length in (290, 150, 5):  # the longest first: buffers that grow start anew
             llada.generate.generate(random_llada, prompts_of([length])[0][None], gen_length=32, block_length=16,
                                     steps=4, cache="dual")
-        assert len(graphs._caches[random_llada][graphs.GraphedCache].steps) == 2
+        assert len(cuda_graphs._caches[random_llada][cuda_graphs.GraphedCache].steps) == 2
 
 
 def test_new_weights_are_used(subject):
@@ -74,40 +74,40 @@ def test_new_weights_are_used(subject):
     model, generate = subject
     fresh = type(model)(model.config).eval()
     ids, options = prompts_of([12])[0][None], dict(gen_length=32, block_length=16, steps=8, cache="dual")
-    with graphs.use("on"):
+    with cuda_graphs.use("on"):
         generate(fresh, ids, **options)
         fresh.load_state_dict(model.state_dict(), assign=True)
         again = generate(fresh, ids, **options)
     assert torch.equal(again.sequences, generate(model, ids, **options).sequences)
-    before = len(graphs._caches)
+    before = len(cuda_graphs._caches)
     del fresh
     gc.collect()
-    assert len(graphs._caches) == before - 1
+    assert len(cuda_graphs._caches) == before - 1
 
 
 def test_a_second_call_at_the_same_time_gets_its_own_cache(random_llada):
     """Guards threads: the buffers of a model serve one call at a time."""
-    with graphs.use("on"), graphs.slot_cache(random_llada, 1, 40) as first:
-        with graphs.slot_cache(random_llada, 1, 40) as second:
-            assert isinstance(first, graphs.GraphedCache) and not isinstance(second, graphs.GraphedCache)
-    with graphs.use("on"), graphs.slot_cache(random_llada, 1, 40) as third:
+    with cuda_graphs.use("on"), cuda_graphs.slot_cache(random_llada, 1, 40) as first:
+        with cuda_graphs.slot_cache(random_llada, 1, 40) as second:
+            assert isinstance(first, cuda_graphs.GraphedCache) and not isinstance(second, cuda_graphs.GraphedCache)
+    with cuda_graphs.use("on"), cuda_graphs.slot_cache(random_llada, 1, 40) as third:
         assert third is first
 
 
 def test_buffers_stay_from_call_to_call(random_llada, monkeypatch):
     """Guards both kinds: allocated once for what fits; and where memory ran out, the next call finds buffers again."""
     for mode in ("off", "on"):
-        graphs.forget()
-        with graphs.use(mode):
-            with graphs.slot_cache(random_llada, 2, 100) as first:
+        cuda_graphs.forget()
+        with cuda_graphs.use(mode):
+            with cuda_graphs.slot_cache(random_llada, 2, 100) as first:
                 place = first.buffer.data_ptr()
-            with graphs.slot_cache(random_llada, 1, 60) as second:
+            with cuda_graphs.slot_cache(random_llada, 1, 60) as second:
                 assert second is first and second.buffer.data_ptr() == place
             with monkeypatch.context() as full:
                 full.setattr(SlotCache, "allocate", staticmethod(lambda *_: 1 / 0))
-                with pytest.raises(ZeroDivisionError), graphs.slot_cache(random_llada, 64, 4000):
+                with pytest.raises(ZeroDivisionError), cuda_graphs.slot_cache(random_llada, 64, 4000):
                     pass
-            with graphs.slot_cache(random_llada, 2, 100) as third:
+            with cuda_graphs.slot_cache(random_llada, 2, 100) as third:
                 assert third is first and third.buffer.shape[2] >= 2 and third.buffer.shape[4] >= 100
 
 
@@ -117,9 +117,9 @@ def test_what_a_failed_call_left_does_no_harm(subject):
     options = dict(gen_length=48, block_length=16, steps=12, cache="prefix", suffix_sampler=GaussianSampler(24, 3, 1.6))
     ids = prompts_of([150])[0][None]
     plain = generate(model, ids[:, :21], **options)
-    with graphs.use("on"):
+    with cuda_graphs.use("on"):
         generate(model, ids, **options)
-        graphs._caches[model][graphs.GraphedCache].buffer.fill_(float("nan"))
+        cuda_graphs._caches[model][cuda_graphs.GraphedCache].buffer.fill_(float("nan"))
         again = generate(model, ids[:, :21], **options)
     assert torch.equal(plain.sequences, again.sequences)
 
@@ -127,9 +127,9 @@ def test_what_a_failed_call_left_does_no_harm(subject):
 @pytest.mark.parametrize("mode", ["off", "on"])
 def test_buffers_outlive_inference_mode(random_llada, mode):
     """Guards calls after one under torch.inference_mode(), whose tensors nobody may write to outside of it."""
-    graphs.forget()
+    cuda_graphs.forget()
     ids, options = prompts_of([9])[0][None], dict(gen_length=32, block_length=16, steps=8, cache="dual")
-    with graphs.use(mode):
+    with cuda_graphs.use(mode):
         with torch.inference_mode():
             first = llada.generate.generate(random_llada, ids, **options)
         second = llada.generate.generate(random_llada, ids, **options)
@@ -138,16 +138,16 @@ def test_buffers_outlive_inference_mode(random_llada, mode):
 
 def test_many_short_rows_and_a_long_one_share_no_buffer(random_llada):
     """Guards memory: a call of 32 rows and one of 2048 slots must not leave room for 32 rows of 2048 slots."""
-    graphs.forget()
-    with graphs.use("on"):
+    cuda_graphs.forget()
+    with cuda_graphs.use("on"):
         for rows, capacity in ((32, 100), (1, 2000)):
-            with graphs.slot_cache(random_llada, rows, capacity) as cache:
+            with cuda_graphs.slot_cache(random_llada, rows, capacity) as cache:
                 size = cache.buffer.shape[2] * cache.buffer.shape[4]
-                assert size <= 2 * max(32 * graphs.CAPACITY_BUCKET, 2048)
+                assert size <= 2 * max(32 * cuda_graphs.CAPACITY_BUCKET, 2048)
 
 
 def test_modes():
     """Guards the switch: off by itself on the CPU, and a wrong mode is refused."""
     with pytest.raises(ValueError, match="graphs is 'fast'; it must be one of auto, on, off"):
-        with graphs.use("fast"):
+        with cuda_graphs.use("fast"):
             pass

@@ -15,11 +15,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-import completion
-import harness
-import models
-import records
-from journal import Journal, digest
+from dpad.engine import completion, loading
+from dpad.evaluation import harness
+from dpad.evaluation.journal import Journal, digest
+from dpad.results import records
 from sampler import GaussianSampler, UniformSampler, WindowSampler
 
 SHORT = {"gen_length": 32, "block_length": 16, "threshold": 0.02}
@@ -37,7 +36,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint_folder):
-    return models.load(str(checkpoint_folder), device="cpu", dtype="float32")
+    return loading.load(str(checkpoint_folder), device="cpu", dtype="float32")
 
 
 def samples_of(folder: str | Path, drop: tuple[str, ...] = ("seconds",)) -> list[dict]:
@@ -426,7 +425,7 @@ def test_cut_counts_tokens_of_the_kept_text(loaded):
 ])
 def test_flags_become_settings(flags, expected):
     """The published command line's meaning of each flag and default."""
-    options = completion.decoding_options(models.FAMILIES["llada"], **flags)
+    options = completion.decoding_options(loading.FAMILIES["llada"], **flags)
     assert {name: options[name] for name in expected} == expected
 
 
@@ -446,4 +445,4 @@ def test_flags_become_settings(flags, expected):
 def test_bad_flags_are_refused_before_a_model_is_loaded(flags, message):
     """Each is one sentence with the name, the value and what is allowed."""
     with pytest.raises(ValueError, match=message):
-        completion.decoding_options(models.FAMILIES["llada"], **flags)
+        completion.decoding_options(loading.FAMILIES["llada"], **flags)

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import harness
-import models
-from likelihood import SCHEMES, draw_masks, greedy_tokens, log_likelihood, predictions
+from dpad.engine import loading
+from dpad.engine.likelihood import SCHEMES, draw_masks, greedy_tokens, log_likelihood, predictions
+from dpad.evaluation import harness
 from llada.generate import generate
 
 PROMPT = torch.tensor([3, 141, 59, 26])
@@ -98,7 +98,7 @@ def test_bad_values(random_llada, change, message):
 
 def test_multiple_choice_task(checkpoint_folder, tmp_path):
     """A task that asks for log-likelihoods runs whole, resumes, and counts documents as samples."""
-    loaded = models.load(str(checkpoint_folder), device="cpu", dtype="float32")
+    loaded = loading.load(str(checkpoint_folder), device="cpu", dtype="float32")
     options = {"limit": 3, "output": tmp_path, "mc_samples": 4, "batch_size": 4, "progress": False}
     record = harness.evaluate(loaded, "choices-local", **options)
     assert record["metrics"].keys() == {"acc", "acc_norm"} and record["samples"] == 3

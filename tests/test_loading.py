@@ -14,9 +14,9 @@ from conftest import GOLDEN, ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-import models
+from dpad.engine import loading
+from dpad.engine.transformer import RMSNorm, rope_tables, rotate
 from llada import LLaDAConfig, LLaDAModelLM
-from transformer import RMSNorm, rope_tables, rotate
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_folders_that_are_no_checkpoint(tmp_path):
 ])
 def test_unknown_names(name, words):
     with pytest.raises(ValueError, match=words):
-        models.load(name)
+        loading.load(name)
 
 
 @pytest.mark.parametrize("options, words", [
@@ -151,13 +151,13 @@ def test_unknown_names(name, words):
 ])
 def test_bad_device_and_dtype(options, words):
     with pytest.raises(ValueError, match=words):
-        models.load("tiny", **options)
+        loading.load("tiny", **options)
 
 
 def test_folder_of_another_family(checkpoint):
     (checkpoint / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="model_type 'gpt2'; the families here are"):
-        models.load(str(checkpoint))
+        loading.load(str(checkpoint))
     with pytest.raises(ValueError, match="is a 'gpt2' model; this class loads 'llada'"):
         LLaDAModelLM.from_pretrained(checkpoint)
 
@@ -200,7 +200,7 @@ def test_the_embedded_checkpoint_is_small():
 
 def test_folder_without_tokenizer(checkpoint):
     with pytest.raises(ValueError, match="no tokenizer"):
-        models.load(str(checkpoint))
+        loading.load(str(checkpoint))
 
 
 def test_hub_out_of_reach(monkeypatch):
@@ -212,13 +212,13 @@ def test_hub_out_of_reach(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     with pytest.raises(ValueError, match="no such folder, .* not in the local cache, and the hub is out of reach"):
-        models.load("nobody/such-a-model-does-not-exist")
+        loading.load("nobody/such-a-model-does-not-exist")
 
 
 def test_the_published_conventions_for_chat_templates():
     """Guards the defaults behind the published numbers: LLaDA-1.5 and base models get the raw prompt."""
-    raw = {name: models.measured_raw(checkpoint, family)
-           for family in models.FAMILIES.values() for name, checkpoint in family.names.items()}
+    raw = {name: loading.measured_raw(checkpoint, family)
+           for family in loading.FAMILIES.values() for name, checkpoint in family.names.items()}
     assert raw == {"tiny": False, "instruct": False, "1.5": True, "base": True,
                    "dream-tiny": False, "dream-instruct": False, "dream-base": True}
 
@@ -227,12 +227,12 @@ def test_the_published_conventions_for_chat_templates():
 def test_loading_follows_the_convention(checkpoint_folder, tmp_path, name, chat):
     """Guards that `load` applies it to a folder, by the folder's name."""
     shutil.copytree(checkpoint_folder, tmp_path / name)
-    assert models.load(str(tmp_path / name)).chat_template is chat
+    assert loading.load(str(tmp_path / name)).chat_template is chat
 
 
 def test_batches_are_padded_on_the_left():
     """Guards `encode`: unequal prompts, the mask, and the chat template's form."""
-    loaded = models.load("tiny")
+    loaded = loading.load("tiny")
     text = loaded.chat("How many?")
     assert text.startswith("<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nHow many?<|eot_id|>")
     assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
@@ -246,7 +246,7 @@ def test_batches_are_padded_on_the_left():
 PEAK = """
 import sys, threading, time
 import torch
-import models
+from dpad.engine import loading
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
@@ -257,11 +257,11 @@ def watch():
         peak[0] = max(peak[0], anonymous())
         time.sleep(0.002)
 
-models.load(sys.argv[1], device="cpu", dtype="bfloat16")  # imports and buffers that any first load makes
+loading.load(sys.argv[1], device="cpu", dtype="bfloat16")  # imports and buffers that any first load makes
 before, peak, done = anonymous(), [0], False
 thread = threading.Thread(target=watch)
 thread.start()
-model = models.load(sys.argv[2], device="cpu", dtype="bfloat16").model
+model = loading.load(sys.argv[2], device="cpu", dtype="bfloat16").model
 done = True
 thread.join()
 weights = sum(p.numel() * p.element_size() for p in model.parameters())

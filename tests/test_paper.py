@@ -9,9 +9,9 @@ import json
 
 import pytest
 
-import paper
-import records as record_files
 import run
+from dpad.results import paper
+from dpad.results import records as record_files
 
 
 def record(name, latency, task="gsm8k", length=256, value=0.5, sampler=None, samples=50):

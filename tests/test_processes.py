@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import processes
+from dpad.evaluation import processes
 
 FLAGS = ["-t", "arithmetic-50", "-th", "0.02", "-l", "64", "-b", "32", "--limit", "7", "--device", "cpu"]
 

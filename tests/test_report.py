@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-import records as record_files
-import report
+from dpad.results import records as record_files
+from dpad.results import report
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def evaluation(name, latency, *, flexible=0.8, strict=0.5, task="arithmetic-50", length=256, cores=2, **more):
-    """A record as harness.py writes it, with the numbers that the tables show."""
+    """A record as dpad/evaluation/harness.py writes it, with the numbers that the tables show."""
     return {
         "kind": "evaluation", "name": name, "task": task, "model": "tiny", "samples": 50,
         "settings": {"gen_length": length, "dtype": "float32", "device": "cpu", "num_fewshot": 0, "batch_size": 1},
@@ -289,7 +289,7 @@ def test_command_line(tmp_path, pair, capsys):
 
 
 def test_readme_shows_the_committed_records():
-    command = [sys.executable, "report.py", "--check", "README.md"]
+    command = [sys.executable, "-m", "dpad.results.report", "--check", "README.md"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 import run
-from paper import GRID, STAND_INS, reported
+from dpad.results.paper import GRID, STAND_INS, reported
 from sampler import GaussianSampler
 
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/scripts/*.sh"))

@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import train
 from checkpoints import tiny
+from dpad.training import train
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
@@ -107,7 +107,7 @@ def test_bare_sums_are_right():
 
 
 def run(folder, *extra, processes=1):
-    command = [str(ROOT / "train.py"), "--output", str(folder), "--tokens_per_step", "600", "--threads", "1",
+    command = [str(ROOT / "dpad" / "training" / "train.py"), "--output", str(folder), "--tokens_per_step", "600", "--threads", "1",
                "--log_every", "1", *extra]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run(

@@ -10,17 +10,12 @@ as postprocess_code.py says (`pass@1`).
 """
 
 import json
-import sys
-from pathlib import Path
 
 from datasets import Dataset, load_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:  # lm-eval loads this file by its path, whatever the working directory
-    sys.path.append(str(ROOT))
-
-import sandbox  # noqa: E402
-from postprocess_code import before, clean, program  # noqa: E402
+from dpad import ROOT
+from dpad.evaluation import sandbox
+from postprocess_code import before, clean, program
 
 FEWSHOT = 3
 HUMANEVAL = ("task_id", "prompt", "entry_point", "test", "canonical_solution")

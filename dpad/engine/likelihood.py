@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from decoding import best_but_mask, check_integer, log_probability
-from transformer import MaskedDiffusionModel
+from dpad.engine.decoding import best_but_mask, check_integer, log_probability
+from dpad.engine.transformer import MaskedDiffusionModel
 
 SCHEMES = ("counts", "rates")
 LEAST_RATE = 1e-3  # of "rates", as in Dream's evaluation

@@ -1,10 +1,10 @@
 """Run programs that nobody has read, such as a model's answers to coding problems, so that they can do no harm.
 
-    from sandbox import isolation, run_program
+    from dpad.evaluation.sandbox import isolation, run_program
     run_program("assert 1 + 1 == 2")        # "passed"; else "failed" or "timed out"
     print(isolation().describe())           # what a program is kept from on this machine
 
-    python sandbox.py                       # prints that
+    python -m dpad.evaluation.sandbox                       # prints that
 
 Every program gets a fresh interpreter without site-packages, with an empty environment, in an empty folder of its
 own, with limits on time, memory and files, and its output thrown away. What the system offers is put around it:

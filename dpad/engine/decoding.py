@@ -27,9 +27,9 @@ import torch
 from torch import Generator, Tensor
 from transformers.utils import ModelOutput
 
-from graphs import slot_cache
+from dpad.engine.cuda_graphs import slot_cache
+from dpad.engine.transformer import MaskedDiffusionModel, SlotCache
 from sampler import FullSuffix, SuffixSampler
-from transformer import MaskedDiffusionModel, SlotCache
 
 CACHE_MODES = ("none", "prefix", "dual")
 # How many logits are turned into float64 at a time (see `in_pieces`): 2 MiB of them, which fit a core's cache; 128 MiB.

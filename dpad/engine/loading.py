@@ -1,7 +1,7 @@
 """The names that people give to models, and how to load one: checkpoint, tokenizer, generate call, chat template.
 
-    import models
-    loaded = models.load("tiny")          # or instruct, 1.5, base, a folder, a hub id
+    from dpad.engine import loading
+    loaded = loading.load("tiny")          # or instruct, 1.5, base, a folder, a hub id
     loaded.generate(loaded.model, loaded.encode(["Tom has 3 bags ..."]).input_ids, gen_length=256)
 
 A family of models is one package (llada/) and one entry of FAMILIES. Imported, never run.
@@ -16,14 +16,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpad import ROOT
+
 if TYPE_CHECKING:
     import torch
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-    from decoding import UnmaskingRule
-    from transformer import MaskedDiffusionModel
+    from dpad.engine.decoding import UnmaskingRule
+    from dpad.engine.transformer import MaskedDiffusionModel
 
-ROOT = Path(__file__).resolve().parent
 DTYPES = ("float32", "bfloat16", "float16")
 
 

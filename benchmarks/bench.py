@@ -32,12 +32,11 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-import graphs
-import models
-from decoding import DecodingOutput, DecodingSettings, UnmaskingRule, check_number, decode
-from records import environment
+from dpad.engine import cuda_graphs, loading
+from dpad.engine.decoding import DecodingOutput, DecodingSettings, UnmaskingRule, check_number, decode
+from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.results.records import environment
 from sampler import GaussianSampler, SuffixSampler
-from transformer import MaskedDiffusionModel
 
 # Shapes with random weights: family and what differs from its configuration's defaults, which are the real models'.
 SHAPES = {
@@ -125,23 +124,23 @@ class Workload:
 # --- The model and one run --------------------------------------------------------------------------------------------
 
 
-def make_model(name: str, device: str | None, dtype: str | None) -> tuple[MaskedDiffusionModel, models.Family]:
-    """A model to time: a shape of SHAPES with random weights, or any checkpoint that models.load takes.
+def make_model(name: str, device: str | None, dtype: str | None) -> tuple[MaskedDiffusionModel, loading.Family]:
+    """A model to time: a shape of SHAPES with random weights, or any checkpoint that loading.load takes.
 
     Raises:
-        ValueError: as `models.load`.
+        ValueError: as `loading.load`.
     """
     if name not in SHAPES:
         try:
-            models.resolve(name)
+            loading.resolve(name)
         except ValueError as error:
             names = f"{', '.join(SHAPES)} (random weights), "
             raise ValueError(str(error).replace("it must be ", f"it must be {names}")) from None
-        loaded = models.load(name, device=device, dtype=dtype)
-        return loaded.model, models.FAMILIES[loaded.family]
-    where, kind = models.placement(device, dtype)
+        loaded = loading.load(name, device=device, dtype=dtype)
+        return loaded.model, loading.FAMILIES[loaded.family]
+    where, kind = loading.placement(device, dtype)
     key, shape = SHAPES[name]
-    family = models.FAMILIES[key]
+    family = loading.FAMILIES[key]
     package = import_module(family.package)
     model_class = getattr(package, family.model_class)
     torch.manual_seed(0)
@@ -183,7 +182,7 @@ class EndingRule(UnmaskingRule):
         return self.rule.choose(confidence, quota, generator)
 
 
-def run(model: MaskedDiffusionModel, family: models.Family, row: Row, work: Workload, streamer=None,
+def run(model: MaskedDiffusionModel, family: loading.Family, row: Row, work: Workload, streamer=None,
         clock: Callable[[bool], None] | None = None) -> DecodingOutput:
     """Decode the workload once, as a row does. clock: see EndingRule."""
     per_block = work.steps_per_block if row.parallel and work.threshold is None else work.block_length
@@ -228,7 +227,7 @@ def watched(model: MaskedDiffusionModel) -> Iterator[list[Forward]]:
 
     model.hidden_states, model.head = seen_hidden_states, seen_head
     try:
-        with graphs.use("off"):
+        with cuda_graphs.use("off"):
             yield forwards
     finally:
         del model.hidden_states, model.head
@@ -346,7 +345,7 @@ def peak_memory(device: torch.device) -> int | None:
         return None
 
 
-def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows: Sequence[Row],
+def measure(name: str, model: MaskedDiffusionModel, family: loading.Family, rows: Sequence[Row],
             works: Sequence[Workload], repeats: int, command: str) -> dict:
     """Time rows and their floors in turn, `repeats` times, after a run of each to warm up and to see its forwards.
 
@@ -409,10 +408,10 @@ def measure(name: str, model: MaskedDiffusionModel, family: models.Family, rows:
     return describe("benchmark", name, model, works[0], command, bandwidth=bandwidth, repeats=repeats, rows=results)
 
 
-def look(model: MaskedDiffusionModel, family: models.Family, row: Row,
+def look(model: MaskedDiffusionModel, family: loading.Family, row: Row,
          work: Workload) -> tuple[dict, list[Forward], Tensor]:
     """Run a row once, without graphs: what it does and needs for a record, its forwards, and its tokens [R, P + G]."""
-    graphs.forget()  # what other rows hold is not this one's memory
+    cuda_graphs.forget()  # what other rows hold is not this one's memory
     reset_peak_memory(model.device)
     with watched(model) as forwards:
         output, times = clocked(model, family, row, work)
@@ -423,7 +422,7 @@ def look(model: MaskedDiffusionModel, family: models.Family, row: Row,
     }, forwards, output.sequences
 
 
-def growth(name: str, model: MaskedDiffusionModel, family: models.Family, rows: Sequence[Row],
+def growth(name: str, model: MaskedDiffusionModel, family: loading.Family, rows: Sequence[Row],
            works: Sequence[Workload], repeats: int, command: str) -> dict:
     """Time the first blocks of answers of growing length: what a block costs at the same place in each.
 
@@ -468,7 +467,7 @@ class BlockClock:
         return [after - before for before, after in zip(self.times, self.times[1:])]
 
 
-def clocked(model: MaskedDiffusionModel, family: models.Family, row: Row,
+def clocked(model: MaskedDiffusionModel, family: loading.Family, row: Row,
             work: Workload) -> tuple[DecodingOutput, dict[str, float | None]]:
     """Run a row; also the median step that computes every slot and, with a cache, the median one that does not, in
     milliseconds."""
@@ -494,7 +493,7 @@ def describe(kind: str, name: str, model: MaskedDiffusionModel, work: Workload, 
             "environment": environment()}
 
 
-def profile(model: MaskedDiffusionModel, family: models.Family, row: Row, work: Workload, lines: int = 12) -> str:
+def profile(model: MaskedDiffusionModel, family: loading.Family, row: Row, work: Workload, lines: int = 12) -> str:
     """Where the time of one warm run goes: the operators with the most time of their own, as a table."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler

@@ -1,10 +1,10 @@
 """Tables and plots of records, of evaluations and of `run.py bench`: every number comes from a record, none is typed.
 
-    python report.py results/demo/tiny-arithmetic-50/records.json                # the table, for the terminal
-    python report.py records.json --format markdown                              # or markdown, csv
-    python report.py records.json --plot chart.png                               # the bar chart
-    python report.py README.md                                                   # renew the tables in a document
-    python report.py --check README.md                                           # fail when a table is out of date
+    python -m dpad.results.report results/demo/tiny-arithmetic-50/records.json                # the table, for the terminal
+    python -m dpad.results.report records.json --format markdown                              # or markdown, csv
+    python -m dpad.results.report records.json --plot chart.png                               # the bar chart
+    python -m dpad.results.report README.md                                                   # renew the tables in a document
+    python -m dpad.results.report --check README.md                                           # fail when a table is out of date
 
 A document marks a table by the records it shows, with paths relative to the document:
 
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import records as record_files
+from dpad.results import records as record_files
 
 BASELINE = "Vanilla"
 # Kinds of records, and what one must have. "benchmark" and "growth" are bench.py's: many rows each.
@@ -564,7 +564,7 @@ def render_document(text: str, folder: str | Path) -> tuple[str, list[str]]:
             raise ValueError(f"the table mark of {found['paths']} has no <!-- /table -->")
         found_records = load(paths, folder)
         if found["paper"]:
-            import paper  # which imports this module
+            from dpad.results import paper  # which imports this module
 
             body = f"\n{paper.render(found_records, found['paper'], 'markdown')}\n\n{caption(found_records)}\n"
         else:
@@ -622,7 +622,7 @@ def _renew_document(path: Path, check: bool) -> int:
         print(f"{path}: every table equals its records")
         return 0
     if check:
-        print(f"{path}: out of date: {', '.join(changed)}; run: python report.py {path}", file=sys.stderr)
+        print(f"{path}: out of date: {', '.join(changed)}; run: python -m dpad.results.report {path}", file=sys.stderr)
         return 1
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_text(renewed, encoding="utf-8", newline="")

@@ -1,11 +1,11 @@
 """Train a small masked diffusion model on arithmetic word problems; made checkpoints/llada-tiny and dream-tiny.
 
-    python train.py --output checkpoints/llada-tiny            # from nothing
-    python train.py --family dream --output checkpoints/dream-tiny
-    python train.py --output checkpoints/llada-tiny --resume   # go on where an interrupted run stopped
-    python train.py --output checkpoints/llada-tiny --card     # renew the folder's README.md and curve.png from its log
+    python -m dpad.training.train --output checkpoints/llada-tiny            # from nothing
+    python -m dpad.training.train --family dream --output checkpoints/dream-tiny
+    python -m dpad.training.train --output checkpoints/llada-tiny --resume   # go on where an interrupted run stopped
+    python -m dpad.training.train --output checkpoints/llada-tiny --card     # renew the folder's README.md and curve.png from its log
 
-    torchrun --nproc_per_node 2 train.py --threads 1 --output …   # the same run, shared by two processes
+    torchrun --nproc_per_node 2 -m dpad.training.train --threads 1 --output …   # the same run, shared by two processes
 
 The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's without the dropout): every answer
 token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
@@ -36,8 +36,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from checkpoints import tiny
 from dataset import arithmetic
-from records import environment
-from transformer import MaskedDiffusionModel
+from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.results.records import environment
 
 # Total lengths (prompt and canvas). Most samples get the shortest that fits, the others room for a canvas of 256, 512
 # or 1024 answer tokens, so that the model knows what a long tail of EOS, or of masks, looks like.

@@ -42,9 +42,9 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-import likelihood
-import records
-from completion import (
+from dpad import ROOT
+from dpad.engine import likelihood
+from dpad.engine.completion import (
     check_chat_template,
     check_prompt,
     complete,
@@ -54,15 +54,14 @@ from completion import (
     release_memory,
     warm_up,
 )
-from journal import Journal, digest
-from models import FAMILIES, LoadedModel
-from processes import ALONE, Processes
+from dpad.engine.loading import FAMILIES, LoadedModel
+from dpad.evaluation.journal import Journal, digest
+from dpad.evaluation.processes import ALONE, Processes
+from dpad.results import records
 
-ROOT = Path(__file__).resolve().parent
-TASK_FOLDERS = [ROOT / "dataset" / "tasks", ROOT / "demo"]
+TASK_FOLDER = ROOT / "dataset" / "tasks"
 # What an answer and its cost depend on; other files can change without making a journal's answers foreign.
-ANSWERING_CODE = ("sampler.py", "transformer.py", "graphs.py", "decoding.py", "models.py", "completion.py",
-                  "likelihood.py", "*/configuration.py", "*/modeling.py", "*/generate.py")
+ANSWERING_CODE = ("sampler.py", "dpad/engine/*.py", "*/configuration.py", "*/modeling.py", "*/generate.py")
 PROBLEM = ("task_id", "prompt", "entry_point", "test", "test_list", "test_imports", "test_setup_code")
 FIRST_BATCH = {"cuda": 64, "cpu": 16}  # what batch_size "auto" tries first
 
@@ -376,8 +375,7 @@ def load_tasks(name: str, num_fewshot: int = 0, seed: int = 1234) -> dict:
     Raises:
         ValueError: there is no such task, it is not a generation task, or its data or packages cannot be had.
     """
-    folders = [str(folder) for folder in TASK_FOLDERS if folder.is_dir()]
-    manager = TaskManager(include_path=folders, include_defaults=False)
+    manager = TaskManager(include_path=str(TASK_FOLDER), include_defaults=False)
     own = manager.all_tasks
     if name.endswith(".yaml"):
         if not Path(name).is_file():

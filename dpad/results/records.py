@@ -1,6 +1,6 @@
 """What a run was: versions, hardware and commit, and JSON records that are written whole or not at all.
 
-    python records.py        # prints the environment that a record made here and now would carry
+    python -m dpad.results.records        # prints the environment that a record made here and now would carry
 
 A run's record is one JSON object with its settings, metrics and `environment()`. Tables, plots and the README's numbers
 are rendered from such records (report.py), never typed.
@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent
+from dpad import ROOT
 
 
 def environment() -> dict:

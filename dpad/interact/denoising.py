@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from records import environment, read_lines
+from dpad.results.records import environment, read_lines
 
 FIELDS = {"block", "seconds", "computed", "kept", "decided"}
 
@@ -102,7 +102,7 @@ class Tracer:
 
 def head_of(loaded, prompt: str, options: dict) -> dict:
     """The first line of a trace: the question, the settings, and with what it was answered."""
-    from completion import describe_decoding
+    from dpad.engine.completion import describe_decoding
 
     settings = describe_decoding(loaded.generate, options) | {"device": str(loaded.model.device)}
     tokenizer, config = loaded.tokenizer, loaded.model.config

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 
 import torch
 
-import graphs
-from decoding import DecodingSettings
-from models import Family
+from dpad.engine import cuda_graphs
+from dpad.engine.decoding import DecodingSettings
+from dpad.engine.loading import Family
 from sampler import FullSuffix, GaussianSampler, SuffixSampler, UniformSampler, WindowSampler
 
 STRATEGIES = ("null", "gaussian", "uniform", "window", "random")  # "random" is an old name of uniform
@@ -238,7 +238,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def release_memory() -> None:
     """Give back what torch and the caches keep for later, so that smaller pieces fit."""
-    graphs.forget()
+    cuda_graphs.forget()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -9,10 +9,10 @@ import sys
 
 import torch
 
-import models
-from completion import decoding_options
-from harness import DiffusionLM, run_folder
-from journal import Journal
+from dpad.engine import loading
+from dpad.engine.completion import decoding_options
+from dpad.evaluation.harness import DiffusionLM, run_folder
+from dpad.evaluation.journal import Journal
 
 
 class CommandLineLM(DiffusionLM):
@@ -23,7 +23,7 @@ class CommandLineLM(DiffusionLM):
     mc_samples: see harness.DiffusionLM. Then the settings of
     `completion.decoding_options`, which are run.py's flags: gen_length, block_length, threshold, dropout_strategy, ...
 
-    A subclass names its `family` (a key of models.FAMILIES) and the `default` checkpoint.
+    A subclass names its `family` (a key of loading.FAMILIES) and the `default` checkpoint.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -41,13 +41,13 @@ class CommandLineLM(DiffusionLM):
         if not str(batch_size).isdecimal() and batch_size != "auto":
             raise ValueError(f'batch_size is {batch_size!r}; it must be an integer of at least 1, or "auto"')
         try:
-            options = decoding_options(models.FAMILIES[self.family], **settings)
+            options = decoding_options(loading.FAMILIES[self.family], **settings)
         except TypeError as error:
             raise ValueError(f"model_args: {str(error).removeprefix('decoding_options() ')}") from error
         if device and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # lm-eval's default is cuda:0; without a GPU its own models take the CPU as well
         name = str(checkpoint or pretrained or self.default)  # lm-eval reads a name such as 1.5 as a number
-        loaded = models.load(name, device=device, dtype=dtype, revision=revision)
+        loaded = loading.load(name, device=device, dtype=dtype, revision=revision)
         if loaded.family != self.family:
             raise ValueError(f"checkpoint {loaded.checkpoint!r} is a {loaded.family} model, not a {self.family} one")
         super().__init__(loaded, options, batch_size=batch_size if batch_size == "auto" else int(batch_size),

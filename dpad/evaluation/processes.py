@@ -20,13 +20,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
-from records import cores
+from dpad import ROOT
+from dpad.results.records import cores
 
 LAUNCHER = "DPAD_LAUNCHER"  # the environment variable that tells a process who launched it
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-RUN = Path(__file__).resolve().parent / "run.py"
+RUN = ROOT / "run.py"
 GRACE = 60  # seconds that a launcher has to end the other processes of a run in which one failed
 PATIENCE = timedelta(days=7)  # processes finish at different times; one that dies ends the run at once, by its launcher
 

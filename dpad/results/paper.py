@@ -17,10 +17,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import records as record_files
-import report
+from dpad import ROOT
+from dpad.results import records as record_files
+from dpad.results import report
 
-ROOT = Path(__file__).resolve().parent
 REPORTED = ROOT / "benchmarks" / "paper.json"
 # Our own problems that stand in for a benchmark where the hub is out of reach.
 STAND_INS = {"arithmetic-50": "gsm8k", "arithmetic-500": "gsm8k", "gsm8k-split": "gsm8k", "math-local": "minerva_math",
@@ -116,7 +116,7 @@ def render(records: Sequence[dict], key: str | None, form: str) -> str:
         ValueError: see `reported` and report.rows; or the records are not of evaluations.
     """
     if any(record["kind"] != "evaluation" for record in records):
-        raise ValueError("table shows records of evaluations; `python report.py FILE` shows those of run.py bench")
+        raise ValueError("table shows records of evaluations; `python -m dpad.results.report FILE` shows those of run.py bench")
     paper = reported(key) if key else {}
     shown = [(group, rows(group, paper)) for group in groups(records)]
     if form == "csv":
@@ -180,7 +180,7 @@ def draw(records: Sequence[dict], figure: str, path: str | Path) -> list[Path]:
 
 def kept_tokens(sampler: dict) -> float:
     """How many suffix tokens a record's sampler keeps on average where the suffix is longer than its window."""
-    from completion import make_sampler
+    from dpad.engine.completion import make_sampler
 
     made = make_sampler(sampler["name"], sampler["window"], sampler.get("k_sigma", 0), sampler.get("scale", 0),
                         sampler.get("number", 0), sampler["window"])

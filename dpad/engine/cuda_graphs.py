@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from transformer import MaskedDiffusionModel, SlotCache
+from dpad.engine.transformer import MaskedDiffusionModel, SlotCache
 
 MODES = ("auto", "on", "off")
 QUERY_BUCKET, KEY_BUCKET = 16, 128

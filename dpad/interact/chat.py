@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import completion
-from decoding import CACHE_MODES
-from models import ROOT
+from dpad import ROOT
+from dpad.engine import completion
+from dpad.engine.decoding import CACHE_MODES
 
 HELP = """\
 Type a question. Commands:

@@ -1,0 +1,29 @@
+"""DPad: efficient decoding of masked diffusion language models with suffix dropout (arXiv 2508.14148).
+
+    from dpad import load
+    llada = load("tiny")          # or instruct, 1.5, base, dream-tiny, a checkpoint folder, a hub id
+
+Four rooms: engine (decoding and loading), evaluation (tasks, runs), results (records, tables, charts, documents) and
+interact (chat, traces); and training. Importing this package imports none of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dpad.engine.loading import load
+
+__all__ = ["ROOT", "load"]
+
+ROOT = Path(__file__).resolve().parents[1]  # the repository
+
+
+def __getattr__(name: str):
+    """`load`, imported when it is first asked for: torch and transformers take seconds."""
+    if name == "load":
+        from dpad.engine.loading import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
