@@ -8,16 +8,14 @@ import math
 
 import pytest
 import torch
-from test_decoding import left_padded, name_of, prompts_of
+from helpers import SAMPLERS, left_padded, name_of, prompts_of
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 from checkpoints import tiny
 from dpad.engine.decoding import CACHE_MODES, DecodingSettings
 from dream import DreamConfig, DreamModel, DreamTokenizer
 from dream.generate import DreamRule, generate, keep_top
-from sampler import FullSuffix, GaussianSampler, UniformSampler, WindowSampler
 
-SAMPLERS = [None, FullSuffix(), WindowSampler(20), GaussianSampler(48, 3, 1.6), UniformSampler(40, 12)]
 SCHEDULES = [{"steps": 24}, {"threshold": 0.05}, {"steps": 24, "temperature": 0.8, "top_p": 0.9},
              {"steps": 24, "alg_temp": 0.5}, {"steps": 6}]
 
