@@ -26,6 +26,9 @@ case "$*" in
     sleep "${SLOW:-0}"
     [ -z "${NO_PIP:-}" ] || { echo "ERROR: No matching distribution"; exit 1; } ;;
 "-m ruff "*) exit "${RUFF:-0}" ;;
+"-m mypy "*) exit "${MYPY:-0}" ;;
+"-m coverage "*--fail-under*) exit "${COVERAGE:-0}" ;;
+"-m coverage "*) echo 90 ;;
 "-m pytest "*) echo "3 passed"; exit "${TESTS:-0}" ;;
 esac
 """
@@ -43,14 +46,15 @@ class Clone:
         self.python = folder / "python-stand-in"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
-        (folder / "browser").mkdir()  # one, so that .ci/run need not install one
-        shutil.copy(self.python, folder / "browser" / "chromium")
+        (folder / "installed").mkdir()  # what .ci/run then need not install
+        for name in ("chromium", "bwrap"):
+            shutil.copy(self.python, folder / "installed" / name)
 
     def start(self, script, *arguments, **variables):
         drop = ("MODEL", "TASK", "LIMIT", "GEN_LENGTH")
         environment = {key: value for key, value in os.environ.items() if key not in drop}
         environment |= {"PYTHON": str(self.python), "CALLS": str(self.calls),
-                        "PATH": f"{self.python.parent / 'browser'}:{os.environ['PATH']}"} | variables
+                        "PATH": f"{self.python.parent / 'installed'}:{os.environ['PATH']}"} | variables
         return subprocess.Popen(["bash", self.folder / script, *arguments], cwd="/", env=environment, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -80,7 +84,8 @@ def test_set_up_installs_once_and_again_when_requirements_change(clone):
     assert status == 0 and "Installing" in output and "3 passed" in output.splitlines()[-1]
     assert calls[0].startswith("-m venv") and len(installs(calls)) == 1
     status, output, calls = clone.run("tests/run.sh")
-    assert status == 0 and calls == ["-m ruff check --quiet .", "-m pytest -q"] and "Installing" not in output
+    assert status == 0 and "Installing" not in output
+    assert [call.split()[1] for call in calls] == ["mypy", "ruff", "pytest", "coverage", "coverage"]
     with open(clone.folder / "requirements.txt", "a") as file:
         file.write("another==1.0\n")
     assert len(installs(clone.run("tests/run.sh")[2])) == 1
@@ -138,19 +143,31 @@ def test_set_up_takes_the_cpu_build_of_torch_without_a_gpu(clone, tmp_path):
     assert not any("+cpu" in call for call in calls) and any(call.endswith("uninstall --yes torch") for call in calls)
 
 
-def test_run_sh_passes_arguments_and_faults_on(clone):
-    status, _, calls = clone.run("tests/run.sh", "-k", "two words")
-    assert status == 0 and calls[-1] == "-m pytest -q -k two words"
-    assert clone.run("tests/run.sh", TESTS="1")[0] == 1
-    status, output, calls = clone.run("tests/run.sh", RUFF="1")
-    assert status == 1 and calls[-1] == "-m pytest -q" and "ruff" in output.splitlines()[-1]
+def test_run_sh_passes_arguments_on(clone):
+    status, output, calls = clone.run("tests/run.sh", "-k", "two words")
+    assert status == 0 and calls[-1] == "-m pytest -q -k two words" and output.splitlines()[-1] == "3 passed"
+    status, output, calls = clone.run("tests/run.sh", "--fast", "-x")
+    assert status == 0 and calls[-2:] == ["-m ruff check --quiet .", "-m pytest -q -m fast -x"]
+    assert not any("mypy" in call for call in calls) and output.splitlines()[-1] == "3 passed"
 
 
-def test_ci_runs_the_same_command(clone):
-    assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    status, output, calls = clone.run(".ci/run")
-    assert status == 0 and calls[-1] == "-m pytest -q" and "3 passed" in output
-    assert clone.run(".ci/run", TESTS="1")[0] == 1
+@pytest.mark.parametrize("fault", ["ruff", "mypy", "coverage", "tests"])
+def test_run_sh_passes_faults_on(clone, fault):
+    """Guards the status, and the closing line of pytest at the end whatever is wrong."""
+    status, output, _ = clone.run("tests/run.sh", **{fault.upper(): "1"})
+    assert status == 1 and output.splitlines()[-1] == "3 passed"
+    assert fault == "tests" or f"{fault}: " in output
+
+
+@pytest.mark.parametrize("script", ["tests/run.sh", ".ci/run"])
+def test_everything_is_measured(clone, script):
+    """Guards the run of everything, which is also what continuous integration runs."""
+    assert os.access(ROOT / script, os.X_OK) or script != ".ci/run"
+    status, output, calls = clone.run(script)
+    assert status == 0 and "All of the code: 90%" in output and output.splitlines()[-1] == "3 passed"
+    assert any(call.startswith("-m pytest -q") and "--cov" in call for call in calls)
+    assert any("dpad/engine" in call and call.endswith("--fail-under=95") for call in calls)
+    assert clone.run(script, TESTS="1")[0] == 1
 
 
 def test_demo_sh_turns_variables_into_flags(clone):
