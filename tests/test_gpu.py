@@ -140,7 +140,7 @@ def counted_reads() -> Iterator[Callable[[], int]]:
 @pytest.mark.parametrize("schedule, expected", [({"threshold": 0.9}, 1), ({"factor": 0.5}, 1), ({"steps": 16}, 0)])
 def test_a_cached_step_reads_at_most_once(random_llada, graphs, cache, schedule, expected):
     """Guards the same where no GPU is: one read at a step with a threshold, none under a fixed schedule."""
-    rule = LLaDARule(LLaDASettings(**OPTIONS, cache=cache, **schedule), TokenIds.of(random_llada.config))
+    rule = LLaDARule(LLaDASettings(**OPTIONS, cache=cache, **schedule), TokenIds.of(random_llada))
     with cuda_graphs.use(graphs), counted_reads() as count:
         waits = Waits(count)
         decode(random_llada, rule, prompts_of([21])[0][None], on_forward=waits.on_forward)
