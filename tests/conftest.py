@@ -16,6 +16,17 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test is `fast` unless it, or its file, is marked `slow`, `browser` or `gpu` (pyproject.toml describes them).
+
+    So `-m fast` covers every file, and a test of several seconds must say that it is slow.
+    """
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("slow", "browser", "gpu")):
+            item.add_marker("fast")
+
+
 @pytest.fixture(scope="session")
 def random_llada() -> LLaDAModelLM:
     """The model of the recordings: three layers of random weights, vocabulary 512, mask 510, EOS 509."""
