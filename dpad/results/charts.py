@@ -385,12 +385,10 @@ def _heatmap_panels(rows: Sequence[Row], label: str) -> dict[str, dict[tuple[int
 
 def kept_tokens(sampler: dict[str, Any]) -> float:
     """How many suffix tokens a record's sampler keeps on average where the suffix is longer than its window."""
-    from sampler import GaussianSampler, UniformSampler
+    from sampler import SAMPLERS
 
-    window = sampler["window"]
-    if sampler["name"] == "gaussian":
-        return GaussianSampler(window, sampler["k_sigma"], sampler["scale"]).retention(window + 1).sum().item()
-    return UniformSampler(window, sampler["number"]).retention(window + 1).sum().item()
+    parameters = {name: value for name, value in sampler.items() if name != "name"}
+    return SAMPLERS[sampler["name"]](**parameters).retention(sampler["window"] + 1).sum().item()
 
 
 def _write_values(axes: Axes, grid: Sequence[Sequence[float]], middle: float) -> None:
