@@ -1,25 +1,91 @@
-"""What a run was: versions, hardware and commit, and JSON records that are written whole or not at all.
+"""Records of runs: what each kind must have, reading them, and the environment that every one of them carries.
 
     python -m dpad.results.records        # prints the environment that a record made here and now would carry
 
-A run's record is one JSON object with its settings, metrics and `environment()`. Tables, plots and the README's numbers
-are rendered from such records (report.py), never typed.
+A record is one JSON object with the settings of a run, what was measured, and `environment()`. A file holds one record
+or a list of them. Tables, charts and the documents' numbers are rendered from records, never typed.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import subprocess
-import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from dpad import ROOT
+from dpad.results import files
+
+# Kinds of records, who writes them, and the keys that one must have.
+KINDS = {
+    "evaluation": ("name", "task", "model", "settings", "metrics", "latency_s", "samples"),  # run.py, the demo
+    "benchmark": ("model", "settings", "rows"),  # run.py bench
+    "growth": ("model", "settings", "rows"),  # run.py bench --gen_lengths
+    "agreement": ("device", "problems", "rows"),  # benchmarks/agreement.py
+    "paper": ("source", "hardware", "problems", "scripts", "models"),  # benchmarks/paper.json, typed from the paper
+}
+
+
+def load(paths: Sequence[str | Path], folder: str | Path = ".") -> list[dict]:
+    """The records in files and folders, in the order of the paths; within a folder by file name.
+
+    Args:
+        paths: files that hold a record or a list of records, or folders of such files.
+        folder: where relative paths count from.
+
+    Raises:
+        ValueError: a path is missing, is not JSON, or holds something else than records of one of KINDS.
+    """
+    records = []
+    for path in (Path(folder) / path for path in paths):
+        names = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not names:
+            raise ValueError(f"{path} holds no .json file")
+
+        for name in names:
+            content = files.read_json(name)
+            for record in content if isinstance(content, list) else [content]:
+                _check(record, name)
+                records.append(record)
+    return records
+
+
+def _check(record: object, path: Path) -> None:
+    if not isinstance(record, dict) or record.get("kind") not in KINDS:
+        raise ValueError(f"{path} holds something that is not a record of a run")
+    missing = [key for key in KINDS[record["kind"]] if key not in record]
+    if missing:
+        raise ValueError(f"{path} holds a record without {', '.join(missing)}")
+
+
+def hardware_line(record: dict) -> str:
+    """The device that a record's run computed on, in words: the GPU of a run on one, otherwise the processor."""
+    hardware = record.get("environment", {}).get("hardware", {})
+    device = record.get("settings", record).get("device", "cuda")
+
+    gpus = hardware.get("gpus") or []
+    if gpus and not str(device).startswith("cpu"):
+        memory = gpus[0].get("memory_gb")
+        return gpus[0]["name"] + (f" ({memory:.0f} GB)" if memory else "")
+
+    if "processor" not in hardware:
+        return "unknown hardware"
+
+    parts = [hardware["processor"].replace("(R)", "").replace("(TM)", "").strip()]
+    core_count = hardware.get("cores")
+    threads = hardware.get("threads")
+    if core_count:
+        parts.append(f"{core_count} core{'s' * (core_count != 1)}")
+    if threads and threads != core_count:
+        parts.append(f"{threads} thread{'s' * (threads != 1)}")
+    return ", ".join(parts)
+
+
+# --- The environment --------------------------------------------------------------------------------------------------
 
 
 def environment() -> dict:
@@ -51,9 +117,13 @@ def version(package: str) -> str | None:
 
 
 def hardware() -> dict:
-    """What computes: `processor` (name), `cores` (that this process may use), `threads` (that torch computes with, None
-    without torch), `memory_gb` (GiB, None where the system does not say) and `gpus`, a list of `{"name", "memory_gb"}`
-    of the GPUs that torch sees."""
+    """The machine of this process.
+
+    Returns:
+        A dict with `processor` (its name), `cores` (that this process may use), `threads` (that torch computes with,
+        None without torch), `memory_gb` (GiB, None where the system does not say) and `gpus`, a list of
+        `{"name", "memory_gb"}` of the GPUs that torch sees.
+    """
     try:
         import torch  # here, so that reading records and drawing tables does not wait seconds for torch
     except ImportError:
@@ -61,8 +131,12 @@ def hardware() -> dict:
     else:
         threads = torch.get_num_threads()
         gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+
     return {
-        "processor": _processor(), "cores": cores(), "threads": threads, "memory_gb": _memory_gb(),
+        "processor": _processor(),
+        "cores": cores(),
+        "threads": threads,
+        "memory_gb": _memory_gb(),
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
     }
 
@@ -97,93 +171,12 @@ def commit() -> str:
     if not (ROOT / ".git").exists():  # an archive unpacked inside another repository must not report that one's commit
         return "unknown"
     try:
-        described = subprocess.run(
+        output = subprocess.run(
             ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, timeout=30
-        )
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return described.stdout.strip() or "unknown"
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file that is either the old one or the complete new one, whatever interrupts the writing.
-
-    Folders are made as needed. Numbers that JSON lacks (NaN, infinities) become null; numpy's and torch's scalars
-    become plain numbers and paths become text.
-
-    Raises:
-        TypeError: something in `value` has no JSON form.
-        OSError: the file cannot be written; its former content is untouched.
-    """
-    path = Path(path)
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _finite(value: Any) -> Any:
-    """The same structure in JSON's own types, with null for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, (str, int, float, bool, type(None))) and callable(getattr(value, "item", None)):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_text(path: str | Path) -> str:
-    """The content of a text file.
-
-    Raises:
-        ValueError: the file is missing, cannot be read or is not UTF-8; the message names it and the reason.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file. Only a newline ends one: what a model wrote may hold others, such as U+2028.
-
-    Raises:
-        ValueError: see `read_text`.
-    """
-    text = read_text(path)
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: see `read_text`; or the file is not JSON.
-    """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: line {error.lineno}, {error.msg}") from error
+    return output.strip() or "unknown"
 
 
 if __name__ == "__main__":
