@@ -205,7 +205,6 @@ def test_the_gpu_script_asks_for_what_there_is():
         assert args.model in bench.SHAPES
 
 
-@pytest.mark.slow
 def test_agreement_script_runs(tmp_path):
     """Guards the other half of gpu.sh: on the CPU every answer agrees with the plain path in float32."""
     command = [sys.executable, ROOT / "benchmarks" / "agreement.py", "--device", "cpu", "--limit", "1", "--output",

@@ -27,7 +27,6 @@ def line(model="tiny", *more):
     return [sys.executable, str(ROOT / "run.py"), "chat", "-m", str(model), *FLAGS, *more]
 
 
-@pytest.mark.slow
 def test_questions_from_a_pipe():
     """Answers and what they cost, one after the other; no prompt sign, no colour, no drafts over each other."""
     typed = f"{QUESTION}\n/settings threshold 0.5 cache prefix window 32\n{QUESTION}\n/quit\nnever read\n"
@@ -132,7 +131,6 @@ class Terminal:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.slow
 def test_on_a_terminal(plain):
     """A person asks, sees drafts with masks, reads the cost, stops an answer with Ctrl-C, and ends with Ctrl-D."""
     slow = ["--threshold", "0", "-l", "256"]

@@ -161,7 +161,6 @@ def test_watch_shows_drafts_and_ends_with_the_answer(model, capsys):
     assert expected["answer"].split()[0] in confirmed and "░" not in confirmed
 
 
-@pytest.mark.slow
 def test_generate_does_not_import_lm_eval(model):
     """Answering a prompt must not wait for the evaluation harness."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import run; status = run.main(sys.argv[1:]); " \
@@ -300,7 +299,6 @@ def interrupt_after(process: subprocess.Popen, folder: Path, count: int, sent: i
 
 
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-@pytest.mark.slow
 def test_interrupted_run_goes_on_where_it_stopped(model, tmp_path, capsys, sent, status):
     """Ctrl-C, and even a kill, in the middle of a run keeps every finished answer; the same command then ends as an
     uninterrupted run does. While it runs, a second one on its folder is refused."""
@@ -331,7 +329,6 @@ def test_interrupted_run_goes_on_where_it_stopped(model, tmp_path, capsys, sent,
     assert parts == whole and len(parts) == len(kept) + 2
 
 
-@pytest.mark.slow
 def test_lm_eval_command_line(model, tmp_path):
     """The adapter under lm-eval's own command line, by the command in llada/eval.py: answers, metrics and speed."""
     arguments = f"checkpoint={model[1]},gen_length=32,block_length=16,threshold=0.02,dropout_strategy=gaussian"

@@ -16,7 +16,6 @@ from conftest import ROOT
 
 from dpad.evaluation import processes
 
-pytestmark = pytest.mark.slow
 FLAGS = ["-t", "arithmetic-50", "-th", "0.02", "-l", "64", "-b", "32", "--limit", "7", "--device", "cpu"]
 
 
