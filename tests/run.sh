@@ -13,6 +13,7 @@ EXTRA=demo/requirements.txt
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 cd "$ROOT" || exit 1
 
+parallel=(-n 2 --dist loadfile)  # two processes, each with whole files: models use one thread
 log="$(mktemp)"
 trap 'rm -f "$log"' EXIT
 status=0
@@ -31,16 +32,17 @@ check_coverage() {
 whole=$([ $# -eq 0 ] && echo yes)
 if [ "${1:-}" = --fast ]; then
     shift
-    set -- -m fast "$@"
+    set -- -m fast "${parallel[@]}" "$@"
 else
     "$PYTHON" -m mypy --no-error-summary || fail "mypy: see the faults above"
 fi
 "$PYTHON" -m ruff check --quiet . || fail "ruff: see the faults above"
 
-"$PYTHON" -m pytest -q ${whole:+-n 2 --dist loadfile --cov --cov-report=} "$@" 2>&1 | tee "$log" || status=1
 if [ "$whole" ]; then
-    check_coverage
+    set -- "${parallel[@]}" --durations=25 --cov --cov-report=
 fi
+"$PYTHON" -m pytest -q "$@" 2>&1 | tee "$log" || status=1
+[ -z "$whole" ] || check_coverage
 if [ "$status" -ne 0 ] || [ "$whole" ]; then
     tail -n 1 "$log"
 fi

@@ -46,11 +46,13 @@ def test_logits_at_contiguous_and_at_given_positions(models_by_name, name):
 
 
 def runs_of(name):
-    """Every recording as it is, and those with a cache over the padded steps of graphs.py as well."""
-    return [
-        pytest.param(case, mode, id=case["id"] + "-padded" * (mode == "on"))
-        for case in CASES[name] for mode in ("off", "on") if mode == "off" or case["cache"] != "none"
+    """Every recording as it is, and those with a cache also over the padded steps of cuda_graphs.py."""
+    plain = [pytest.param(case, "off", id=case["id"]) for case in CASES[name]]
+    padded = [
+        pytest.param(case, "on", id=f"{case['id']}-padded", marks=[] if number % 4 == 0 else pytest.mark.slow)
+        for number, case in enumerate(CASES[name]) if case["cache"] != "none"
     ]
+    return plain + padded
 
 
 def settings_of(case):
