@@ -11,7 +11,7 @@ import torch
 from test_decoding import left_padded, name_of, prompts_of
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
-from checkpoints import tiny
+from checkpoints import make
 from dpad.engine.decoding import CACHE_MODES, DecodingSettings
 from dream import DreamConfig, DreamModel, DreamTokenizer
 from dream.generate import DreamRule, generate, keep_top
@@ -152,8 +152,8 @@ def test_saved_shards_read_back(random_dream, tmp_path):
 def tokenizer_folder(tmp_path_factory):
     """A folder with vocab.json and merges.txt as the hub has them, from the embedded model's recipe."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    model, tokenizer = tiny.make("dream", seed=7)
-    tiny.save_tokenizer(tokenizer, folder)
+    model, tokenizer = make.make("dream", seed=7)
+    make.save_tokenizer(tokenizer, folder)
     model.config.save_pretrained(folder)
     return folder
 
@@ -176,7 +176,7 @@ def test_encodes_as_qwen2_does(tokenizer_folder):
 
 def test_a_saved_tokenizer_reads_back(tokenizer_folder):
     """Guards the numbers that vocab.json can not hold: after saving and loading every token has its id again."""
-    _, made = tiny.make("dream", seed=7)
+    _, made = make.make("dream", seed=7)
     assert DreamTokenizer.from_pretrained(tokenizer_folder).get_vocab() == made.get_vocab()
 
 
