@@ -334,12 +334,12 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
 
 def summary(record: dict) -> str:
     """A record as the few lines that a person wants to read first."""
-    from dpad.results import report
+    from dpad.results import tables
 
     reused = f", {record['reused']} of them answered earlier" if record["reused"] else ""
     rows = [
         (name, " ± ".join("–" if score[part] is None else
-                          f"{report.scale(score) * score[part]:.1f}{'%' * (report.scale(score) == 100)}"
+                          f"{tables.scale(score) * score[part]:.1f}{'%' * (tables.scale(score) == 100)}"
                           for part in ("value", "stderr") if part == "value" or score[part] is not None))
         for name, score in record["metrics"].items()
     ]
@@ -351,7 +351,7 @@ def summary(record: dict) -> str:
     rows += [(label, f"{record[key]} of {record['samples']}") for label, key in
              (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")) if record[key]]
     width = max(len(label) for label, _ in rows)
-    lines = [f"{record['task']} · {record['model']} · {report.counted(record['samples'])}{reused}"]
+    lines = [f"{record['task']} · {record['model']} · {tables.counted(record['samples'])}{reused}"]
     lines += [f"  {label:<{width}}  {value}" for label, value in rows]
     return "\n".join([*lines, f"written to {record['folder']}: record.json, samples.jsonl"])
 
@@ -484,7 +484,7 @@ def read_text(name: str) -> str:
 def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
     from benchmarks import bench
     from dpad.engine import cuda_graphs
-    from dpad.results import records, report
+    from dpad.results import charts, records, tables
     from sampler import GaussianSampler
 
     lengths = [args.gen_length] if args.gen_lengths is None else integers("--gen_lengths", args.gen_lengths)
@@ -514,14 +514,14 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
             record = bench.growth(*measured, works, args.repeats, command)
         else:
             record = bench.measure(*measured, works, args.repeats, command)
-    print(f"{report.terminal_table([record])}\n\n{report.caption([record])}")
+    print(f"{tables.terminal_table([record])}\n\n{tables.caption([record])}")
     if args.output:
         records.write_json(args.output, record)
         print(f"written to {args.output}")
     if args.plot:
-        report.draw([record], args.plot)
+        charts.draw([record], args.plot)
         print(f"drawn in {args.plot}")
-    print(json.dumps(report.summary_of(record)))
+    print(json.dumps(tables.summary_of(record)))
 
 
 def integers(name: str, text: str) -> list[int]:
@@ -548,13 +548,13 @@ def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
 
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
     from dpad.interact import denoising
-    from dpad.results import report
+    from dpad.results import tables
 
     traces = [denoising.read(path) for path in args.paths]
     for trace in traces:
         seen = denoising.view(trace, len(trace.forwards))
         print(f"{denoising.words(trace)}: {seen.forwards} forwards, {seen.tokens} tokens, {seen.seconds:.2f} s, "
-              f"{100 * seen.share:.0f}% of the positions computed; {report.hardware_line(trace.head)}\n"
+              f"{100 * seen.share:.0f}% of the positions computed; {tables.hardware_line(trace.head)}\n"
               f"{trace.tail['answer']}\n")
     if args.gif:
         denoising.draw_gif(traces, args.gif, args.seconds)
@@ -565,9 +565,10 @@ def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
 
 
 def run_table(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.results import paper, report
+    from dpad.results import paper
+    from dpad.results.records import load
 
-    records = report.load(args.paths)
+    records = load(args.paths)
     print(paper.render(records, args.paper, args.format))
     for path in paper.draw(records, args.figure, args.plot) if args.plot else ():
         print(f"drawn in {path}", file=sys.stderr)

@@ -20,8 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dpad import ROOT
-from dpad.results import records as record_files
-from dpad.results import report
+from dpad.results import charts, files, tables
 
 BLOCK_LENGTH = 32
 THRESHOLD = 0.9
@@ -151,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
               "Each row appears when it is measured.\n", flush=True)
         for record in measure(loaded, prepared, options):
             finished.append(record)
-            lines = report.terminal_table(finished, list(prepared)).splitlines()
+            lines = tables.terminal_table(finished, list(prepared)).splitlines()
             print("\n".join(lines if len(finished) == 1 else lines[-1:]), flush=True)
     except KeyboardInterrupt as interruption:
         if finished:
@@ -167,9 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(finished: list[dict], folder: Path) -> None:
     """Write records.json and chart.png, and say with what the table was measured and where everything is."""
-    record_files.write_json(folder / "records.json", finished)
-    report.bar_chart(finished, folder / "chart.png")
-    print(f"\n{report.caption(finished)}")
+    files.write_json(folder / "records.json", finished)
+    charts.bar_chart(finished, folder / "chart.png")
+    print(f"\n{tables.caption(finished)}")
     reused = sum(record.get("reused") or 0 for record in finished)
     if reused:
         print(f"{reused} answers, and the seconds they took, are from an earlier run (--from_scratch makes new ones).")

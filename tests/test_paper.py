@@ -10,8 +10,7 @@ import json
 import pytest
 
 import run
-from dpad.results import paper
-from dpad.results import records as record_files
+from dpad.results import files, paper
 
 
 def record(name, latency, task="gsm8k", length=256, value=0.5, sampler=None, samples=50):
@@ -31,7 +30,7 @@ def folder(tmp_path):
         record("Vanilla", 20.0), record("+DPad", 8.0, value=0.6), record("Vanilla", 90.0, length=1024),
         record("+Parallel+PrefixCache+DPad", 1.0, length=1024),
     ]):
-        record_files.write_json(tmp_path / f"{number}.json", entry)
+        files.write_json(tmp_path / f"{number}.json", entry)
     return tmp_path
 
 
@@ -68,7 +67,7 @@ def test_a_metric_that_is_no_share_stays_as_it_is(tmp_path, capsys):
     """Guards tasks such as translation: a BLEU of 27.3 ± 0.5 is neither 2730% nor a share with an interval."""
     entry = record("Vanilla", 20.0) | {"metrics": {"bleu": {"value": 27.3, "stderr": 0.5}}, "reused": 0, "folder": "f",
                                        "latency_median_s": 20.0, "empty_answers": 0, "cut_prompts": 0}
-    record_files.write_json(tmp_path / "0.json", entry)
+    files.write_json(tmp_path / "0.json", entry)
     assert run.main(["table", str(tmp_path)]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Vanilla")]
     assert line.split()[-1] == "27.3"
@@ -95,7 +94,7 @@ def test_csv_and_markdown(folder, capsys):
 
 
 def test_stand_ins_are_compared_with_what_they_stand_for(tmp_path, capsys):
-    record_files.write_json(tmp_path / "a.json", record("Vanilla", 2.0, task="arithmetic-50"))
+    files.write_json(tmp_path / "a.json", record("Vanilla", 2.0, task="arithmetic-50"))
     assert run.main(["table", str(tmp_path / "a.json"), "--paper", "llada-1.5"]) == 0
     assert "27.61" in capsys.readouterr().out
 

@@ -7,7 +7,6 @@ import ast
 import csv
 import io
 import json
-import math
 import re
 import struct
 import subprocess
@@ -17,8 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dpad.results import charts, documents, files, tables
 from dpad.results import records as record_files
-from dpad.results import report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,7 +57,7 @@ def test_environment_says_what_ran():
 
 
 def test_records_need_neither_torch_nor_lm_eval():
-    program = "import sys, records, report; sys.exit(bool({'torch', 'lm_eval', 'matplotlib'} & set(sys.modules)))"
+    program = "import sys, dpad.results.records, dpad.results.documents; sys.exit(bool({'torch', 'lm_eval', 'matplotlib'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
@@ -87,7 +86,7 @@ def test_commit_is_marked_when_the_tree_differs(tmp_path, monkeypatch):
 
 
 def test_rows_hold_the_records_numbers(pair):
-    vanilla, dpad = report.rows(pair)
+    vanilla, dpad = tables.rows(pair)
     assert vanilla["speedup"] == 1 and dpad["speedup"] == pytest.approx(2.0 / 0.483)
     assert dpad["metrics"] == {"flexible": pytest.approx(82), "strict": pytest.approx(50)}
     assert (dpad["latency_s"], dpad["tps"], dpad["nfe"]) == (0.483, 12.34, 256.0)
@@ -96,20 +95,20 @@ def test_rows_hold_the_records_numbers(pair):
 @pytest.mark.parametrize("other", [{"task": "gsm8k-split"}, {"length": 512}, {"cores": 8}, {"model": "1.5"}])
 def test_speedup_compares_like_with_like(other):
     fast = evaluation("+DPad", 0.5, **other)
-    assert report.rows([evaluation("Vanilla", 2.0), fast])[1]["speedup"] is None
+    assert tables.rows([evaluation("Vanilla", 2.0), fast])[1]["speedup"] is None
     own = [evaluation("Vanilla", 2.0), fast, evaluation("Vanilla", 3.0, **other)]
-    assert report.rows(own)[1]["speedup"] == pytest.approx(6.0)
+    assert tables.rows(own)[1]["speedup"] == pytest.approx(6.0)
 
 
 def test_two_baselines_are_refused(pair):
     with pytest.raises(ValueError, match="two records named Vanilla"):
-        report.rows([*pair, evaluation("Vanilla", 1.0)])
+        tables.rows([*pair, evaluation("Vanilla", 1.0)])
     with pytest.raises(ValueError, match="no records"):
-        report.rows([])
+        tables.rows([])
 
 
 def test_markdown_table(pair):
-    lines = report.markdown_table(pair).splitlines()
+    lines = tables.markdown_table(pair).splitlines()
     assert lines[0] == "| configuration | latency (s) | speedup | TPS | NFE | flexible (%) | strict (%) |"
     assert lines[3] == "| +DPad | 0.48 | 4.14× | 12.3 | 256.0 | 82.0 | 50.0 |"
     for part in ("tiny", "arithmetic-50", "50 samples", "G = 256", "Test CPU, 2 cores", "float32", "abc1234", "0-shot"):
@@ -119,7 +118,7 @@ def test_markdown_table(pair):
 def test_columns_follow_the_metrics_and_what_varies():
     records = [evaluation("Vanilla", 2.0, metrics={"pass@1": {"value": 0.25, "stderr": None}}),
                evaluation("Vanilla", 4.0, length=512, metrics={"exact": {"value": None}})]
-    lines = report.markdown_table(records).splitlines()
+    lines = tables.markdown_table(records).splitlines()
     assert lines[0] == "| configuration | G | latency (s) | speedup | TPS | NFE | pass@1 (%) | exact (%) |"
     assert lines[2] == "| Vanilla | 256 | 2.00 | 1.00× | 12.3 | 256.0 | 25.0 | – |"
     assert lines[3] == "| Vanilla | 512 | 4.00 | 1.00× | 12.3 | 256.0 | – | – |"
@@ -128,15 +127,15 @@ def test_columns_follow_the_metrics_and_what_varies():
 def test_terminal_table_is_aligned_and_narrow(pair):
     names = ["Vanilla", "+DPad", "+Parallel+PrefixCache+DPad"]
     table = [evaluation("Vanilla", 127.41, tps=1180.3, nfe=1024.0), evaluation("+Parallel+PrefixCache+DPad", 2.07)]
-    lines = report.terminal_table(table).splitlines()
+    lines = tables.terminal_table(table).splitlines()
     assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 100
     # A table that grows row by row keeps its columns when it is told the names to come.
-    growing = [report.terminal_table(pair[: count + 1], names).splitlines() for count in range(2)]
+    growing = [tables.terminal_table(pair[: count + 1], names).splitlines() for count in range(2)]
     assert growing[0] == growing[1][:3] and "4.14×" in growing[1][3]
 
 
 def test_csv_has_full_precision(pair):
-    rows = list(csv.DictReader(io.StringIO(report.csv_table(pair))))
+    rows = list(csv.DictReader(io.StringIO(tables.csv_table(pair))))
     assert float(rows[1]["speedup"]) == 2.0 / 0.483 and rows[1]["name"] == "+DPad"
     assert rows[0]["hardware"] == "Test CPU, 2 cores" and float(rows[1]["flexible"]) == pytest.approx(82)
 
@@ -144,18 +143,18 @@ def test_csv_has_full_precision(pair):
 def test_the_device_that_computed_is_named():
     hardware = {"processor": "Test CPU", "cores": 1, "gpus": [{"name": "NVIDIA H200", "memory_gb": 139.8}]}
     record = evaluation("Vanilla", 1.0, environment={"hardware": hardware})
-    assert report.hardware_line(record) == "Test CPU, 1 core"
+    assert tables.hardware_line(record) == "Test CPU, 1 core"
     record["environment"]["hardware"]["threads"] = 4
-    assert report.hardware_line(record) == "Test CPU, 1 core, 4 threads"
+    assert tables.hardware_line(record) == "Test CPU, 1 core, 4 threads"
     record["settings"]["device"] = "cuda:0"
-    assert report.hardware_line(record) == "NVIDIA H200 (140 GB)"
+    assert tables.hardware_line(record) == "NVIDIA H200 (140 GB)"
 
 
 @pytest.mark.parametrize("spread", [1.5, 60])
 def test_bar_chart_is_a_picture(tmp_path, pair, spread):
     path = tmp_path / "new" / "chart.png"
     pair[0]["latency_s"] = spread * pair[1]["latency_s"]
-    report.bar_chart(pair, path)
+    charts.bar_chart(pair, path)
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])
@@ -166,7 +165,7 @@ def test_bar_chart_is_a_picture(tmp_path, pair, spread):
 def test_bar_chart_without_accuracy(tmp_path, pair):
     for record in pair:
         record["metrics"] = {}
-    report.bar_chart(pair, tmp_path / "chart.png")
+    charts.bar_chart(pair, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 1000
 
 
@@ -174,10 +173,10 @@ def test_bar_chart_without_accuracy(tmp_path, pair):
 
 
 def test_load_takes_files_lists_and_folders(tmp_path, pair):
-    record_files.write_json(tmp_path / "all.json", pair)
-    record_files.write_json(tmp_path / "folder" / "b.json", pair[1])
-    record_files.write_json(tmp_path / "folder" / "a.json", pair[0])
-    assert report.load(["all.json"], tmp_path) == pair == report.load([tmp_path / "folder"])
+    files.write_json(tmp_path / "all.json", pair)
+    files.write_json(tmp_path / "folder" / "b.json", pair[1])
+    files.write_json(tmp_path / "folder" / "a.json", pair[0])
+    assert record_files.load(["all.json"], tmp_path) == pair == record_files.load([tmp_path / "folder"])
 
 
 @pytest.mark.parametrize("content, message", [
@@ -185,47 +184,47 @@ def test_load_takes_files_lists_and_folders(tmp_path, pair):
     ({"kind": "evaluation", "name": "x", "task": "t", "model": "m", "settings": {}, "metrics": {}}, "latency_s"),
 ])
 def test_load_refuses_what_is_no_record(tmp_path, content, message):
-    record_files.write_json(tmp_path / "x.json", content)
+    files.write_json(tmp_path / "x.json", content)
     with pytest.raises(ValueError, match=message):
-        report.load([tmp_path / "x.json"])
+        record_files.load([tmp_path / "x.json"])
 
 
 def test_load_refuses_an_empty_folder(tmp_path):
     with pytest.raises(ValueError, match="holds no .json file"):
-        report.load([tmp_path])
+        record_files.load([tmp_path])
 
 
 DOCUMENT = "# Title\n\n<!-- table: r/a.json -->\n{}<!-- /table -->\n\nText.\n"
 
 
 def test_document_is_renewed_and_checked(tmp_path, pair, capsys):
-    record_files.write_json(tmp_path / "r" / "a.json", pair)
+    files.write_json(tmp_path / "r" / "a.json", pair)
     path = tmp_path / "page.md"
     path.write_text(DOCUMENT.format("old\n"), encoding="utf-8")
-    assert report.main(["--check", str(path)]) == 1 and "r/a.json" in capsys.readouterr().err
-    assert report.main([str(path)]) == 0
-    assert path.read_text(encoding="utf-8") == DOCUMENT.format(report.markdown_table(pair) + "\n")
-    assert report.main(["--check", str(path)]) == 0
+    assert documents.main(["--check", str(path)]) == 1 and "r/a.json" in capsys.readouterr().err
+    assert documents.main([str(path)]) == 0
+    assert path.read_text(encoding="utf-8") == DOCUMENT.format(tables.markdown_table(pair) + "\n")
+    assert documents.main(["--check", str(path)]) == 0
     path.write_text(path.read_text(encoding="utf-8").replace("4.14×", "4.15×"), encoding="utf-8")
-    assert report.main(["--check", str(path)]) == 1
+    assert documents.main(["--check", str(path)]) == 1
     pair[1]["latency_s"] = 0.1
-    record_files.write_json(tmp_path / "r" / "a.json", pair)
-    assert report.main(["--check", str(path)]) == 1
-    assert report.main([str(path)]) == 0 and "20.00×" in path.read_text(encoding="utf-8")
+    files.write_json(tmp_path / "r" / "a.json", pair)
+    assert documents.main(["--check", str(path)]) == 1
+    assert documents.main([str(path)]) == 0 and "20.00×" in path.read_text(encoding="utf-8")
 
 
 def test_document_with_the_authors_numbers_beside(tmp_path, pair):
     """Guards `beside`: the paper's numbers stand in columns of their own, named as the authors'."""
     for record in pair:
         record |= {"task": "arithmetic-50", "settings": record["settings"] | {"gen_length": 1024}}
-    record_files.write_json(tmp_path / "a.json", pair)
-    text, changed = report.render_document("<!-- table: a.json beside llada-1.5 -->\n<!-- /table -->", tmp_path)
+    files.write_json(tmp_path / "a.json", pair)
+    text, changed = documents.render_document("<!-- table: a.json beside llada-1.5 -->\n<!-- /table -->", tmp_path)
     assert changed == ["a.json"] and "| paper: latency (s) |" in text and "as reported by the authors" in text
     dpad = next(line for line in text.splitlines() if line.startswith("| +DPad |"))
-    assert "6.28" in dpad and report.caption(pair) in text
-    assert report.render_document(text, tmp_path) == (text, [])
+    assert "6.28" in dpad and tables.caption(pair) in text
+    assert documents.render_document(text, tmp_path) == (text, [])
     with pytest.raises(ValueError, match="model is 'llada-9'; the paper has llada-instruct, llada-1.5, dream-base"):
-        report.render_document(text.replace("beside llada-1.5", "beside llada-9"), tmp_path)
+        documents.render_document(text.replace("beside llada-1.5", "beside llada-9"), tmp_path)
 
 
 @pytest.mark.parametrize("text, message", [
@@ -238,26 +237,26 @@ def test_document_with_the_authors_numbers_beside(tmp_path, pair):
 def test_faulty_documents_change_nothing(tmp_path, text, message, capsys):
     path = tmp_path / "page.md"
     path.write_text(text)
-    assert report.main([str(path)]) == 1
+    assert documents.main([str(path)]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and path.read_text() == text
 
 
 def test_command_line(tmp_path, pair, capsys):
     file = tmp_path / "a.json"
-    record_files.write_json(file, pair)
+    files.write_json(file, pair)
     for style, part in (("terminal", "─"), ("markdown", "| +DPad |"), ("csv", "latency_s")):
-        assert report.main([str(file), "--format", style]) == 0 and part in capsys.readouterr().out
-    assert report.main([str(file), "--plot", str(tmp_path / "a.png")]) == 0 and (tmp_path / "a.png").exists()
-    assert report.main([str(file), "page.md"]) == 1 and "not both" in capsys.readouterr().err
-    assert report.main(["--check", str(file)]) == 1 and "takes documents" in capsys.readouterr().err
+        assert documents.main([str(file), "--format", style]) == 0 and part in capsys.readouterr().out
+    assert documents.main([str(file), "--plot", str(tmp_path / "a.png")]) == 0 and (tmp_path / "a.png").exists()
+    assert documents.main([str(file), "page.md"]) == 1 and "not both" in capsys.readouterr().err
+    assert documents.main(["--check", str(file)]) == 1 and "takes documents" in capsys.readouterr().err
 
 
 # --- The repository -----------------------------------------------------------------------------------------------
 
 
 def test_readme_shows_the_committed_records():
-    command = [sys.executable, "-m", "dpad.results.report", "--check", "README.md"]
+    command = [sys.executable, "-m", "dpad.results.documents", "--check", "README.md"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

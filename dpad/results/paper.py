@@ -1,4 +1,4 @@
-"""The paper's tables and figures, from records of evaluations: what was measured, beside what the authors report.
+"""The paper's tables and figures, from records of evaluations: what was measured, beside what the authors tables.
 
     python run.py table results/main_1.5/1.5 --paper llada-1.5                    # a table for every benchmark
     python run.py table results/long_seq/1.5 --paper llada-1.5 --format markdown --plot bars.png
@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpad import ROOT
-from dpad.results import records as record_files
-from dpad.results import report
+from dpad.results import charts, files, tables
 
 REPORTED = ROOT / "benchmarks" / "paper.json"
 # Our own problems that stand in for a benchmark where the hub is out of reach.
@@ -38,12 +37,12 @@ def reported(key: str) -> dict[tuple, dict]:
     Raises:
         ValueError: there is no such model in the paper.
     """
-    models = record_files.read_json(REPORTED)["models"]
+    models = files.read_json(REPORTED)["models"]
     if key not in models:
         raise ValueError(f"model is {key!r}; the paper has {', '.join(models)}")
     rows = {(row["benchmark"], row["gen_length"], row["name"]): row for row in models[key]["rows"]}
     return {
-        place: row | {"speedup": rows[*place[:2], report.BASELINE]["latency_s"] / row["latency_s"]}
+        place: row | {"speedup": rows[*place[:2], tables.BASELINE]["latency_s"] / row["latency_s"]}
         for place, row in rows.items()
     }
 
@@ -67,9 +66,9 @@ def groups(records: Sequence[dict]) -> list[list[dict]]:
 
 
 def rows(records: Sequence[dict], paper: dict[tuple, dict]) -> list[dict]:
-    """What a table shows: report.rows with intervals, and the authors' row of the same benchmark, length and name."""
+    """What a table shows: tables.rows with intervals, and the authors' row of the same benchmark, length and name."""
     shown = []
-    for row, record in zip(report.rows(records), records):
+    for row, record in zip(tables.rows(records), records):
         place = STAND_INS.get(row["task"], row["task"]), row["G"], row["name"]
         bounds = {label: interval(value / 100, record["samples"]) if label in row["shares"] else None
                   for label, value in row["metrics"].items()}
@@ -80,14 +79,14 @@ def rows(records: Sequence[dict], paper: dict[tuple, dict]) -> list[dict]:
 def title(records: Sequence[dict]) -> str:
     first = records[0]
     counts = sorted({record["samples"] for record in records})
-    samples = report.counted(counts[0] if len(counts) == 1 else f"{counts[0]}–{counts[-1]}")
+    samples = tables.counted(counts[0] if len(counts) == 1 else f"{counts[0]}–{counts[-1]}")
     return (f"{first['task']}, {first['settings'].get('num_fewshot') or 0}-shot, {first['model']}, "
-            f"G = {first['settings']['gen_length']}, {samples}, {report.hardware_line(first)}")
+            f"G = {first['settings']['gen_length']}, {samples}, {tables.hardware_line(first)}")
 
 
 def cells(shown: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """Headings and text cells of one table."""
-    labels = report.metric_labels(shown)
+    labels = tables.metric_labels(shown)
     theirs = [label for label in labels if any(row["paper"] and label in row["paper"]["metrics"] for row in shown)]
     compared = any(row["paper"] for row in shown)
     headings = ["configuration", "latency (s)", "speedup", "TPS", "NFE", *(f"{label} (%)" for label in labels)]
@@ -95,16 +94,16 @@ def cells(shown: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
         headings += ["paper: latency (s)", "speedup", *(f"{label} (%)" for label in theirs)]
     table = []
     for row in shown:
-        line = [row["name"], report.seconds(row["latency_s"]),
-                report.times(row["speedup"]), report.number(row["tps"]), report.number(row["nfe"])]
+        line = [row["name"], tables.seconds(row["latency_s"]),
+                tables.times(row["speedup"]), tables.number(row["tps"]), tables.number(row["nfe"])]
         for label in labels:
             value, bounds = row["metrics"].get(label), row["intervals"].get(label)
             spread = f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]" if bounds else ""
-            line.append(report.number(value) + spread)
+            line.append(tables.number(value) + spread)
         if compared:
             paper = row["paper"] or {"latency_s": None, "speedup": None, "metrics": {}}
-            line += [report.number(paper["latency_s"], 2), report.times(paper["speedup"])]
-            line += [report.number(paper["metrics"].get(label), 2) for label in theirs]
+            line += [tables.number(paper["latency_s"], 2), tables.times(paper["speedup"])]
+            line += [tables.number(paper["metrics"].get(label), 2) for label in theirs]
         table.append(line)
     return headings, table
 
@@ -113,7 +112,7 @@ def render(records: Sequence[dict], key: str | None, form: str) -> str:
     """The tables of all records: "terminal", "markdown" or "csv" (one table, plain numbers).
 
     Raises:
-        ValueError: see `reported` and report.rows; or the records are not of evaluations.
+        ValueError: see `reported` and tables.rows; or the records are not of evaluations.
     """
     if any(record["kind"] != "evaluation" for record in records):
         raise ValueError("table shows records of evaluations; `python -m dpad.results.report FILE` shows those of run.py bench")
@@ -121,7 +120,7 @@ def render(records: Sequence[dict], key: str | None, form: str) -> str:
     shown = [(group, rows(group, paper)) for group in groups(records)]
     if form == "csv":
         return as_csv([row for _, table in shown for row in table])
-    source = record_files.read_json(REPORTED)
+    source = files.read_json(REPORTED)
     note = "[ ]: 95 % interval (Wilson)." + (
         f" paper: as reported by the authors for {source['models'][key]['title']} on an {source['hardware']} "
         f"({source['source']})." if key else "")
@@ -129,16 +128,16 @@ def render(records: Sequence[dict], key: str | None, form: str) -> str:
     for group, table in shown:
         headings, lines = cells(table)
         if form == "markdown":
-            text = report.as_markdown(headings, lines)
+            text = tables.as_markdown(headings, lines)
             parts.append(f"**{title(group)}**\n\n{text}")
         else:
-            parts.append(f"{title(group)}\n{report.as_columns(headings, lines)}")
+            parts.append(f"{title(group)}\n{tables.as_columns(headings, lines)}")
     return "\n\n".join([*parts, note])
 
 
 def as_csv(shown: Sequence[dict]) -> str:
     """Plain numbers in full precision, empty where unknown; the authors' in columns that begin with paper_."""
-    labels = report.metric_labels(shown)
+    labels = tables.metric_labels(shown)
     names = ["name", "model", "task", "G", "hardware", "samples", "latency_s", "speedup", "tps", "nfe"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -166,13 +165,13 @@ def draw(records: Sequence[dict], figure: str, path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if figure == "bars":
-        tables = groups(records)
-        names = [path] if len(tables) == 1 else [
+        grouped = groups(records)
+        names = [path] if len(grouped) == 1 else [
             path.with_stem("-".join((path.stem, Path(table[0]["task"]).stem, str(table[0]["settings"]["gen_length"]))))
-            for table in tables
+            for table in grouped
         ]
-        for table, name in zip(tables, names):
-            report.bar_chart(table, name)
+        for table, name in zip(grouped, names):
+            charts.bar_chart(table, name)
         return names
     {"heatmap": heatmap, "length": length_chart}[figure](records, path)
     return [path]
@@ -190,10 +189,10 @@ def kept_tokens(sampler: dict) -> float:
 def heatmap(records: Sequence[dict], path: Path) -> None:
     """Accuracy by window (across) and kept tokens (upwards), a panel for each sampler, one scale of colour for all."""
     panels: dict[str, dict[tuple[int, int], float]] = {}
-    labels = report.metric_labels(report.rows(records))
+    labels = tables.metric_labels(tables.rows(records))
     if not labels:
         raise ValueError("the records have no metric to draw")
-    for row, record in zip(report.rows(records), records):
+    for row, record in zip(tables.rows(records), records):
         sampler = record["settings"].get("suffix_sampler")
         if sampler and sampler["name"] in ("gaussian", "uniform") and row["metrics"].get(labels[0]) is not None:
             kept = min(GRID, key=lambda size: abs(size - kept_tokens(sampler)))
@@ -203,7 +202,7 @@ def heatmap(records: Sequence[dict], path: Path) -> None:
     windows = sorted({window for panel in panels.values() for window, _ in panel})
     sizes = sorted({kept for panel in panels.values() for _, kept in panel})
     values = [value for panel in panels.values() for value in panel.values()]
-    figure = report.new_figure((1.6 + len(panels) * (1.2 + 0.62 * len(windows)), 1.9 + 0.46 * len(sizes)))
+    figure = charts.new_figure((1.6 + len(panels) * (1.2 + 0.62 * len(windows)), 1.9 + 0.46 * len(sizes)))
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, name in zip(all_axes, sorted(panels, reverse=True)):
         grid = [[panels[name].get((window, kept), math.nan) for window in windows] for kept in sizes]
@@ -222,37 +221,37 @@ def heatmap(records: Sequence[dict], path: Path) -> None:
     all_axes[0].set_ylabel("kept suffix tokens", fontsize=11)
     figure.colorbar(image, ax=all_axes, label=f"{labels[0]} (%)")
     figure.suptitle(title(records), fontsize=11)
-    report.save_figure(figure, path, grid=False)
+    charts.save_figure(figure, path, grid=False)
 
 
 def length_chart(records: Sequence[dict], path: Path) -> None:
     """Speedup over Vanilla at the same answer length, a line for each configuration (the paper's length figure)."""
     lines: dict[str, dict[int, list[float]]] = {}
-    for row in report.rows(records):
-        if row["speedup"] is not None and row["name"] != report.BASELINE:
+    for row in tables.rows(records):
+        if row["speedup"] is not None and row["name"] != tables.BASELINE:
             lines.setdefault(row["name"], {}).setdefault(row["G"], []).append(row["speedup"])
     lengths = sorted({length for line in lines.values() for length in line})
     if not lengths:
-        raise ValueError(f"no record has one named {report.BASELINE} of the same task, model and length beside it")
-    figure = report.new_figure((7.5, 4.2))
+        raise ValueError(f"no record has one named {tables.BASELINE} of the same task, model and length beside it")
+    figure = charts.new_figure((7.5, 4.2))
     axes = figure.subplots()
     marks = "osD^vPX*"
     for number, (name, line) in enumerate(lines.items()):
         points = sorted((length, statistics.fmean(values)) for length, values in line.items())
         axes.plot(*zip(*points), marker=marks[number % len(marks)], linewidth=1.8, label=name,
-                  color=report.PALETTE[number % len(report.PALETTE)])
-        axes.annotate(report.times(points[-1][1]), points[-1], xytext=(6, 0), textcoords="offset points", va="center",
+                  color=charts.PALETTE[number % len(charts.PALETTE)])
+        axes.annotate(tables.times(points[-1][1]), points[-1], xytext=(6, 0), textcoords="offset points", va="center",
                       fontsize=9)
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}×")
-    axes.axhline(1, color=report.GREY, linewidth=1)
+    axes.axhline(1, color=charts.GREY, linewidth=1)
     axes.set_xlabel("answer length G (tokens)", fontsize=11)
-    axes.set_ylabel(f"speedup over {report.BASELINE}", fontsize=11)
+    axes.set_ylabel(f"speedup over {tables.BASELINE}", fontsize=11)
     axes.margins(x=0.12)  # room for the numbers
     axes.legend(fontsize=9, framealpha=0.9, edgecolor="none")
     first = records[0]
-    figure.suptitle(f"{first['model']}, {first['task']}, {report.hardware_line(first)}", fontsize=11)
-    report.save_figure(figure, path)
+    figure.suptitle(f"{first['model']}, {first['task']}, {tables.hardware_line(first)}", fontsize=11)
+    charts.save_figure(figure, path)

@@ -12,11 +12,21 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 
 from dpad import ROOT
 from dpad.results.files import read_json, read_lines, read_text, write_json  # noqa: F401  (until their users say files)
+
+# Kinds of records, and what one must have. "benchmark" and "growth" are bench.py's: many rows each.
+KINDS = {
+    "evaluation": ("name", "task", "model", "settings", "metrics", "latency_s", "samples"),
+    "benchmark": ("model", "settings", "rows"),
+    "growth": ("model", "settings", "rows"),
+    "paper": ("source", "hardware", "problems", "scripts", "models"),  # benchmarks/paper.json
+}
 
 
 def environment() -> dict:
@@ -100,6 +110,35 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return described.stdout.strip() or "unknown"
+
+
+def load(paths: Sequence[str | Path], folder: str | Path = ".") -> list[dict]:
+    """The records in files and folders, in the order given (within a folder: by file name); all of one kind.
+
+    Args:
+        paths: files that hold a record or a list of records, or folders of such files.
+        folder: where relative paths count from.
+
+    Raises:
+        ValueError: a path is missing, is not JSON, or holds something else than records of one of KINDS.
+    """
+    found = []
+    for path in (Path(folder) / path for path in paths):
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{path} holds no .json file")
+        for file in files:
+            content = read_json(file)
+            for record in content if isinstance(content, list) else [content]:
+                if not isinstance(record, dict) or record.get("kind") not in KINDS:
+                    raise ValueError(f"{file} holds something that is not a record of a run")
+                missing = [key for key in KINDS[record["kind"]] if key not in record]
+                if missing:
+                    raise ValueError(f"{file} holds a record without {', '.join(missing)}")
+                found.append(record)
+    if len({record["kind"] for record in found}) > 1:
+        raise ValueError(f"{', '.join(map(str, paths))}: records of different kinds do not make one table")
+    return found
 
 
 if __name__ == "__main__":
