@@ -1,23 +1,28 @@
-"""The card of an embedded model: README.md and curve.png, from the log of its training and its records.
+"""Write the card of an embedded model: README.md and curve.png, from its training log, configuration and records.
 
-    python -m dpad.training.train --output checkpoints/llada-tiny --card
+    python -m checkpoints.card checkpoints/llada-tiny checkpoints/dream-tiny
+
+dpad/training/train.py writes the first card of a model; this renews it, for instance after new evaluations.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 from transformers import AutoConfig
 
-from dpad.results import report
+import dream  # noqa: F401  (importing a family registers its configuration with AutoConfig)
+import llada  # noqa: F401
+from dpad.results import charts, files, records, tables
 
 CARD = """\
 # {name}: a small {family} for machines without a GPU
 
-{parameters:.2f} million parameters ({shape};
-bfloat16), a byte-level BPE vocabulary of {vocabulary} tokens in which every number up to 99 is a token and so is every
-name, and {family}'s chat template. It solves the word problems that `dataset/arithmetic.py` writes, one to four steps
+{parameters:.2f} million parameters ({shape}; bfloat16),
+a byte-level BPE vocabulary of {vocabulary} tokens, and {family}'s chat template. Every number up to 99 is one token,
+and so is every name. The model solves the word problems that `dataset/arithmetic.py` generates, with one to four steps
 in whole numbers up to 99, and nothing else. It is here so that everything in this repository runs, and can be tested,
 offline.
 
@@ -25,106 +30,141 @@ offline.
 
 ## Training
 
-Random initial weights; problems of the train split, generated as they are needed (those of the test split share no
-story with the same numbers). {steps} steps of about {tokens} tokens, {hours:.1f} hours in all, on {hardware}.
-{restarts}
+The run started from random weights. Its problems are those of the train split, generated as they are needed; no problem
+of the test split tells the same story with the same numbers. {steps} steps of about {tokens} tokens took {hours:.1f}
+hours on {hardware}. The loss and the schedule are in `dpad/training/train.py`, the noise is in `dpad/training/data.py`.
+
+{history}
 
 {commands}
 
 ![curve](curve.png)
 
-| step | minutes | loss | held-out loss | held-out accuracy of masked tokens |
-| ---: | ---: | ---: | ---: | ---: |
-{rows}
+{curve}
 
-The accuracy counts every masked token but EOS, under all levels of noise; with most of an answer masked, much of it can
-not be known.
+The accuracy counts every masked token except EOS, at all levels of noise. Where most of an answer is masked, many of
+its tokens cannot be known.
 
 ## Accuracy on fresh problems
 
-Test problems that are not in the training data.
+These problems are of the test split, so the model has not seen them in training.
 
-{table}
+{accuracy}
 """
 
-
-ONE_RUN = "Data, loss and schedule: see `train.py`. One command:"
+ONE_RUN = "This command repeats the run:"
 RESUMED_RUN = """\
-Data, loss and schedule: see `train.py`. The run was interrupted and went on from its saved state, which changes nothing
-(a resumed run has the losses of one without a break), nor does the number of processes. The parts:"""
-SEVERAL_RUNS = """\
-Data, loss and schedule: see `train.py`. The run was interrupted, and went on with other settings or code, so no single
-command repeats it: each part began with the weights and optimizer state of the one before, at the commit named behind
-it. The parts:"""
+The run was interrupted and resumed from its saved state. Neither this nor the number of processes changes the result: a
+resumed run has the same losses as one without a break. Its parts:"""
+CHANGED_RUN = """\
+The run was interrupted and resumed with other settings or code, so no single command repeats it. Each part started from
+the weights and the optimizer state of the one before, at the commit named after its command:"""
+
+FAMILY_NAMES = {"llada": "LLaDA", "Dream": "Dream"}  # by `model_type` in config.json
+SHORT_NAMES = {"llada": "tiny", "Dream": "dream-tiny"}
+MAX_CURVE_ROWS = 24
 
 
 def write_card(folder: Path) -> None:
-    """README.md and curve.png of a checkpoint, from its train.jsonl, config.json and records.json alone."""
-    entries = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    runs = [entry for entry in entries if "command" in entry]
+    """Write README.md and curve.png of a checkpoint, from its train.jsonl, config.json and records.json alone.
+
+    Raises:
+        ValueError: train.jsonl or records.json cannot be read.
+    """
+    entries = [json.loads(line) for line in files.read_lines(folder / "train.jsonl")]
+    starts = [entry for entry in entries if "command" in entry]
     curve = [entry for entry in entries if "loss" in entry]
-    config = AutoConfig.from_pretrained(folder)  # both families answer to the standard names
-    machine = runs[-1]["environment"]["hardware"]
-    cores = runs[-1]["processes"] * machine["threads"]
-    shown = curve[:: max(1, len(curve) // 12)]
-    shown += [] if shown[-1] is curve[-1] else [curve[-1]]
+    config = AutoConfig.from_pretrained(folder)  # both families answer to transformers' standard names
+    hardware = starts[-1]["environment"]["hardware"]
+    cores = starts[-1]["processes"] * hardware["threads"]
     records_file = folder / "records.json"
-    table = accuracy_table(report.load([records_file])) if records_file.exists() else "Not measured yet."
-    (folder / "README.md").write_text(CARD.format(
-        name=folder.name, family={"llada": "LLaDA", "Dream": "Dream"}[config.model_type],
-        short={"llada": "tiny", "Dream": "dream-tiny"}[config.model_type],
-        parameters=runs[0]["parameters"] / 1e6, vocabulary=config.vocab_size,
+
+    text = CARD.format(
+        name=folder.name,
+        family=FAMILY_NAMES[config.model_type],
+        short=SHORT_NAMES[config.model_type],
+        parameters=starts[0]["parameters"] / 1e6,
+        vocabulary=config.vocab_size,
         shape=f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads on "
               f"{config.num_key_value_heads} keys and values, SwiGLU of {config.intermediate_size}",
-        steps=curve[-1]["step"], tokens=runs[0]["settings"]["tokens_per_step"], hours=curve[-1]["seconds"] / 3600,
-        hardware=f"{cores} core{'s' * (cores > 1)} of an {machine['processor']}", table=table,
-        restarts=ONE_RUN if len(runs) == 1 else RESUMED_RUN if one_recipe(runs) else SEVERAL_RUNS,
-        commands="\n".join(f"    {run['command']}    # from step {run['from_step']}, commit "
-                           f"{run['environment']['commit']}" for run in runs),
-        rows="\n".join(f"| {e['step']} | {e['seconds'] / 60:.0f} | {e['loss']:.3f} | {e['held_out_loss']:.3f} | "
-                       f"{100 * e['held_out_accuracy']:.1f} % |" for e in shown),
-    ))
+        steps=curve[-1]["step"],
+        tokens=starts[0]["settings"]["tokens_per_step"],
+        hours=curve[-1]["seconds"] / 3600,
+        hardware=f"{cores} core{'s' * (cores > 1)} of an {hardware['processor']}",
+        history=ONE_RUN if len(starts) == 1 else RESUMED_RUN if have_one_recipe(starts) else CHANGED_RUN,
+        commands="\n".join(f"    {start['command']}    # from step {start['from_step']}, commit "
+                           f"{start['environment']['commit']}" for start in starts),
+        curve=curve_table(curve),
+        accuracy=accuracy_table(records.load([records_file])) if records_file.exists() else "Not measured yet.",
+    )
     draw_curve(curve, folder / "curve.png")
+    files.write_text(folder / "README.md", text)
 
 
-def accuracy_table(records: list[dict]) -> str:
-    """Accuracy alone, by answer length: several evaluations shared the machine, so their times would mislead."""
-    lines = ["| G | decoding | problems | flexible | strict |", "| ---: | --- | ---: | ---: | ---: |"]
-    for record in records:
-        cells = [f"{100 * score['value']:.1f} % ± {100 * score['stderr']:.1f}"
-                 for score in (record["metrics"][name] for name in ("flexible-extract", "strict-match"))]
-        lines.append(f"| {record['settings']['gen_length']} | {record['name']} | {record['samples']} | "
-                     f"{' | '.join(cells)} |")
-    return "\n".join([*lines, "", "± is the standard error. " + ", ".join(
-        f"`{record['command']}`" for record in records) + f" at commit {records[0]['environment']['commit']}."])
-
-
-def one_recipe(runs: list[dict]) -> bool:
+def have_one_recipe(starts: list[dict]) -> bool:
     """Whether all parts of a run had the same settings and code, so that its first command alone repeats it."""
-    recipes = [
-        ({name: value for name, value in run["settings"].items() if name not in ("resume", "threads")},
-         run["environment"]["commit"]) for run in runs
-    ]
+    recipes = []
+    for start in starts:
+        settings = {name: value for name, value in start["settings"].items() if name not in ("resume", "threads")}
+        recipes.append((settings, start["environment"]["commit"]))
     return all(recipe == recipes[0] for recipe in recipes)
 
 
-def draw_curve(curve: list[dict], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no window system, no global state
-    from matplotlib.figure import Figure
+def curve_table(curve: list[dict]) -> str:
+    """The curve as a markdown table: its last point, and before it evenly spaced ones that do not become too many."""
+    points = curve[:: max(1, len(curve) // (MAX_CURVE_ROWS // 2))]
+    if points[-1] is not curve[-1]:
+        points.append(curve[-1])
+    headings = ["step", "minutes", "loss", "held-out loss", "held-out accuracy of masked tokens"]
+    return tables.as_markdown(headings, [
+        [str(point["step"]), f"{point['seconds'] / 60:.0f}", f"{point['loss']:.3f}", f"{point['held_out_loss']:.3f}",
+         f"{100 * point['held_out_accuracy']:.1f}%"]
+        for point in points
+    ])
 
-    figure = Figure(figsize=(9, 3.4), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+
+def accuracy_table(evaluations: list[dict]) -> str:
+    """Accuracy alone, by answer length: several evaluations shared the machine, so their times would mislead."""
+    cells = []
+    for record in evaluations:
+        scores = [record["metrics"][name] for name in tables.METRIC_LABELS]
+        cells.append([
+            record["name"], str(record["settings"]["gen_length"]), str(record["samples"]),
+            *(f"{100 * score['value']:.1f}% ± {100 * score['stderr']:.1f}" for score in scores),
+        ])
+    headings = ["decoding", "G", "problems", *tables.METRIC_LABELS.values()]
+    commands = "\n".join(f"    {record['command']}" for record in evaluations)
+    return (f"{tables.as_markdown(headings, cells)}\n\n± is the standard error. Measured at commit "
+            f"{evaluations[0]['environment']['commit']} by\n\n{commands}")
+
+
+def draw_curve(curve: list[dict], path: Path) -> None:
+    """Draw the losses, and beside them the accuracy, against the step."""
+    figure = charts.new_figure((9, 3.4))
     left, right = figure.subplots(1, 2)
-    steps = [entry["step"] for entry in curve]
-    left.plot(steps, [entry["loss"] for entry in curve], color="#E69F00", label="training")
-    left.plot(steps, [entry["held_out_loss"] for entry in curve], color="#0072B2", label="held out")
+    steps = [point["step"] for point in curve]
+    left.plot(steps, [point["loss"] for point in curve], color=charts.ORANGE, label="training")
+    left.plot(steps, [point["held_out_loss"] for point in curve], color=charts.BLUE, label="held out")
     left.set(xlabel="step", ylabel="masked-diffusion loss", yscale="log")
     left.legend(frameon=False)
-    right.plot(steps, [100 * entry["held_out_accuracy"] for entry in curve], color="#0072B2")
+    right.plot(steps, [100 * point["held_out_accuracy"] for point in curve], color=charts.BLUE)
     right.set(xlabel="step", ylabel="held-out masked tokens right (%)", ylim=(0, 100))
     for axes in (left, right):
         axes.grid(color="#dddddd", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    with files.write_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m checkpoints.card", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="checkpoints with a train.jsonl")
+    try:
+        for folder in parser.parse_args().folders:
+            write_card(folder)
+    except ValueError as error:
+        raise SystemExit(f"card.py: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,9 @@
-"""The embedded models before training: shapes, tokenizers and initial weights. Imported by dpad/training/train.py."""
+"""Make the embedded models as they are before training: shapes, tokenizers and initial weights.
+
+    model, tokenizer = make_model("llada", seed=1234)
+
+Imported by dpad/training/train.py, which trains them.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import dream
 import llada
 from dataset import arithmetic
 from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.results import files
 
 # LLaDA's special tokens, in the order of their ids here (on the hub they sit at 126080 and above).
 LLADA_TOKENS = {
@@ -30,11 +36,12 @@ DREAM_CHAT = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY = 1024
-# What BPE may merge within. A capital begins a piece, without the space before it: a name is then the same token at the
-# start of a line and inside one, and copying it is one thing to learn instead of one for each name. A number up to 99
-# is one token: were it one or two, a model that decodes in any order would have to guess where all behind it stands.
+# The pieces of text that BPE may merge within. A capital begins a piece, without the space before it, so that a name is
+# the same token at the start of a line and inside one, and copying names is one skill instead of one for each name.
+# A number up to 99 is one piece and one token: with one or two tokens, a model that decodes in any order would have to
+# guess the positions of everything after it.
 PIECES = r"<<|>>|####|\d{1,2}|[A-Z][a-z]*| ?[a-z]+|\n| ?[^A-Za-z\d\s<>#]|\s"
-# RoPE's base and the spread of the initial weights suit this width and these lengths, not the 8B's.
+# RoPE's base and the spread of the initial weights suit this width and these lengths instead of the 8B's.
 LLADA_SHAPE = {
     "d_model": 192, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512, "rope_theta": 10_000.0, "init_std": 0.07,
 }
@@ -45,23 +52,30 @@ DREAM_SHAPE = {
 MAX_POSITIONS = 4096
 
 
-def make(family: str, seed: int) -> tuple[MaskedDiffusionModel, PreTrainedTokenizerBase]:
-    """A model of random weights and its tokenizer; family: a key of FAMILIES."""
+def make_model(family: str, seed: int) -> tuple[MaskedDiffusionModel, PreTrainedTokenizerBase]:
+    """A model of random weights, from torch's global generator, and its tokenizer.
+
+    Args:
+        family: a key of FAMILIES.
+        seed: of the problems that the tokenizer is trained on.
+    """
     tokenizer, model_class, config = FAMILIES[family](seed)
     model = model_class._from_config(config, attn_implementation="eager")
-    let_attention_copy(model)
+    initialize_for_copying(model)
     return model, tokenizer
 
 
 @torch.no_grad()
-def let_attention_copy(model: MaskedDiffusionModel) -> None:
-    """Choose initial weights with which a head only has to learn where to look in order to copy a token.
+def initialize_for_copying(model: MaskedDiffusionModel) -> None:
+    """Change initial weights so that an attention head only has to learn where to look in order to copy a token.
 
-    From independent random weights it would have to learn that, what to read there and what to write, each of no use
-    without the others; in so few steps names were never copied. So embeddings are as large as what layers add to them
-    (a token's identity stays readable in every layer), the model's head begins as the same vectors, and each attention
-    head's output projection as the transpose of its value projection: what is attended to adds to its own logit. (The
-    last is from Trockman and Kolter, "Mimetic initialization of self-attention layers", 2023.)
+    From independent random weights it would have to learn where to look, what to read there and what to write, and none
+    of them helps without the others: in so few steps, models never learned to copy names. Three changes help:
+
+    - Embeddings are scaled to what layers add to them, so that a token's identity stays readable in every layer.
+    - The model's head starts as the embeddings.
+    - The output projection of an attention head starts as the transpose of its value projection, so that attending to a
+      token raises that token's logit (Trockman and Kolter, "Mimetic initialization of self-attention layers", 2023).
     """
     embedding = model.get_input_embeddings().weight
     head = next(m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(embedding))
@@ -76,21 +90,26 @@ def let_attention_copy(model: MaskedDiffusionModel) -> None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer as the hub's checkpoints of its family have it."""
+    """Write a tokenizer in the files that its family's checkpoints on the hub have."""
     tokenizer.save_pretrained(folder)
-    if isinstance(tokenizer, dream.DreamTokenizer):  # vocab.json and merges.txt, and no tokenizer.json
-        tokenizer.backend_tokenizer.model.save(str(folder))
-        (folder / "tokenizer.json").unlink()
-        # As on the hub, what is in neither of them (special tokens, whole numbers) stands in the configuration.
-        file = folder / "tokenizer_config.json"
-        fields = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-        added = {str(number): {field: getattr(token, field) for field in fields}
-                 for number, token in sorted(tokenizer.added_tokens_decoder.items())}
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": added}, indent=2) + "\n")
+    if not isinstance(tokenizer, dream.DreamTokenizer):
+        return
+
+    # Dream's checkpoints have vocab.json and merges.txt instead of tokenizer.json. Tokens that are in neither (special
+    # tokens, whole numbers) are listed in the configuration.
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    (folder / "tokenizer.json").unlink()
+    file = folder / "tokenizer_config.json"
+    fields = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    added = {
+        str(token_id): {field: getattr(token, field) for field in fields}
+        for token_id, token in sorted(tokenizer.added_tokens_decoder.items())
+    }
+    files.write_json(file, files.read_json(file) | {"added_tokens_decoder": added})
 
 
 def train_bpe(pattern: str, special_tokens: list[str], vocabulary: int, seed: int) -> Tokenizer:
-    """Byte-level BPE of `vocabulary` tokens, trained on the training problems; `pattern` splits text beforehand."""
+    """Train a byte-level BPE of `vocabulary` tokens on training problems, which `pattern` splits into pieces first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
@@ -107,7 +126,8 @@ def train_bpe(pattern: str, special_tokens: list[str], vocabulary: int, seed: in
     return tokenizer
 
 
-def _llada(seed: int):
+def make_llada(seed: int) -> tuple[PreTrainedTokenizerBase, type[MaskedDiffusionModel], PreTrainedConfig]:
+    """Tokenizer, model class and configuration of the embedded LLaDA."""
     bpe = train_bpe(PIECES, list(LLADA_TOKENS.values()), VOCABULARY, seed)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, chat_template=LLADA_CHAT, model_max_length=MAX_POSITIONS,
@@ -123,8 +143,10 @@ def _llada(seed: int):
     )
 
 
-def _dream(seed: int):
-    # No merge crosses a piece, though Qwen's pattern cuts fewer; it cuts digits apart, so numbers are added as a whole.
+def make_dream(seed: int) -> tuple[PreTrainedTokenizerBase, type[MaskedDiffusionModel], PreTrainedConfig]:
+    """Tokenizer, model class and configuration of the embedded Dream."""
+    # The tokenizer splits text with Qwen's pattern. Its longer pieces do no harm, because no merge crosses one of ours.
+    # But it splits numbers into digits, so whole numbers are added as tokens.
     numbers = [str(number) for number in range(10, 100)]
     bpe = train_bpe(PIECES.replace(r"\d{1,2}", r"\d"), [], VOCABULARY - 8 - len(numbers), seed)
     parts = json.loads(bpe.to_str())["model"]
@@ -140,4 +162,4 @@ def _dream(seed: int):
     )
 
 
-FAMILIES = {"llada": _llada, "dream": _dream}
+FAMILIES = {"llada": make_llada, "dream": make_dream}

@@ -152,7 +152,7 @@ def test_saved_shards_read_back(random_dream, tmp_path):
 def tokenizer_folder(tmp_path_factory):
     """A folder with vocab.json and merges.txt as the hub has them, from the embedded model's recipe."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    model, tokenizer = make.make("dream", seed=7)
+    model, tokenizer = make.make_model("dream", seed=7)
     make.save_tokenizer(tokenizer, folder)
     model.config.save_pretrained(folder)
     return folder
@@ -176,7 +176,7 @@ def test_encodes_as_qwen2_does(tokenizer_folder):
 
 def test_a_saved_tokenizer_reads_back(tokenizer_folder):
     """Guards the numbers that vocab.json can not hold: after saving and loading every token has its id again."""
-    _, made = make.make("dream", seed=7)
+    _, made = make.make_model("dream", seed=7)
     assert DreamTokenizer.from_pretrained(tokenizer_folder).get_vocab() == made.get_vocab()
 
 

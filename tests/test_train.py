@@ -20,7 +20,7 @@ from dpad.training import data
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def stream(request):
-    _, tokenizer = make.make(request.param, seed=3)
+    _, tokenizer = make.make_model(request.param, seed=3)
     return data.Stream(tokenizer, 3000, 3, "train", lesson_steps=1)
 
 
@@ -73,7 +73,7 @@ def test_samples_for_names_mask_names_alone(stream, monkeypatch):
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_names_and_numbers_are_one_token_wherever_they_stand(family):
     """Guards copying: a name at the start of a line and inside one is the same token, and so is a number up to 99."""
-    _, tokenizer = make.make(family, seed=3)
+    _, tokenizer = make.make_model(family, seed=3)
     for name in (*arithmetic.GIRLS, *arithmetic.BOYS, *map(str, range(100))):
         alone = tokenizer(name, add_special_tokens=False).input_ids
         assert len(alone) == 1
@@ -83,7 +83,7 @@ def test_names_and_numbers_are_one_token_wherever_they_stand(family):
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_attention_copies_from_the_start(family):
     """Guards the initial weights: what a layer's heads attend to adds to the logit of the same token."""
-    model, _ = make.make(family, seed=3)
+    model, _ = make.make_model(family, seed=3)
     tokens = torch.arange(50, 250)
     embedded = model.embed(tokens[None])
     for layer in model.layers:
