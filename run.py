@@ -43,19 +43,6 @@ examples:
   echo "..." | python run.py generate -m tiny -th 0.9                    the prompt from standard input
   python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json > answers.jsonl
 """
-BENCH_EXAMPLES = """\
-examples:
-  python run.py bench                                      eight layers of random weights: vanilla, DPad, caches
-  python run.py bench -m tiny --rows figure -l 1024 --blocks 2      the seven rows of the paper's long-sequence figure
-  python run.py bench --gen_lengths 256,512,1024,2048 --plot growth.png      cost of a block against answer length
-  python run.py bench -m tiny --batch_size 1,8             what batches gain
-  python run.py bench --profile +DPad                      where the time goes
-  python run.py bench -m 8b --device cuda --prompt_length 200 -l 1024 --steps_per_block 10     LLaDA-8B's shape
-
-The floor is the same forwards as their matrix products alone, timed in the same process.
-"""
-
-
 CHAT_EXAMPLES = """\
 examples:
   python run.py chat -m tiny -d gaussian -k 3 -sc 1.6 -e             the embedded model, offline
@@ -212,43 +199,14 @@ def trace_parser() -> argparse.ArgumentParser:
 
 
 def bench_parser() -> argparse.ArgumentParser:
+    from benchmarks import bench
+
     parser = _Parser(
         prog="run.py bench", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="run.py bench [flags]", epilog=BENCH_EXAMPLES,
-        description="Time decoding in one process, warm and synchronised, against the floor of its matrix products.",
+        usage="run.py bench [flags]", epilog=bench.EXAMPLES, description=bench.DESCRIPTION,
     )
-    group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", default="small", metavar="NAME",
-                       help="random weights in the shape 8b (LLaDA-8B), 7b (Dream-7B) or small, or a model as run.py "
-                       "takes it: tiny, ... (default: %(default)s)")
-    add_placement_flags(group)
-    group = parser.add_argument_group("work")
-    group.add_argument("--prompt_length", type=int, default=128, help="prompt tokens (default: %(default)s)")
-    group.add_argument("-l", "--gen_length", type=int, default=256, help="answer tokens (default: %(default)s)")
-    group.add_argument("-b", "--block_size", dest="block_length", type=int, default=32,
-                       help="tokens a block (default: %(default)s)")
-    group.add_argument("--steps_per_block", type=int, default=4, help="forwards a block (default: %(default)s)")
-    group.add_argument("-th", "--threshold", type=float, help="as many as the confidences need instead")
-    group.add_argument("--batch_size", default="1", metavar="N,...", help="rows decoded together; several sizes are "
-                       "compared (default: %(default)s)")
-    group.add_argument("--blocks", type=int, help="rows with early termination end after so many blocks")
-    group.add_argument("-w", "--window", type=int, help="DPad's window (default: 256, or --gen_length if shorter)")
-    group.add_argument("-k", "--k_sigma", type=float, default=3.0, help="DPad's k (default: %(default)s)")
-    group.add_argument("-sc", "--scale", type=float, default=1.6, help="DPad's scale (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=1234, help="of prompts and draws (default: %(default)s)")
-    group = parser.add_argument_group("measurement")
-    group.add_argument("--rows", choices=("caches", "figure"), default="caches",
-                       help="which settings: vanilla and DPad with each cache, or the paper's long-sequence figure "
-                       "(default: %(default)s)")
-    group.add_argument("--graphs", choices=("auto", "on", "off"), default="auto", help="replay cached steps as CUDA "
-                       "graphs; auto: on a GPU (default: %(default)s)")
-    group.add_argument("--only", metavar="ROW,...", help="of these, only the rows of these names")
-    group.add_argument("--repeats", type=int, default=5, help="timed runs of every row (default: %(default)s)")
-    group.add_argument("--gen_lengths", metavar="G,...", help="instead: the cost of the first --blocks blocks (4) of "
-                       "Vanilla and +DPad at these answer lengths")
-    group.add_argument("--profile", metavar="ROW", help="instead: where the time of this row goes")
-    group.add_argument("--output", metavar="FILE", help="write the record into this .json file")
-    group.add_argument("--plot", metavar="PNG", help="draw the record into this file")
+    bench.add_flags(parser)
+    add_placement_flags(parser.add_argument_group("placement"))
     return parser
 
 
@@ -483,52 +441,8 @@ def read_text(name: str) -> str:
 
 def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
     from benchmarks import bench
-    from dpad.engine import cuda_graphs
-    from dpad.results import charts, records, tables
-    from sampler import GaussianSampler
 
-    lengths = [args.gen_length] if args.gen_lengths is None else integers("--gen_lengths", args.gen_lengths)
-    names = ("Vanilla", "+DPad") if args.gen_lengths else args.only.split(",") if args.only else None
-    chosen = bench.choose_rows(args.rows, [args.profile] if args.profile else names)
-    given = {field: getattr(args, field) for field in ("prompt_length", "block_length", "steps_per_block", "threshold",
-                                                       "blocks", "seed")}
-    if args.gen_lengths and args.blocks is None:
-        given["blocks"] = 4
-    sizes = integers("--batch_size", args.batch_size)
-    if len(sizes) > 1 and (args.gen_lengths or args.profile):
-        raise ValueError(f"--batch_size is {args.batch_size!r}; it must be one number with "
-                         f"{'--gen_lengths' if args.gen_lengths else '--profile'}")
-    works = [
-        bench.Workload(gen_length=length, batch_size=size, **given, sampler=GaussianSampler(
-            min(256, length) if args.window is None else args.window, args.k_sigma, args.scale))
-        for length in lengths for size in sizes
-    ]
-    model, family = bench.make_model(args.model, args.device, args.dtype)
-    measured = (args.model, model, family, chosen)
-    command = shlex.join(["python", "run.py", *argv])
-    with cuda_graphs.use(args.graphs):
-        if args.profile:
-            print(bench.profile(model, family, chosen[0], works[0]))
-            return
-        if args.gen_lengths:
-            record = bench.growth(*measured, works, args.repeats, command)
-        else:
-            record = bench.measure(*measured, works, args.repeats, command)
-    print(f"{tables.terminal_table([record])}\n\n{tables.caption([record])}")
-    if args.output:
-        records.write_json(args.output, record)
-        print(f"written to {args.output}")
-    if args.plot:
-        charts.draw([record], args.plot)
-        print(f"drawn in {args.plot}")
-    print(json.dumps(tables.summary_of(record)))
-
-
-def integers(name: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} is {text!r}; it must be whole numbers with commas between them") from None
+    bench.run(args, shlex.join(["python", "run.py", *argv]))
 
 
 # --- chat -------------------------------------------------------------------------------------------------------------
