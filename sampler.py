@@ -12,11 +12,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-
-import torch
-from torch import Generator, Tensor
+from typing import TYPE_CHECKING
 
 from dpad.engine.fields import check_settings, setting
+from dpad.engine.lazy import lazy_module
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor
+else:
+    torch = lazy_module("torch")
 
 WINDOW = 256  # the default window; shorter answers take their own length
 
