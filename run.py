@@ -211,10 +211,12 @@ def bench_parser() -> argparse.ArgumentParser:
 
 
 def table_parser() -> argparse.ArgumentParser:
+    from dpad.results.charts import FIGURES
+
     parser = _Parser(
         prog="run.py table", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="run.py table RECORD... [flags]", epilog=TABLE_EXAMPLES,
-        description="Show records of evaluations as tables in the paper's shape, or draw its figures from them.",
+        description="Show records of every kind as tables, evaluations in the paper's shape, or draw figures of them.",
     )
     parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders of them")
     parser.add_argument("--paper", metavar="MODEL", help="put the authors' numbers for llada-instruct, llada-1.5 or "
@@ -222,9 +224,9 @@ def table_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
                         help="(default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg")
-    parser.add_argument("--figure", choices=("bars", "heatmap", "length"), default="bars", help="which: latency and "
-                        "accuracy, accuracy by window and kept tokens, or speedup against answer length "
-                        "(default: %(default)s)")
+    parser.add_argument("--figure", choices=FIGURES, default="bars", help="which: bars (latency and accuracy of "
+                        "evaluations, latency and roofline of benchmarks), accuracy by window and kept tokens, or "
+                        "speedup against answer length (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
     return parser
 
@@ -252,14 +254,14 @@ def load_model(args: argparse.Namespace):
 
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     from dpad.evaluation import processes
-    from dpad.results import records
+    from dpad.results import files
 
     options = decoding_from(args)  # what is wrong with the flags is said before a model of 16 GB is loaded
     if args.num_processes < 1:
         raise ValueError(f"num_processes is {args.num_processes}; it must be at least 1")
     command = shlex.join(["python", "run.py", *argv])
     if args.record and not args.from_scratch and Path(args.record).exists():
-        if records.read_json(args.record).get("command") == command:
+        if files.read_json(args.record).get("command") == command:
             print(f"complete: {args.record}")
             return
     from dpad.evaluation import harness
@@ -286,7 +288,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     if record is None:  # process 0 has it
         return
     if args.record:
-        records.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
+        files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
     print(summary(record))
 
 
@@ -309,7 +311,7 @@ def summary(record: dict) -> str:
     rows += [(label, f"{record[key]} of {record['samples']}") for label, key in
              (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")) if record[key]]
     width = max(len(label) for label, _ in rows)
-    lines = [f"{record['task']} · {record['model']} · {tables.counted(record['samples'])}{reused}"]
+    lines = [f"{record['task']} · {record['model']} · {tables.count_samples(record['samples'])}{reused}"]
     lines += [f"  {label:<{width}}  {value}" for label, value in rows]
     return "\n".join([*lines, f"written to {record['folder']}: record.json, samples.jsonl"])
 
@@ -426,10 +428,10 @@ def read_prompt_file(name: str) -> list[str]:
 
 
 def read_text(name: str) -> str:
-    from dpad.results import records
+    from dpad.results import files
 
     if name != "-":
-        return records.read_text(name)
+        return files.read_text(name)
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
@@ -462,13 +464,13 @@ def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
 
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
     from dpad.interact import denoising
-    from dpad.results import tables
+    from dpad.results.records import hardware_line
 
     traces = [denoising.read(path) for path in args.paths]
     for trace in traces:
         seen = denoising.view(trace, len(trace.forwards))
         print(f"{denoising.words(trace)}: {seen.forwards} forwards, {seen.tokens} tokens, {seen.seconds:.2f} s, "
-              f"{100 * seen.share:.0f}% of the positions computed; {tables.hardware_line(trace.head)}\n"
+              f"{100 * seen.share:.0f}% of the positions computed; {hardware_line(trace.head)}\n"
               f"{trace.tail['answer']}\n")
     if args.gif:
         denoising.draw_gif(traces, args.gif, args.seconds)
@@ -479,12 +481,12 @@ def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
 
 
 def run_table(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.results import paper
+    from dpad.results import charts, tables
     from dpad.results.records import load
 
     records = load(args.paths)
-    print(paper.render(records, args.paper, args.format))
-    for path in paper.draw(records, args.figure, args.plot) if args.plot else ():
+    print(tables.render(records, args.paper, args.format))
+    for path in charts.draw(records, args.plot, args.figure) if args.plot else ():
         print(f"drawn in {path}", file=sys.stderr)
 
 
