@@ -343,8 +343,8 @@ def test_lm_eval_command_line(model, tmp_path):
     arguments = f"checkpoint={model[1]},gen_length=32,block_length=16,threshold=0.02,dropout_strategy=gaussian"
     done = subprocess.run(
         [sys.executable, "-m", "dpad.evaluation.lm_eval_cli", "--model", "dpad", "--model_args", arguments,
-         "--device", "cpu", "--tasks", "arithmetic-50", "--include_path", "dataset/tasks", "--apply_chat_template", "--limit", "2",
-         "--output_path", str(tmp_path), "--log_samples"],
+         "--device", "cpu", "--tasks", "arithmetic-50", "--include_path", "dataset/tasks", "--apply_chat_template",
+         "--limit", "2", "--output_path", str(tmp_path), "--log_samples"],
         cwd=ROOT, text=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
