@@ -22,7 +22,7 @@ from dpad.engine.checks import check_choice
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from transformers import BatchEncoding
 
     from dpad.engine.decoding import DecodingOutput
     from dpad.engine.settings import DecodingSettings
@@ -123,7 +123,7 @@ class LoadedModel:
     checkpoint: str
     family: Family
     model: MaskedDiffusionModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any  # a PreTrainedTokenizerBase; its methods are typed for one text and for many alike
     chat_template: bool
 
     @property
@@ -256,10 +256,10 @@ def placement(
         torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else "bfloat16"
-    if isinstance(dtype, str):
-        check_choice("dtype", dtype, DTYPES)
-        dtype = getattr(torch, dtype)
-    return device, dtype
+    if isinstance(dtype, torch.dtype):
+        return device, dtype
+    check_choice("dtype", dtype, DTYPES)
+    return device, getattr(torch, dtype)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -343,7 +343,7 @@ def _quiet_if_small(checkpoint: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokenizer(checkpoint: str, options: dict) -> PreTrainedTokenizerBase:
+def _tokenizer(checkpoint: str, options: dict) -> Any:
     from transformers import AutoTokenizer
 
     try:
