@@ -253,7 +253,7 @@ def _metric(entry: dict, samples: int) -> Metric:
     return Metric(
         value=None if value is None else factor * value,
         error=factor * error if isinstance(error, (int, float)) else None,
-        interval=share_interval(value, samples) if factor == 100 else None,
+        interval=share_interval(value, samples) if value is not None and factor == 100 else None,
     )
 
 
