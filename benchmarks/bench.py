@@ -19,28 +19,13 @@ from dpad.engine.configurations import Configuration
 from dpad.engine.fields import add_flags as add_setting_flags
 from dpad.engine.fields import given_settings, settings_of
 
-DESCRIPTION = "Time decoding in one process, warm and synchronised, beside the roofline of its matrix products."
-EXAMPLES = """\
-examples:
-  python run.py bench                                      eight layers of random weights: vanilla, DPad, caches
-  python run.py bench -m tiny --rows figure -l 1024 --blocks 2      the seven rows of the paper's long-sequence figure
-  python run.py bench --gen_lengths 256,512,1024,2048 --plot growth.png      cost of a block against answer length
-  python run.py bench -m tiny --batch_size 1,8             what batches gain
-  python run.py bench --profile +DPad                      where the time goes
-  python run.py bench -m 8b --device cuda --prompt_length 200 -l 1024 --steps_per_block 10     LLaDA-8B's shape
-
-The roofline is the time of the same forwards' matrix products alone, in the same process.
-"""
 GROWTH_ROWS = ("Vanilla", "+DPad")
 GROWTH_BLOCKS = 4
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the benchmark's flags; --device, --dtype and --debug are those of every command (run.py)."""
+    """Add the benchmark's flags. Those for the model (--model, --device, --dtype) are in run.py."""
     group = parser.add_argument_group("work")
-    group.add_argument("-m", "--model", default="small", metavar="NAME",
-                       help="random weights in the shape 8b (LLaDA-8B), 7b (Dream-7B) or small, or a model as run.py "
-                       "takes it: tiny, ... (default: %(default)s)")
     add_setting_flags(group, settings_of(Workload))
     group.add_argument("--batch_size", default="1", metavar="N,...", help="rows decoded together; several sizes are "
                        "compared (default: %(default)s)")
@@ -96,7 +81,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     """Run the benchmark that the flags ask for and print its table; the last line is a summary as JSON.
 
     Args:
-        args: the flags of `add_flags`, with `device` and `dtype`.
+        args: the flags of `add_flags`, with `model`, `device` and `dtype`.
         command: the whole command line, for the record.
 
     Raises:

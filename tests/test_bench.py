@@ -3,7 +3,6 @@
     bash tests/run.sh tests/test_bench.py
 """
 
-import argparse
 import dataclasses
 import json
 import shlex
@@ -212,8 +211,7 @@ def test_the_gpu_script_asks_for_what_there_is():
     text = (ROOT / "benchmarks" / "gpu.sh").read_text().replace("\\\n", " ")
     commands = [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("bench ")]
     assert len(commands) == 6
-    parser = argparse.ArgumentParser()
-    bench.add_flags(parser)
+    parser = run.parser_of("bench")
     for command in commands:
         args = parser.parse_args(command)
         bench.plan(args)
