@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -222,7 +223,8 @@ def test_agreement_script_runs(tmp_path):
     """Guards the other half of gpu.sh: on the CPU every answer agrees with the plain path in float32."""
     command = [sys.executable, "-m", "benchmarks.agreement", "--device", "cpu", "--limit", "1", "--output",
                tmp_path / "record.json"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in the tests' own process
+    printed = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=True).stdout
     assert "float32 equals the plain path in 72 of 72 runs of 1 answers" in printed
     assert len(json.loads((tmp_path / "record.json").read_text())["rows"]) == 24
 
