@@ -58,15 +58,15 @@ def render(records: Sequence[dict], model: str | None = None, form: str = "termi
             parts += [_titled_table(table, reported, form) for table in group_evaluations(group)]
             parts.append(_interval_note(model))
         else:
-            parts.append(f"{FORMATS[form](table_of(group))}\n\n{caption(group)}")
+            parts.append(f"{FORMATS[form](*table_of(group))}\n\n{caption(group)}")
     return "\n\n".join(parts)
 
 
 def _titled_table(records: Sequence[dict], reported: Mapping[tuple, dict], form: str) -> str:
     table = evaluation_table(records, reported, intervals=True)
     if form == "markdown":
-        return f"**{title(records)}**\n\n{as_markdown(table)}"
-    return f"{title(records)}\n{as_columns(table)}"
+        return f"**{title(records)}**\n\n{as_markdown(*table)}"
+    return f"{title(records)}\n{as_columns(*table)}"
 
 
 def _interval_note(model: str | None) -> str:
@@ -83,12 +83,12 @@ def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
     Args:
         names: names of rows still to come, so that the columns stay where they are while a table grows.
     """
-    return as_columns(table_of(records), names)
+    return as_columns(*table_of(records), names)
 
 
 def markdown_table(records: Sequence[dict]) -> str:
     """One table as Markdown, with the caption under it."""
-    return f"{as_markdown(table_of(records))}\n\n{caption(records)}"
+    return f"{as_markdown(*table_of(records))}\n\n{caption(records)}"
 
 
 def csv_table(records: Sequence[dict], reported: Mapping[tuple, dict] | None = None) -> str:
@@ -612,24 +612,24 @@ KINDS = {
 # --- Text -------------------------------------------------------------------------------------------------------------
 
 
-def as_columns(table: Table, names: Sequence[str] = ()) -> str:
-    """Aligned columns under a rule; the first is as wide as the longest of `names`, too."""
-    widths = [max(map(len, column)) for column in zip(table.headings, *table.cells)]
+def as_columns(headings: Sequence[str], cells: Sequence[Sequence[str]], names: Sequence[str] = ()) -> str:
+    """Aligned columns under a rule; the first is at least as wide as the longest of `names`."""
+    widths = [max(map(len, column)) for column in zip(headings, *cells)]
     widths = [max(widths[0], *map(len, names), 0), *(max(width, 7) for width in widths[1:])]
 
-    def align(line: list[str]) -> str:
+    def align(line: Sequence[str]) -> str:
         return "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
 
-    heading = align(table.headings)
-    return "\n".join([heading, "─" * len(heading), *map(align, table.cells)])
+    heading = align(headings)
+    return "\n".join([heading, "─" * len(heading), *map(align, cells)])
 
 
-def as_markdown(table: Table) -> str:
-    lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)], *table.cells]
+def as_markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"terminal": as_columns, "markdown": as_markdown}
+FORMATS: dict[str, Callable[[list[str], list[list[str]]], str]] = {"terminal": as_columns, "markdown": as_markdown}
 
 
 def number(value: float | None, digits: int = 1) -> str:
