@@ -3,7 +3,7 @@
     rows = choose_rows("caches", ["Vanilla", "+DPad"])
     work = Workload(prompt_length=128, gen_length=256, steps_per_block=4)
 
-Imported by bench.py and measurement.py. Needs no torch until a workload is made, so that `--help` is fast.
+Imported by bench.py and measurement.py. Needs no torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dpad.engine.checks import check_integer
-from dpad.engine.configurations import CACHES, CONFIGURATIONS, LONG_SEQUENCES, WINDOW, Configuration
+from dpad.engine.configurations import CACHES, CONFIGURATIONS, LONG_SEQUENCES, Configuration
 from dpad.engine.fields import check_settings, setting
-
-if TYPE_CHECKING:
-    from sampler import GaussianSampler
+from sampler import WINDOW, GaussianSampler
 
 # The tables, by the value of --rows. In "caches" every row makes the same forwards, several tokens each and to the end
 # of the answer, so that it shows what suffix dropout and the caches do to them. "figure" is the paper's figure for long
@@ -61,9 +58,9 @@ class Workload:
     batch_size: int = 1
     blocks: int | None = setting(None, "rows with early termination end after so many blocks", minimum=1)
     window: int | None = setting(None, f"DPad's window (default: {WINDOW}, or --gen_length where that is shorter)",
-                                 flags=("-w", "--window"), minimum=1)
-    k_sigma: float = setting(3.0, "DPad's k", flags=("-k", "--k_sigma"), above=0)
-    scale: float = setting(1.6, "DPad's scale", flags=("-sc", "--scale"), above=0)
+                                 flags=("-w", "--window"))
+    k_sigma: float = setting(3.0, "DPad's k", flags=("-k", "--k_sigma"))
+    scale: float = setting(1.6, "DPad's scale", flags=("-sc", "--scale"))
     seed: int = setting(1234, "seed of prompts and draws", minimum=0)
 
     def __post_init__(self) -> None:
@@ -82,8 +79,6 @@ class Workload:
     @property
     def sampler(self) -> GaussianSampler:
         """The suffix sampler of the rows with DPad."""
-        from sampler import GaussianSampler
-
         window = min(WINDOW, self.gen_length) if self.window is None else self.window
         return GaussianSampler(window, self.k_sigma, self.scale)
 
