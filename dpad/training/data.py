@@ -224,8 +224,8 @@ def drill(rng: random.Random, count: int = 16) -> dict:
     sums = []
     for sign in rng.choices("+-*/", (7, 7, 3, 3), k=count):
         small = rng.randint(2, arithmetic.MAX_FACTOR)
-        large = rng.randint(2, arithmetic.LIMIT // small)
-        total = rng.randint(4, arithmetic.LIMIT)
+        large = rng.randint(2, arithmetic.MAX_NUMBER // small)
+        total = rng.randint(4, arithmetic.MAX_NUMBER)
         part = rng.randint(2, total - 2)
         part = rng.choice((part, total - part)) if sign == "+" else part
         sums.append({
