@@ -369,7 +369,8 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
     options = decoding_from(args)
     prompts = read_prompts(args)
     from dpad.engine import completion
-    from dpad.interact import chat, denoising
+    from dpad.interact import terminal
+    from dpad.interact import trace as traces
 
     loaded, wanted = load_model(args)
     chat_template = completion.check_chat_template(loaded, wanted)
@@ -382,9 +383,9 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         chosen = slice(start, start + args.batch_size)
         if args.watch and len(prompts) > 1:
             print(f"> {prompts[start]}")
-        streamer = watcher(loaded, chat.wants_colour()) if args.watch else None
+        streamer = terminal.watcher(loaded, terminal.wants_colour()) if args.watch else None
         if args.trace:
-            streamer = denoising.Tracer(denoising.head_of(loaded, prompts[0], options), loaded, streamer=streamer)
+            streamer = traces.Tracer(traces.head_of(loaded, prompts[0], options), loaded, streamer=streamer)
         answers = completion.complete(loaded, texts[chosen], options, until=[eos], streamer=streamer)
         if args.trace:
             streamer.finish(answers[0]).write(args.trace)
@@ -404,33 +405,6 @@ def show(args: argparse.Namespace, prompt: str, answer, several: bool) -> None:
         print(f"> {prompt}\n{answer.text}" if several else answer.text)
     print(f"[{answer.forwards} forwards · {answer.tokens} tokens · {rate:.1f} tokens/s · {answer.seconds:.2f} s]",
           end="\n\n" if several else "\n", flush=True)
-
-
-def watcher(loaded, colour: bool = True):
-    """transformers' streamer for diffusion, over a tokenizer that shows a mask as a shade and no special tokens."""
-    from transformers import TextDiffusionStreamer
-
-    class Plain(TextDiffusionStreamer):
-        """Drafts without the yellow."""
-
-        def put_draft(self, value, **kwargs):
-            self._clear_draft()
-            print("\x1b7" + self.tokenizer.decode(value[0]), end="", flush=True)  # \x1b7: remember the place
-            self._has_draft = True
-
-    tokenizer = loaded.tokenizer
-    mask = tokenizer.convert_ids_to_tokens(loaded.model.config.mask_token_id)
-    hidden = [token for token in tokenizer.all_special_tokens if token != mask]
-
-    class Display:
-        @staticmethod
-        def decode(ids, **options) -> str:
-            text = tokenizer.decode(ids, **options).replace(mask, "░")
-            for token in hidden:
-                text = text.replace(token, "")
-            return text
-
-    return (TextDiffusionStreamer if colour else Plain)(Display, skip_prompt=True)
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
@@ -535,29 +509,30 @@ def integers(name: str, text: str) -> list[int]:
 
 
 def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.interact import chat
+    from dpad.interact import chat, terminal
 
     decoding_from(args)
     loaded, _ = load_model(args)
     drafts = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"  # which cannot draw over a line
-    chat.Chat(loaded, args, decoding_from, watcher, show=drafts, colour=chat.wants_colour()).run()
+    chat.Chat(loaded, args, decoding_from, terminal.watcher, show=drafts, colour=terminal.wants_colour()).run()
 
 
 # --- trace ------------------------------------------------------------------------------------------------------------
 
 
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.interact import denoising
+    from dpad.interact import canvas, gif
+    from dpad.interact.trace import read
     from dpad.results import report
 
-    traces = [denoising.read(path) for path in args.paths]
+    traces = [read(path) for path in args.paths]
     for trace in traces:
-        seen = denoising.view(trace, len(trace.forwards))
-        print(f"{denoising.words(trace)}: {seen.forwards} forwards, {seen.tokens} tokens, {seen.seconds:.2f} s, "
+        seen = canvas.view(trace, len(trace.forwards))
+        print(f"{canvas.words(trace)}: {seen.forwards} forwards, {seen.tokens} tokens, {seen.seconds:.2f} s, "
               f"{100 * seen.share:.0f}% of the positions computed; {report.hardware_line(trace.head)}\n"
               f"{trace.tail['answer']}\n")
     if args.gif:
-        denoising.draw_gif(traces, args.gif, args.seconds)
+        gif.draw_gif(traces, args.gif, args.seconds)
         print(f"drawn in {args.gif}")
 
 

@@ -24,7 +24,9 @@ from pathlib import Path
 
 from dpad.engine import completion, cuda_graphs, loading
 from dpad.engine.decoding import CACHE_MODES
-from dpad.interact import denoising
+from dpad.interact import canvas as canvases
+from dpad.interact import gif
+from dpad.interact import trace as traces_
 
 MOST_TOKENS = 512  # the longest answer that the page asks for
 MOST_CHARACTERS = 2000  # of a question
@@ -92,9 +94,9 @@ STYLE = """
 # --- Pictures ---------------------------------------------------------------------------------------------------------
 
 
-def canvas(trace: denoising.Trace, forwards: int, half: bool = False) -> str:
+def canvas(trace: traces_.Trace, forwards: int, half: bool = False) -> str:
     """The answer's places after so many forwards as HTML: all text in it is escaped. half: beside another one."""
-    seen, total = denoising.view(trace, forwards), len(trace.forwards)
+    seen, total = canvases.view(trace, forwards), len(trace.forwards)
     eos = trace.head.get("eos", "")
     cells = []
     for place, (kind, text, confidence, number) in enumerate(seen.cells):
@@ -103,7 +105,7 @@ def canvas(trace: denoising.Trace, forwards: int, half: bool = False) -> str:
             "filled": "end of the answer, filled in without a forward",
         }.get(kind, ""), ""
         if kind == "decided":
-            red, green, blue = denoising.shade(number, total)
+            red, green, blue = gif.shade(number, total)
             style = f' style="background:rgb({red},{green},{blue})"'
             kind = "decided late" if red + green + blue < 430 else "decided"
             label = f"{text!r}: forward {number + 1}, confidence {confidence:.3f}"
@@ -122,7 +124,7 @@ def canvas(trace: denoising.Trace, forwards: int, half: bool = False) -> str:
     return (
         f'<div class="dpad trace {"half" if half else "whole"}" data-forwards="{seen.forwards}" '
         f'data-done="{int(seen.done)}">'
-        f"<h3>{html.escape(denoising.words(trace))}</h3>"
+        f"<h3>{html.escape(canvases.words(trace))}</h3>"
         f'<div class="numbers">{numbers}</div><div class="cells" role="img" aria-label="canvas: {seen.tokens} tokens '
         f'decided after {seen.forwards} forwards, {state}">{"".join(cells)}</div>'
         + (f'<div class="answer">{answer}</div>' if seen.done else "") + f'<div class="legend">{legend}</div></div>'
@@ -207,7 +209,7 @@ class Denoiser:
         completion.check_prompt(self.loaded, text, options["gen_length"])
         return Answering(self, question, text, options)
 
-    def keep(self, trace: denoising.Trace) -> Path:
+    def keep(self, trace: traces_.Trace) -> Path:
         """Write a finished trace, in the place of the one FILES before it, and return where it is."""
         file = Path(self.folder.name) / str(next(self.kept) % FILES) / "trace.jsonl"
         trace.write(file)
@@ -220,16 +222,16 @@ class Answering(threading.Thread):
     def __init__(self, denoiser: Denoiser, question: str, text: str, options: dict):
         super().__init__(daemon=True)
         self.denoiser, self.text, self.options_ = denoiser, text, options
-        self.tracer = denoising.Tracer(denoising.head_of(denoiser.loaded, question, options), denoiser.loaded,
+        self.tracer = traces_.Tracer(traces_.head_of(denoiser.loaded, question, options), denoiser.loaded,
                                        listener=self._heard)
         self.stopped, self.error = threading.Event(), None
         self.start()
 
     @property
-    def trace(self) -> denoising.Trace:
+    def trace(self) -> traces_.Trace:
         return self.tracer.trace
 
-    def _heard(self, trace: denoising.Trace) -> None:
+    def _heard(self, trace: traces_.Trace) -> None:
         if self.stopped.is_set():
             raise _Stopped
 
@@ -388,14 +390,14 @@ class Page:
                 answer.stop()
         yield self.finished(traces) | {self.message: verdict(traces) if len(traces) == 2 else ""}
 
-    def pictures(self, traces: list[denoising.Trace], counts: list[int] | None = None) -> dict:
+    def pictures(self, traces: list[traces_.Trace], counts: list[int] | None = None) -> dict:
         """The canvases of one trace or two, after so many forwards (None: as far as they are)."""
         counts = [len(trace.forwards) for trace in traces] if counts is None else counts
         shown = [canvas(trace, count, half=len(traces) == 2) for trace, count in zip(traces, counts)]
         right = {"visible": True, "value": shown[1]} if len(shown) == 2 else {"visible": False}
         return {self.left: shown[0], self.right: gradio().update(**right)}
 
-    def finished(self, traces: list[denoising.Trace]) -> dict:
+    def finished(self, traces: list[traces_.Trace]) -> dict:
         """The player: its slider runs over the forwards of the slower trace; the last trace can be saved."""
         gr, most = gradio(), len(slower(traces).forwards)
         return self.pictures(traces) | self.pause() | {
@@ -403,7 +405,7 @@ class Page:
             self.save: str(self.denoiser.keep(traces[-1])), self.traces: traces,
         }
 
-    def show(self, forward: float, traces: list[denoising.Trace]) -> dict:
+    def show(self, forward: float, traces: list[traces_.Trace]) -> dict:
         """The pictures after so many forwards; of a comparison, at the moment when the slower one had so many."""
         if not traces:
             return {self.left: ""}
@@ -414,13 +416,13 @@ class Page:
             for trace in traces
         ])
 
-    def press_play(self, label: str, forward: float, traces: list[denoising.Trace]) -> dict:
+    def press_play(self, label: str, forward: float, traces: list[traces_.Trace]) -> dict:
         if label != "Play":
             return self.pause()
         again = {self.scrub: 0} if forward >= len(slower(traces).forwards) else {}
         return {self.play: "Pause", self.clock: gradio().Timer(active=True), **again}
 
-    def tick(self, forward: float, traces: list[denoising.Trace]) -> dict:
+    def tick(self, forward: float, traces: list[traces_.Trace]) -> dict:
         """Go on by one picture of the replay; at the end it stops."""
         most = len(slower(traces).forwards) if traces else 0
         place = min(most, forward + max(1, most // FRAMES))
@@ -433,7 +435,7 @@ class Page:
         try:
             if os.path.getsize(file) > FILE_LIMIT:
                 raise ValueError(f"the file is larger than {FILE_LIMIT // 2**20} MB")
-            trace = denoising.read(file)
+            trace = traces_.read(file)
             if trace.head["gen_length"] > 8 * MOST_TOKENS:
                 raise ValueError(f"the trace has {trace.head['gen_length']} places; {8 * MOST_TOKENS} is the most")
             if not trace.forwards:
@@ -450,16 +452,16 @@ def gradio():
     return gradio
 
 
-def slower(traces: list[denoising.Trace]) -> denoising.Trace:
+def slower(traces: list[traces_.Trace]) -> traces_.Trace:
     """The trace that took longer."""
     return max(traces, key=lambda trace: trace.forwards[-1]["seconds"])
 
 
-def verdict(traces: list[denoising.Trace]) -> str:
+def verdict(traces: list[traces_.Trace]) -> str:
     """One sentence on a finished comparison."""
-    vanilla, other = (denoising.view(trace, len(trace.forwards)) for trace in traces)
+    vanilla, other = (canvases.view(trace, len(trace.forwards)) for trace in traces)
     same = traces[0].tail.get("answer") == traces[1].tail.get("answer")
-    return (f'<div class="dpad"><div class="faster" role="status">{html.escape(denoising.words(traces[1]))}: '
+    return (f'<div class="dpad"><div class="faster" role="status">{html.escape(canvases.words(traces[1]))}: '
             f"{vanilla.seconds / max(other.seconds, 1e-9):.1f}× faster than vanilla, {100 * other.share:.0f}% of the "
             f"positions in each forward, {other.forwards} forwards instead of {vanilla.forwards}; the answers are "
             f"{'the same' if same else 'different'}.</div></div>")

@@ -17,7 +17,7 @@ from pathlib import Path
 from demo.app import EXAMPLES
 from dpad import ROOT
 from dpad.engine import completion, loading
-from dpad.interact import denoising
+from dpad.interact import gif, trace
 
 OUTPUT = ROOT / "benchmarks"
 DPAD = {"dropout_strategy": "gaussian", "k_sigma": 3, "scale": 1.6, "early_termination": True}
@@ -33,11 +33,11 @@ def film(path: Path, vanilla: Path, dpad: Path) -> None:
     for settings, file in (({}, vanilla), (DPAD, dpad)):
         options = completion.decoding_options(loading.FAMILIES["llada"], gen_length=256, **settings)
         completion.complete(loaded, [text], options | {"gen_length": 32, "steps": 2, "suffix_sampler": None})  # warm
-        tracer = denoising.Tracer(denoising.head_of(loaded, EXAMPLES[0], options), loaded)
+        tracer = trace.Tracer(trace.head_of(loaded, EXAMPLES[0], options), loaded)
         [answer] = completion.complete(loaded, [text], options, until=[loaded.tokenizer.eos_token], streamer=tracer)
         traces.append(tracer.finish(answer))
         traces[-1].write(file)
-    denoising.draw_gif(traces, path)
+    gif.draw_gif(traces, path)
 
 
 def screenshots(light: Path, dark: Path, port: int = 7861) -> None:

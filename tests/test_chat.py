@@ -17,7 +17,7 @@ from conftest import ROOT
 
 import run
 from dpad.engine import completion, loading
-from dpad.interact import chat
+from dpad.interact import chat, terminal
 
 QUESTION = "Mia bakes 24 rolls. She sells 9 rolls. How many rolls does Mia have now?"
 FLAGS = ["-d", "gaussian", "-k", "3", "-sc", "1.6", "-e", "-th", "0.9", "-l", "64", "--device", "cpu"]
@@ -67,7 +67,7 @@ def test_the_conversation_is_remembered(checkpoint_folder, monkeypatch):
     monkeypatch.setattr(completion, "complete", complete)
     args = run.chat_parser().parse_args(["-m", str(checkpoint_folder), "--chat_template", "on"])
     loaded = loading.load(str(checkpoint_folder), device="cpu")
-    talk = chat.Chat(loaded, args, run.decoding_from, run.watcher, show=False, colour=False)
+    talk = chat.Chat(loaded, args, run.decoding_from, terminal.watcher, show=False, colour=False)
     for question in ("One apple.", "Two apples."):
         talk.answer(question)
     assert [text in asked[1] for text in ("One apple.", "Answer 1.", "Two apples.")] == [True] * 3
@@ -82,7 +82,8 @@ def test_the_conversation_is_remembered(checkpoint_folder, monkeypatch):
 def test_the_embedded_models_know_single_questions():
     """Guards their default: they were not trained on conversations."""
     args = run.chat_parser().parse_args(["-m", "tiny"])
-    talk = chat.Chat(loading.load("tiny", device="cpu"), args, run.decoding_from, run.watcher, show=False, colour=False)
+    loaded = loading.load("tiny", device="cpu")
+    talk = chat.Chat(loaded, args, run.decoding_from, terminal.watcher, show=False, colour=False)
     assert talk.template and not talk.history
 
 

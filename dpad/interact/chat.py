@@ -9,7 +9,6 @@ Imported by run.py, never run.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -182,8 +181,3 @@ class Chat:
 
     def note(self, text: str) -> None:
         print(self.painted(text, "2"), flush=True)
-
-
-def wants_colour() -> bool:
-    """Whether standard output is a terminal that may be coloured (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

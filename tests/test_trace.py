@@ -1,6 +1,6 @@
 """Traces: what is recorded is what happened, files are read back or refused, the GIF has the frames it should.
 
-    bash tests/run.sh tests/test_denoising.py
+    bash tests/run.sh tests/test_trace.py
 """
 
 import json
@@ -10,7 +10,9 @@ from PIL import Image
 
 import run
 from dpad.engine import completion, loading
-from dpad.interact import denoising
+from dpad.interact import canvas
+from dpad.interact import gif as gifs
+from dpad.interact import trace as traces
 from sampler import GaussianSampler
 
 PROMPT = "Tom has 3 bags with 4 apples in each bag. How many apples does Tom have?"
@@ -23,7 +25,7 @@ def loaded(checkpoint_folder):
 
 def record(loaded, **options):
     options = {"gen_length": 96, "block_length": 16, "steps": 24, "seed": 3} | options
-    tracer = denoising.Tracer(denoising.head_of(loaded, PROMPT, options), loaded)
+    tracer = traces.Tracer(traces.head_of(loaded, PROMPT, options), loaded)
     [answer] = completion.complete(loaded, [PROMPT], options, streamer=tracer)
     return tracer.finish(answer), options
 
@@ -50,14 +52,14 @@ def test_a_trace_is_what_happened(loaded, cache):
 def test_the_view_tells_the_kinds_apart(loaded):
     """At first all is masks, the suffix either kept or dropped; at last all is decided."""
     trace, _ = record(loaded, suffix_sampler=GaussianSampler(48, 3, 1.6))
-    first = denoising.view(trace, 0)
+    first = canvas.view(trace, 0)
     kinds = [cell[0] for cell in first.cells]
     kept = set(trace.forwards[0]["kept"])
     assert kinds[:16] == ["block"] * 16 and first.suffix == 80 and first.kept == len(kept)
     assert all(kinds[place] == ("kept" if place in kept else "dropped") for place in range(16, 96))
-    last = denoising.view(trace, len(trace.forwards))
+    last = canvas.view(trace, len(trace.forwards))
     assert last.done and {cell[0] for cell in last.cells} == {"decided"} and 0 < last.share < 1
-    middle = denoising.view(trace, 6)
+    middle = canvas.view(trace, 6)
     assert middle.block == 1 and sum(cell[0] == "decided" for cell in middle.cells) == 24
 
 
@@ -66,12 +68,12 @@ def test_early_termination_fills(loaded, monkeypatch):
     trace, _ = record(loaded)
     monkeypatch.setattr(loaded.model.config, "eos_token_id", trace.forwards[5]["decided"][0][1])
     trace, _ = record(loaded, early_termination=True)
-    kinds = {cell[0] for cell in denoising.view(trace, len(trace.forwards)).cells}
+    kinds = {cell[0] for cell in canvas.view(trace, len(trace.forwards)).cells}
     assert kinds == {"decided", "filled"}
 
 
 def test_only_one_prompt(loaded):
-    tracer = denoising.Tracer(denoising.head_of(loaded, PROMPT, {"gen_length": 32}), loaded)
+    tracer = traces.Tracer(traces.head_of(loaded, PROMPT, {"gen_length": 32}), loaded)
     with pytest.raises(ValueError, match="a trace is of one prompt; there are 2"):
         completion.complete(loaded, [PROMPT, PROMPT], {"gen_length": 32, "steps": 2}, streamer=tracer)
 
@@ -92,7 +94,7 @@ def test_the_command_line_writes_reads_and_draws(checkpoint_folder, tmp_path, ca
             film.seek(number)
             lasts.append(film.info["duration"])
     assert sum(lasts) == pytest.approx(5000, abs=400)
-    again = denoising.read(files[1])
+    again = traces.read(files[1])
     again.write(tmp_path / "c.jsonl")
     assert (tmp_path / "c.jsonl").read_bytes() == files[1].read_bytes()
 
@@ -112,7 +114,7 @@ def test_what_is_no_trace_is_refused(loaded, tmp_path, spoil, message):
     trace.write(file)
     file.write_text("\n".join(spoil(file.read_text().splitlines())))
     with pytest.raises(ValueError, match=message):
-        denoising.read(file)
+        traces.read(file)
     assert run.main(["trace", str(file)]) == 2
 
 
@@ -125,13 +127,13 @@ def test_lines_end_with_newlines_alone(loaded, tmp_path):
     trace, _ = record(loaded)
     trace.head["prompt"] = trace.tail["answer"] = "one\u2028two\x85three"
     trace.write(tmp_path / "trace.jsonl")
-    assert denoising.read(tmp_path / "trace.jsonl") == trace
+    assert traces.read(tmp_path / "trace.jsonl") == trace
 
 
 def test_a_film_needs_sensible_numbers(loaded, tmp_path):
     trace, _ = record(loaded)
     for seconds, frames in ((0, 10), (100, 10), (3, 1)):
         with pytest.raises(ValueError, match="a GIF lasts"):
-            denoising.draw_gif([trace], tmp_path / "x.gif", seconds, frames)
+            gifs.draw_gif([trace], tmp_path / "x.gif", seconds, frames)
     with pytest.raises(ValueError, match="with a forward at least"):
-        denoising.draw_gif([], tmp_path / "x.gif")
+        gifs.draw_gif([], tmp_path / "x.gif")
