@@ -83,38 +83,6 @@ def test_commit_is_marked_when_the_tree_differs(tmp_path, monkeypatch):
     assert record_files.commit() == "unknown"
 
 
-def test_json_round_trip(tmp_path):
-    import numpy
-
-    path = tmp_path / "new" / "folder" / "a.json"
-    record_files.write_json(path, {"α": [1, 2.5, None, True], "n": numpy.float32(0.5), "nan": math.nan, "p": Path("x")})
-    assert record_files.read_json(path) == {"α": [1, 2.5, None, True], "n": 0.5, "nan": None, "p": "x"}
-    assert path.read_text(encoding="utf-8").endswith("}\n")
-    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
-
-
-def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    record_files.write_json(path, {"old": 1})
-    with pytest.raises(TypeError):
-        record_files.write_json(path, {"new": object()})
-    monkeypatch.setattr(record_files.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        record_files.write_json(path, {"new": 1})
-    assert record_files.read_json(path) == {"old": 1} and [file.name for file in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_unreadable_json_is_named(tmp_path):
-    with pytest.raises(ValueError, match="missing.json cannot be read: No such file"):
-        record_files.read_json(tmp_path / "missing.json")
-    (tmp_path / "broken.json").write_text('{"a": 1,\n "b" 2}')
-    with pytest.raises(ValueError, match="broken.json is not JSON: line 2"):
-        record_files.read_json(tmp_path / "broken.json")
-    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="bytes.json cannot be read: it is not UTF-8"):
-        record_files.read_json(tmp_path / "bytes.json")
-
-
 # --- Rows and tables ----------------------------------------------------------------------------------------------
 
 

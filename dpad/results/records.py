@@ -9,17 +9,14 @@ are rendered from such records (report.py), never typed.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import subprocess
-import tempfile
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 from dpad import ROOT
+from dpad.results.files import read_json, read_lines, read_text, write_json  # noqa: F401  (until their users say files)
 
 
 def environment() -> dict:
@@ -103,87 +100,6 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return described.stdout.strip() or "unknown"
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file that is either the old one or the complete new one, whatever interrupts the writing.
-
-    Folders are made as needed. Numbers that JSON lacks (NaN, infinities) become null; numpy's and torch's scalars
-    become plain numbers and paths become text.
-
-    Raises:
-        TypeError: something in `value` has no JSON form.
-        OSError: the file cannot be written; its former content is untouched.
-    """
-    path = Path(path)
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _finite(value: Any) -> Any:
-    """The same structure in JSON's own types, with null for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, (str, int, float, bool, type(None))) and callable(getattr(value, "item", None)):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_text(path: str | Path) -> str:
-    """The content of a text file.
-
-    Raises:
-        ValueError: the file is missing, cannot be read or is not UTF-8; the message names it and the reason.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file. Only a newline ends one: what a model wrote may hold others, such as U+2028.
-
-    Raises:
-        ValueError: see `read_text`.
-    """
-    text = read_text(path)
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: see `read_text`; or the file is not JSON.
-    """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: line {error.lineno}, {error.msg}") from error
 
 
 if __name__ == "__main__":
