@@ -103,40 +103,13 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
                        "(default: %(default)s)")
     group.add_argument("--batch_size", type=batch_size, default=1, help="prompts decoded together; auto: as many as "
                        "memory allows, in an evaluation (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=1234, help="of suffix draws and noise (default: %(default)s)")
+    from dpad.engine.fields import add_flags
+    from dream.generate import DreamSettings
+    from llada.generate import LLaDASettings
 
     group = parser.add_argument_group("decoding")
-    group.add_argument("-l", "--gen_length", type=int, default=256, help="answer tokens (default: %(default)s)")
-    group.add_argument("-b", "--block_size", dest="block_length", type=int, default=32,
-                       help="tokens a block; divides --gen_length (default: %(default)s)")
-    group.add_argument("--steps", type=int, help="forwards in all, without a threshold (default: one token a forward)")
-    group.add_argument("-th", "--threshold", type=float, default=0,
-                       help="parallel decoding: decode every token at least this confident, up to 1; 0: a fixed number "
-                       "a step (default: %(default)s)")
-    group.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (default: %(default)s)")
-    group.add_argument("--factor", type=float, help="LLaDA: parallel decoding by Fast-dLLM's factor rule instead")
-    group.add_argument("--remasking", help="LLaDA: low_confidence or random (default: low_confidence)")
-    group.add_argument("--suppress_eos", choices=("never", "last"), help="LLaDA, against empty answers: never decode "
-                       "EOS, or decode it and the end of a turn last in a block")
-    group.add_argument("--top_p", type=float, help="Dream: draw from the likeliest tokens of this mass")
-    group.add_argument("--top_k", type=int, help="Dream: draw from so many likeliest tokens")
-    group.add_argument("--alg_temp", type=float, help="Dream: draw the positions, too, at this temperature")
-    group.add_argument("-c", "--use_cache", action="store_true", help="prefix cache: recompute block and suffix alone")
-    group.add_argument("-dc", "--dual_cache", action="store_true", help="dual cache: recompute the block alone")
-    group.add_argument("-e", "--early_termination", action="store_true", help="stop after a block that holds EOS")
-
-    group = parser.add_argument_group("suffix dropout (DPad)")
-    group.add_argument("-d", "--dropout_strategy", default="null", metavar="STRATEGY",
-                       help="null (the whole suffix), gaussian (DPad), uniform or window; random is an old name of "
-                       "uniform (default: %(default)s)")
-    group.add_argument("-w", "--window", type=int, help="nearest suffix tokens that may be kept (default: 256, or "
-                       "--gen_length where that is shorter)")
-    group.add_argument("-k", "--k_sigma", type=float, default=4.0,
-                       help="gaussian: the window's width in standard deviations (default: %(default)s)")
-    group.add_argument("-sc", "--scale", type=float, default=2.0,
-                       help="gaussian: factor on the retention probability (default: %(default)s)")
-    group.add_argument("-nt", "--num_tokens", type=int, default=0,
-                       help="uniform: suffix tokens to keep (default: %(default)s)")
+    settings = {entry.name: entry for cls in (LLaDASettings, DreamSettings) for entry in cls.choices()}
+    add_flags(group, settings.values())
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -271,15 +244,15 @@ def table_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def decoding_from(args: argparse.Namespace) -> dict:
-    """The keyword arguments of the model's generate call that the flags stand for; ValueError when they clash."""
-    import inspect
-
+def decoding_from(args: argparse.Namespace):
+    """The decoding settings that the flags stand for; ValueError when they clash."""
     from dpad.engine import loading
-    from dpad.engine.completion import decoding_options
+    from dpad.engine.fields import given_settings
+    from dream.generate import DreamSettings
+    from llada.generate import LLaDASettings
 
-    names = list(inspect.signature(decoding_options).parameters)[1:]
-    return decoding_options(loading.family_of(args.model), **{name: getattr(args, name) for name in names})
+    choices = {entry.name: entry for cls in (LLaDASettings, DreamSettings) for entry in cls.choices()}
+    return loading.family_of(args.model).settings.from_choices(given_settings(args, choices.values()))
 
 
 def load_model(args: argparse.Namespace):
@@ -366,27 +339,27 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         raise ValueError("--trace is of one prompt: give --prompt, not --prompt_file")
     if args.batch_size == "auto" or args.batch_size < 1:
         raise ValueError(f"batch_size is {args.batch_size}; for generate it must be an integer of at least 1")
-    options = decoding_from(args)
+    settings = decoding_from(args)
     prompts = read_prompts(args)
     from dpad.engine import completion
+    from dpad.engine.prompts import check_chat_template, check_prompt
     from dpad.interact import terminal
-    from dpad.interact import trace as traces
+    from dpad.interact.trace import Tracer
 
     loaded, wanted = load_model(args)
-    chat_template = completion.check_chat_template(loaded, wanted)
+    chat_template = check_chat_template(loaded, wanted)
     texts = [loaded.chat(prompt) if chat_template else loaded.raw(prompt) for prompt in prompts]
     for text in texts:
-        completion.check_prompt(loaded, text, args.gen_length)
-    eos = loaded.tokenizer.convert_ids_to_tokens(loaded.model.config.eos_token_id)
-    completion.warm_up(loaded, texts[0], args.gen_length)
+        check_prompt(loaded, text, settings.gen_length)
+    completion.warm_up(loaded, texts[0], settings.gen_length)
     for start in range(0, len(prompts), args.batch_size):
         chosen = slice(start, start + args.batch_size)
         if args.watch and len(prompts) > 1:
             print(f"> {prompts[start]}")
-        streamer = terminal.watcher(loaded, terminal.wants_colour()) if args.watch else None
+        streamer = terminal.live_view(loaded, terminal.wants_colour()) if args.watch else None
         if args.trace:
-            streamer = traces.Tracer(traces.head_of(loaded, prompts[0], options), loaded, streamer=streamer)
-        answers = completion.complete(loaded, texts[chosen], options, until=[eos], streamer=streamer)
+            streamer = Tracer(loaded, prompts[0], settings, streamer=streamer)
+        answers = completion.complete(loaded, texts[chosen], settings, until=[loaded.eos], streamer=streamer)
         if args.trace:
             streamer.finish(answers[0]).write(args.trace)
         for prompt, answer in zip(prompts[chosen], answers):
@@ -509,30 +482,30 @@ def integers(name: str, text: str) -> list[int]:
 
 
 def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.interact import chat, terminal
+    from dpad.engine.prompts import check_chat_template
+    from dpad.interact import terminal
+    from dpad.interact.chat import Chat
 
-    decoding_from(args)
-    loaded, _ = load_model(args)
-    drafts = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"  # which cannot draw over a line
-    chat.Chat(loaded, args, decoding_from, terminal.watcher, show=drafts, colour=terminal.wants_colour()).run()
+    settings = decoding_from(args)
+    loaded, wanted = load_model(args)
+    Chat(loaded, settings, use_chat_template=check_chat_template(loaded, wanted), live=terminal.can_redraw(),
+         colour=terminal.wants_colour()).run()
 
 
 # --- trace ------------------------------------------------------------------------------------------------------------
 
 
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.interact import canvas, gif
-    from dpad.interact.trace import read
+    from dpad.interact.canvas import summarize
+    from dpad.interact.gif import write_gif
+    from dpad.interact.trace import read_trace
     from dpad.results import report
 
-    traces = [read(path) for path in args.paths]
+    traces = [read_trace(path) for path in args.paths]
     for trace in traces:
-        seen = canvas.view(trace, len(trace.forwards))
-        print(f"{canvas.words(trace)}: {seen.forwards} forwards, {seen.tokens} tokens, {seen.seconds:.2f} s, "
-              f"{100 * seen.share:.0f}% of the positions computed; {report.hardware_line(trace.head)}\n"
-              f"{trace.tail['answer']}\n")
+        print(f"{summarize(trace)}; {report.hardware_line(trace.head)}\n{trace.tail['answer']}\n")
     if args.gif:
-        gif.draw_gif(traces, args.gif, args.seconds)
+        write_gif(traces, args.gif, args.seconds)
         print(f"drawn in {args.gif}")
 
 

@@ -1,67 +1,127 @@
-"""The canvas of a trace: what stands in every cell after so many forwards, and the trace's settings in words."""
+"""The canvas of a trace: what every cell of the answer holds after so many forwards, and the trace's settings in words.
+
+The web UI (demo/app.py) and the GIF (gif.py) draw what this module describes. Imported, never run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dpad.interact.trace import Trace
 
+# Early and late tokens have hues that every kind of colour vision tells apart, by lightness as well.
+EARLY = (0xFD, 0xE7, 0x9A)
+LATE = (0x2A, 0x78, 0x8E)
+MAX_DARK = 430  # a colour whose red, green and blue add up to less needs light text
 
-@dataclass
-class View:
-    """The canvas after so many forwards.
+SAMPLER_WORDS = {"gaussian": "DPad", "uniform": "uniform dropout", "window": "sliding window"}
 
-    cells: for each place of the answer its kind ("decided", "block": a mask being decoded, "kept": a mask of the suffix
-    that is computed, "dropped": one that is not, "filled": EOS without a forward, "later": not entered yet, no suffix
-    chosen), text, confidence and the forward that decided it. kept, suffix: of the block's suffix, how many positions
-    are computed, and how many there are. share: slots computed so far over those that vanilla decoding computes in as
-    many forwards.
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the answer.
+
+    kind: "decided"; "block", a mask of the block being decoded; "kept", a mask of the suffix that is computed;
+    "dropped", one that is not; or "filled", EOS that took no forward. confidence and forward (the one that decided the
+    token, counted from 0) belong to decided cells alone.
     """
 
-    cells: list[tuple[str, str, float | None, int | None]]
+    kind: str
+    text: str = ""
+    confidence: float | None = None
+    forward: int | None = None
+
+    @property
+    def glyph(self) -> str:
+        """The text on one line, with a sign for what cannot be seen."""
+        return self.text.replace("\n", "⏎").strip() or "·"
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The answer after so many forwards.
+
+    suffix and kept_suffix: how many positions follow the block, and how many of them are computed. share: slots
+    computed so far, as a share of those that vanilla decoding computes in as many forwards. tokens: decided ones that
+    are not EOS.
+    """
+
+    cells: list[Cell]
     forwards: int
     block: int
-    kept: int
+    kept_suffix: int
     suffix: int
     seconds: float
     share: float
     tokens: int
     done: bool
 
+    @property
+    def state(self) -> str:
+        return "done" if self.done else f"block {self.block + 1}"
 
-def view(trace: Trace, forwards: int) -> View:
-    """The canvas after the first `forwards` forwards of a trace, 0 to all of them."""
-    length, size = trace.head["gen_length"], trace.head["block_length"]
-    seen = trace.forwards[:forwards]
+
+def canvas_after(trace: Trace, forwards: int) -> Canvas:
+    """The canvas after the first `forwards` forwards of a trace, from 0 to all of them."""
+    past = trace.forwards[:forwards]
     done = forwards >= len(trace.forwards) and bool(trace.tail)
-    block, kept = (seen[-1]["block"] if seen else 0), set()
-    for entry in trace.forwards[: max(1, forwards)]:
-        if "kept" in entry:
-            kept = set(entry["kept"])
-    end = (block + 1) * size
-    cells: list[tuple[str, str, float | None, int | None]] = [
-        ("filled", trace.head.get("eos", ""), None, None) if done
-        else ("block" if place < end else "kept" if place in kept else "dropped", "", None, None)
-        for place in range(length)
-    ]
-    for number, entry in enumerate(seen):
-        for place, _token, text, confidence in entry["decided"]:
-            if 0 <= place < length:
-                cells[place] = ("decided", text, confidence, number)
-    whole = trace.head.get("prompt_tokens", 0) + length  # not known before generation has begun
-    tokens = sum(kind == "decided" and text != trace.head.get("eos") for kind, text, _, _ in cells)
-    return View(
-        cells, len(seen), block, len(kept), max(0, length - end), seen[-1]["seconds"] if seen else 0.0,
-        sum(entry["computed"] for entry in seen) / (len(seen) * whole) if seen else 0.0, tokens, done,
+    block = past[-1]["block"] if past else 0
+    block_end = (block + 1) * trace.block_length
+    kept = _kept_suffix(trace, forwards)
+
+    cells = []
+    for place in range(trace.gen_length):
+        if done:
+            cells.append(Cell("filled", trace.eos))
+        elif place < block_end:
+            cells.append(Cell("block"))
+        else:
+            cells.append(Cell("kept" if place in kept else "dropped"))
+    for number, forward in enumerate(past):
+        for place, _token, text, confidence in forward["decided"]:
+            if 0 <= place < trace.gen_length:
+                cells[place] = Cell("decided", text, confidence, number)
+
+    whole = trace.head.get("prompt_tokens", 0) + trace.gen_length  # prompt_tokens is missing before generation begins
+    computed = sum(forward["computed"] for forward in past)
+    return Canvas(
+        cells=cells,
+        forwards=len(past),
+        block=block,
+        kept_suffix=len(kept),
+        suffix=max(0, trace.gen_length - block_end),
+        seconds=past[-1]["seconds"] if past else 0.0,
+        share=computed / (len(past) * whole) if past else 0.0,
+        tokens=sum(cell.kind == "decided" and cell.text != trace.eos for cell in cells),
+        done=done,
     )
 
 
-def words(trace: Trace) -> str:
-    """A trace's settings in a few words, such as "DPad, threshold 0.9, prefix cache"."""
-    settings = trace.head.get("settings", {})
+def _kept_suffix(trace: Trace, forwards: int) -> set[int]:
+    """The suffix places that the block at this moment may see; before the first forward those of the first block."""
+    kept: list[int] = []
+    for forward in trace.forwards[: max(1, forwards)]:
+        kept = forward.get("kept", kept)
+    return set(kept)
+
+
+def shade(forward: int, total: int) -> tuple[int, int, int]:
+    """The colour, red, green and blue, of a token that forward `forward` of `total` decided: from EARLY to LATE."""
+    part = forward / max(1, total - 1)
+    red, green, blue = (round(early + (late - early) * part) for early, late in zip(EARLY, LATE))
+    return red, green, blue
+
+
+def needs_light_text(colour: tuple[int, int, int]) -> bool:
+    return sum(colour) < MAX_DARK
+
+
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """Settings, as records and traces hold them, in a few words: "DPad, threshold 0.9, prefix cache"."""
     sampler = settings.get("suffix_sampler") or {}
-    names = {"gaussian": "DPad", "uniform": "uniform dropout", "window": "sliding window"}
-    parts = [names.get(sampler.get("name"), "Vanilla")]
+    parts = [SAMPLER_WORDS.get(sampler.get("name"), "Vanilla")]
     if settings.get("threshold"):
         parts.append(f"threshold {settings['threshold']:g}")
     if settings.get("cache", "none") != "none":
@@ -69,3 +129,15 @@ def words(trace: Trace) -> str:
     if settings.get("early_termination"):
         parts.append("early termination")
     return ", ".join(parts)
+
+
+def describe_trace(trace: Trace) -> str:
+    """A trace's settings in a few words."""
+    return describe_settings(trace.head.get("settings", {}))
+
+
+def summarize(trace: Trace) -> str:
+    """A complete trace in one line: its settings and what it cost."""
+    end = canvas_after(trace, len(trace.forwards))
+    return (f"{describe_trace(trace)}: {end.forwards} forwards, {end.tokens} tokens, {end.seconds:.2f} s, "
+            f"{100 * end.share:.0f}% of the positions computed")

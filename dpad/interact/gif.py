@@ -1,65 +1,81 @@
 """Draw traces as a GIF.
 
-    python run.py trace vanilla.jsonl dpad.jsonl --gif both.gif        # one clock, one above the other
+    python run.py trace dpad.jsonl --gif dpad.gif
+    python run.py trace vanilla.jsonl dpad.jsonl --gif both.gif        # one above the other, on one clock
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dpad.interact import canvas
+from dpad.interact.canvas import Canvas, Cell, canvas_after, describe_trace, needs_light_text, shade
 from dpad.interact.trace import Trace
+from dpad.results.files import write_whole
 
-COLUMNS = 16  # cells in a row of the picture; 32 without text where the answer is long
-LONG = 512
-CELL, SMALL_CELL = (64, 22), (30, 12)
-MARGIN, HEAD = 16, 62
-INK, PAPER, QUIET = "#1f2328", "#ffffff", "#8b949e"
-# Early to late: two hues that every kind of colour vision tells apart, by lightness as well.
-EARLY, LATE = (0xFD, 0xE7, 0x9A), (0x2A, 0x78, 0x8E)
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+MAX_LARGE = 512  # cells; a longer answer is drawn in small cells without text
+COLUMNS = 16
+CELL = (64, 22)
+SMALL_COLUMNS = 32
+SMALL_CELL = (30, 12)
+MARGIN = 16
+HEADER = 62
+MAX_CHARACTERS = 9  # of a cell's text
+
+INK = "#1f2328"
+LIGHT_INK = "#ffffff"
+PAPER = "#ffffff"
+QUIET = "#8b949e"
 FILL = {"block": "#ffffff", "kept": "#d7e3f4", "dropped": "#f3f4f6", "filled": "#eceff1"}
 OUTLINE = {"block": "#D55E00", "kept": "#6f93c4", "dropped": "#e8eaed", "filled": "#dfe3e6", "decided": "#c9ced4"}
 
-
-def shade(number: int, total: int) -> tuple[int, int, int]:
-    """The colour of a token decided at forward `number` of `total`, from EARLY to LATE."""
-    part = number / max(1, total - 1)
-    return tuple(round(a + (b - a) * part) for a, b in zip(EARLY, LATE))
+LAST_FRAME = 2000  # milliseconds for which the last frame stays in addition
 
 
-def draw_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, frames: int = 90) -> None:
-    """Draw traces under each other on one clock, `seconds` long, and hold the last picture for two seconds more.
+def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, frames: int = 90) -> None:
+    """Draw traces under each other on one clock, `seconds` long, and hold the last frame for two seconds more.
 
-    The clock is scaled: the slowest trace takes `seconds`; the others end as much earlier as they were faster.
+    The clock is scaled so that the slowest trace takes `seconds`; the others end earlier, in proportion to their speed.
 
     Raises:
-        ValueError: nothing to draw, or numbers that make no film.
+        ValueError: there is nothing to draw, or `seconds` or `frames` is out of range.
     """
     if not traces or not all(trace.forwards for trace in traces):
-        raise ValueError("a GIF needs traces with a forward at least")
-    if not 0 < seconds <= 60 or not 2 <= frames <= 1000:
-        raise ValueError(f"a GIF lasts up to 60 seconds and has 2 to 1000 frames, not {seconds} and {frames}")
-    whole = max(trace.forwards[-1]["seconds"] for trace in traces)
+        raise ValueError("a GIF needs traces of at least one forward each")
+    if not 0 < seconds <= 60:
+        raise ValueError(f"seconds is {seconds}; a GIF lasts more than 0 and at most 60 seconds")
+    if not 2 <= frames <= 1000:
+        raise ValueError(f"frames is {frames}; a GIF has 2 to 1000 frames")
+
+    duration = max(trace.seconds for trace in traces)
     pictures = []
-    for number in range(frames):
-        now = whole * ((number + 1) / frames)  # the last one is exactly the whole
-        counts = [sum(entry["seconds"] <= now for entry in trace.forwards) for trace in traces]
-        pictures.append(_stack([_picture(trace, count) for trace, count in zip(traces, counts)]))
-    times = [round(1000 * seconds / frames)] * frames
-    times[-1] += 2000
-    # Of early and late pictures: at the end no mask is left to give its colour.
+    for number in range(1, frames + 1):
+        now = duration * (number / frames)  # the last one is exactly `duration`
+        pictures.append(_stack([_draw_canvas(trace, trace.forwards_by(now)) for trace in traces]))
+
+    # The palette is taken from early and late pictures: at the end there are no masks left whose colours it needs.
     palette = _stack([pictures[0], pictures[frames // 4], pictures[-1]]).quantize(colors=128)
-    pictures = [picture.quantize(palette=palette, dither=0) for picture in pictures]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0,
-                     optimize=True)
+    first, *others = (picture.quantize(palette=palette, dither=0) for picture in pictures)
+    milliseconds = [round(1000 * seconds / frames)] * frames
+    milliseconds[-1] += LAST_FRAME
+    with write_whole(path) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0,
+                   optimize=True)
 
 
-def _stack(pictures):
+def _stack(pictures: Sequence[Image]) -> Image:
+    """The pictures under each other."""
     from PIL import Image
 
-    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
+    width = max(picture.width for picture in pictures)
+    height = sum(picture.height for picture in pictures)
+    whole = Image.new("RGB", (width, height), PAPER)
     top = 0
     for picture in pictures:
         whole.paste(picture, (0, top))
@@ -67,32 +83,49 @@ def _stack(pictures):
     return whole
 
 
-def _picture(trace: Trace, forwards: int):
+def _draw_canvas(trace: Trace, forwards: int) -> Image:
+    """A trace's canvas after so many forwards, under a header with its settings and numbers."""
     from PIL import Image, ImageDraw
 
-    seen, length = canvas.view(trace, forwards), trace.head["gen_length"]
-    columns, (width, height) = (COLUMNS, CELL) if length <= LONG else (2 * COLUMNS, SMALL_CELL)
-    rows = -(-length // columns)
-    picture = Image.new("RGB", (2 * MARGIN + columns * width, HEAD + rows * height + MARGIN), PAPER)
+    canvas = canvas_after(trace, forwards)
+    large = trace.gen_length <= MAX_LARGE
+    columns = COLUMNS if large else SMALL_COLUMNS
+    width, height = CELL if large else SMALL_CELL
+    rows = -(-trace.gen_length // columns)
+
+    picture = Image.new("RGB", (2 * MARGIN + columns * width, HEADER + rows * height + MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, 10), canvas.words(trace), fill=INK, font=_font(18))
-    state = "done" if seen.done else f"block {seen.block + 1}"
-    draw.text((MARGIN, 36), f"{seen.seconds:6.2f} s   {seen.forwards} forwards   {state}   suffix kept {seen.kept} of "
-              f"{seen.suffix}   computed {100 * seen.share:.0f}% of the positions", fill=QUIET, font=_font(13))
-    for place, (kind, text, _, number) in enumerate(seen.cells):
+    draw.text((MARGIN, 10), describe_trace(trace), fill=INK, font=_font(18))
+    draw.text((MARGIN, 36), _numbers(canvas), fill=QUIET, font=_font(13))
+    for place, cell in enumerate(canvas.cells):
         row, column = divmod(place, columns)
-        left, top = MARGIN + column * width, HEAD + row * height
-        fill = shade(number, len(trace.forwards)) if kind == "decided" else FILL[kind]
-        draw.rectangle((left + 1, top + 1, left + width - 2, top + height - 2), fill=fill, outline=OUTLINE[kind])
-        if kind == "decided" and height > 16:
-            shown = "" if text == trace.head.get("eos") else text.replace("\n", "⏎").strip() or "·"
-            dark = sum(fill) < 430
-            draw.text((left + width / 2, top + height / 2), shown[:9], fill="#ffffff" if dark else INK, font=_font(11),
-                      anchor="mm")
+        left = MARGIN + column * width
+        top = HEADER + row * height
+        _draw_cell(draw, cell, (left, top, left + width, top + height), trace, with_text=large)
     return picture
 
 
-def _font(size: int):
+def _numbers(canvas: Canvas) -> str:
+    return (f"{canvas.seconds:6.2f} s   {canvas.forwards} forwards   {canvas.state}   suffix kept {canvas.kept_suffix} "
+            f"of {canvas.suffix}   computed {100 * canvas.share:.0f}% of the positions")
+
+
+def _draw_cell(draw: ImageDraw, cell: Cell, box: tuple[int, int, int, int], trace: Trace, with_text: bool) -> None:
+    left, top, right, bottom = box
+    inner = (left + 1, top + 1, right - 2, bottom - 2)
+    if cell.forward is None:
+        draw.rectangle(inner, fill=FILL[cell.kind], outline=OUTLINE[cell.kind])
+        return
+
+    colour = shade(cell.forward, len(trace.forwards))
+    draw.rectangle(inner, fill=colour, outline=OUTLINE[cell.kind])
+    if with_text and cell.text != trace.eos:
+        middle = ((left + right) / 2, (top + bottom) / 2)
+        ink = LIGHT_INK if needs_light_text(colour) else INK
+        draw.text(middle, cell.glyph[:MAX_CHARACTERS], fill=ink, font=_font(11), anchor="mm")
+
+
+def _font(size: int) -> FreeTypeFont:
     import matplotlib
     from PIL import ImageFont
 
