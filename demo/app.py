@@ -148,49 +148,51 @@ class _Cancelled(Exception):
 
 # --- Controls ---------------------------------------------------------------------------------------------------------
 
-NO_CHOICE = "off"
+OFF = "off"  # of an optional choice; an optional number is off at 0
 
 
 def make_control(setting: Setting, value: Any) -> Any:
     """The part of the page with which a visitor chooses a setting's value."""
     gr = gradio()
-    unit = f" ({setting.unit})" if setting.unit else ""
-    common = {
-        "label": setting.label.replace("_", " ").capitalize() + unit,
-        "info": setting.help[:1].upper() + setting.help[1:],
-        "elem_id": setting.name,
-    }
+    label = setting.label.replace("_", " ").capitalize()
+    if setting.unit and setting.unit not in label:
+        label += f" ({setting.unit})"
+    common = {"label": label, "info": setting.help[:1].upper() + setting.help[1:], "elem_id": setting.name}
+    value = show_value(setting, value)
+
     if setting.kind is bool:
         return gr.Checkbox(value=value, **common)
 
     if setting.choices:
-        names = [name for name in setting.choices if name not in ALIASES]
-        if setting.optional:
-            names = [NO_CHOICE, *names]
-        return gr.Radio(names, value=value or NO_CHOICE, **common)
+        names = [name for name in setting.choices if setting is not STRATEGY or name not in ALIASES]
+        return gr.Radio([OFF, *names] if setting.optional else names, value=value, **common)
 
     minimum, maximum, step = limits(setting)
     if minimum is None or maximum is None:
-        precision, step = (0, 1) if setting.kind is int else (None, 0.1)
-        return gr.Number(value=value, precision=precision, step=step, **common)
-    return gr.Slider(minimum, maximum, value=setting.off if value is None else value, step=step, **common)
+        return gr.Number(value=value, precision=0 if setting.kind is int else None, step=step, **common)
+    return gr.Slider(minimum, maximum, value=value, step=step, **common)
 
 
 def limits(setting: Setting) -> tuple[float | None, float | None, float]:
-    """The ends and the step of a setting's slider; None where it has no end, and so no slider."""
+    """The ends and the step of a number's slider; where there is no end, there is no slider."""
     if setting.name == "gen_length":
         return LENGTH_STEP, MAX_GEN_LENGTH, LENGTH_STEP
 
     minimum = setting.minimum if setting.above is None else setting.above
     maximum = MAX_GEN_LENGTH if setting.unit == "tokens" else setting.maximum
-    if setting.optional and setting.off is None:
-        maximum = None  # an empty field says that there is no value; a slider cannot
-    return minimum, maximum, 1 if setting.kind is int else 0.05
+    return 0 if setting.optional else minimum, maximum, 1 if setting.kind is int else 0.05
 
 
-def read_control(setting: Setting, value: Any) -> Any:
-    """The setting's value that a control holds; it is not checked."""
-    if setting.optional and value == NO_CHOICE:
+def show_value(setting: Setting, value: Any) -> Any:
+    """A setting's value as its control holds it."""
+    if value is None:
+        return OFF if setting.choices else 0
+    return value
+
+
+def read_value(setting: Setting, value: Any) -> Any:
+    """The value that a control holds as the setting takes it; it is not checked."""
+    if setting.optional and value == show_value(setting, None):
         return None
     if setting.kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
@@ -233,7 +235,7 @@ class Page:
 
     def read_choices(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """What the controls say, without the parameters of other dropout strategies."""
-        choices = {name: read_control(self.settings[name], value) for name, value in zip(self.controls, values)}
+        choices = {name: read_value(self.settings[name], value) for name, value in zip(self.controls, values)}
         strategy = {STRATEGY.name: choices[STRATEGY.name]}
         applicable = self.family.from_choices(strategy).as_choices()
         return {name: value for name, value in choices.items() if name in applicable}
@@ -328,7 +330,7 @@ class Page:
     def use_preset(self, preset: str, gen_length: float) -> dict[Any, Any]:
         values = self.preset_values(preset, gen_length)
         del values["gen_length"]
-        return {self.controls[name]: self.main[name].off if value is None else value for name, value in values.items()}
+        return {self.controls[name]: show_value(self.main[name], value) for name, value in values.items()}
 
     def draw_curve(self, *values: Any) -> str:
         try:

@@ -133,9 +133,9 @@ def test_play_pause_and_scrub(visit):
     page.click("#ask")
     finished(page)
     page.wait_for_selector("#player")
-    number = page.locator("#scrub input[type=number]")
+    number = page.locator("#position input[type=number]")
     total = int(number.input_value())
-    set_number(page, "scrub", 1)
+    set_number(page, "position", 1)
     page.wait_for_selector('#left .trace[data-forwards="1"]')
     assert page.locator("#left .cells i.block").count()
     page.click("#play")
@@ -149,9 +149,9 @@ def test_comparison(visit):
     choose(page, "All")
     page.click("#compare")
     page.wait_for_selector("#right .trace")
-    page.wait_for_selector("#message .faster")
-    said = page.locator("#message").inner_text()
-    assert "faster than vanilla" in said and "of the positions in each forward" in said
+    page.wait_for_selector("#message .verdict")
+    verdict = page.locator("#message").inner_text()
+    assert "faster than vanilla" in verdict and "of the positions in each forward" in verdict
     assert "Vanilla" in page.locator("#left h3").inner_text()
     assert "DPad, threshold 0.9, prefix cache" in page.locator("#right h3").inner_text()
     assert page.locator("#left .trace").get_attribute("data-forwards") == "256"
@@ -167,7 +167,7 @@ def test_mistakes_are_said_and_change_nothing(visit):
     assert "the question is empty" in page.locator("#message").inner_text()
     page.fill("#question textarea", "<img src=x onerror=alert(1)> has 3 apples. How many apples?")
     page.click("#settings button")
-    set_number(page, "length", 64)
+    set_number(page, "gen_length", 64)
     page.click("#ask")
     page.wait_for_function("document.querySelector('#message').innerText.includes('window')")
     assert "window is 256" in page.locator("#message").inner_text()
@@ -218,9 +218,9 @@ def test_a_trace_is_saved_and_opened(visit, tmp_path):
     choose(page, "All")
     page.click("#ask")
     finished(page)
-    page.wait_for_selector("#save")
+    page.wait_for_selector("#download")
     with page.expect_download() as download:
-        page.click("#save")
+        page.click("#download")
     file = tmp_path / "trace.jsonl"
     download.value.save_as(file)
     wrong = tmp_path / "wrong.jsonl"
