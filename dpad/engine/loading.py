@@ -22,7 +22,7 @@ from dpad.engine.checks import check_choice
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from transformers import BatchEncoding
 
     from dpad.engine.decoding import DecodingOutput
     from dpad.engine.settings import DecodingSettings
@@ -36,8 +36,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Family:
     """A family of models: its classes, the names of its checkpoints, and the conventions of its published numbers.
 
-    name: `model_type` in config.json. package: has `generate`, with the two classes below. model_class, settings_class,
-    rule_class: names of classes there. names: what people type -> folder or hub id. raw_prompt: parts of the names of
+    name: `model_type` in config.json. package: holds model_class, settings_class (in settings.py) and rule_class (in
+    generate.py). names: what people type -> folder or hub id. raw_prompt: parts of the names of
     checkpoints whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: put
     BOS before a raw prompt. stop_strings: cut answers at a task's stop strings; otherwise at EOS alone. likelihood: how
     its published likelihoods draw masks, one of likelihood.SCHEMES.
@@ -62,7 +62,7 @@ class Family:
     @property
     def settings(self) -> type[DecodingSettings]:
         """The class of its decoding settings."""
-        return getattr(import_module(f"{self.package}.generate"), self.settings_class)
+        return getattr(import_module(f"{self.package}.settings"), self.settings_class)
 
     @property
     def rule(self) -> type[UnmaskingRule]:
@@ -123,7 +123,7 @@ class LoadedModel:
     checkpoint: str
     family: Family
     model: MaskedDiffusionModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any  # a PreTrainedTokenizerBase; its methods are typed for one text and for many alike
     chat_template: bool
 
     @property
@@ -256,10 +256,10 @@ def placement(
         torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else "bfloat16"
-    if isinstance(dtype, str):
-        check_choice("dtype", dtype, DTYPES)
-        dtype = getattr(torch, dtype)
-    return device, dtype
+    if isinstance(dtype, torch.dtype):
+        return device, dtype
+    check_choice("dtype", dtype, DTYPES)
+    return device, getattr(torch, dtype)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -343,7 +343,7 @@ def _quiet_if_small(checkpoint: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokenizer(checkpoint: str, options: dict) -> PreTrainedTokenizerBase:
+def _tokenizer(checkpoint: str, options: dict) -> Any:
     from transformers import AutoTokenizer
 
     try:
