@@ -27,7 +27,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dpad.evaluation import sandbox
-from dpad.results.records import cores, read_lines
+from dpad.results.files import read_lines
+from dpad.results.records import cores
 
 LINE_END = re.compile(r"\r\n?|\n")  # Python's: a string may hold others, such as U+2028
 FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)

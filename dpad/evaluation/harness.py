@@ -57,7 +57,7 @@ from dpad.engine.completion import (
 from dpad.engine.loading import FAMILIES, LoadedModel
 from dpad.evaluation.journal import Journal, digest
 from dpad.evaluation.processes import ALONE, Processes
-from dpad.results import records
+from dpad.results import files, records
 
 TASK_FOLDER = ROOT / "dataset" / "tasks"
 # What an answer and its cost depend on; other files can change without making a journal's answers foreign.
@@ -488,7 +488,7 @@ def evaluate(
                 "processes": processes.count, "environment": records.environment(),
             }
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers)
-            records.write_json(folder / "record.json", record)
+            files.write_json(folder / "record.json", record)
     return record | {"folder": str(folder)}
 
 
