@@ -19,7 +19,7 @@ from conftest import ROOT
 from dpad.engine import completion, loading
 from dpad.engine.fields import setting
 from dpad.interact import chat
-from llada.generate import LLaDASettings
+from llada.settings import LLaDASettings
 from sampler import GaussianSampler, UniformSampler
 
 QUESTION = "Mia bakes 24 rolls. She sells 9 rolls. How many rolls does Mia have now?"
@@ -134,7 +134,7 @@ def test_a_new_setting_needs_no_change_here(checkpoint_folder, monkeypatch, caps
     class Extended(LLaDASettings):
         patience: int = setting(3, "steps without a change", minimum=1)
 
-    monkeypatch.setattr("llada.generate.LLaDASettings", Extended)
+    monkeypatch.setattr("llada.settings.LLaDASettings", Extended)
     talk = make_chat(str(checkpoint_folder))
     talk.obey(["settings", "patience", "5"])
     assert talk.settings.patience == 5 and re.search(r"patience +5", capsys.readouterr().out)

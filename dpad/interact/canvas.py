@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpad.interact.trace import Trace
+from dpad.results.records import hardware_line
 
 # Early and late tokens have hues that every kind of colour vision tells apart, by lightness as well.
 EARLY = (0xFD, 0xE7, 0x9A)
@@ -137,7 +138,7 @@ def describe_trace(trace: Trace) -> str:
 
 
 def summarize(trace: Trace) -> str:
-    """A complete trace in one line: its settings and what it cost."""
+    """A complete trace as text: its settings, what it cost and where, and the answer."""
     end = canvas_after(trace, len(trace.forwards))
     return (f"{describe_trace(trace)}: {end.forwards} forwards, {end.tokens} tokens, {end.seconds:.2f} s, "
-            f"{100 * end.share:.0f}% of the positions computed")
+            f"{100 * end.share:.0f}% of the positions computed; {hardware_line(trace.head)}\n{trace.tail['answer']}")
