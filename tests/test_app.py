@@ -12,9 +12,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 
 import pytest
 from conftest import ROOT
+
+from demo import app
+from dpad.engine import loading
+from dpad.engine.fields import setting
+from llada.settings import LLaDASettings
+from sampler import GaussianSampler
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -104,6 +111,33 @@ def finished(page, side="left"):
 
 
 pytestmark = needs_browser
+
+
+def test_every_setting_has_a_control(checkpoint_folder, monkeypatch):
+    """The controls are those of the family's settings; a field that a settings class gains has one at once."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Extended(LLaDASettings):
+        patience: int | None = setting(None, "steps without a change", minimum=1)
+
+    monkeypatch.setattr("llada.settings.LLaDASettings", Extended)
+    page = app.Page(app.Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
+    assert set(page.controls) == {entry.name for entry in Extended.choices()}
+    values = {name: control.value for name, control in page.controls.items()}
+    assert values["dropout_strategy"] == "gaussian" and values["patience"] == 0
+    choices = page.read_choices(tuple((values | {"patience": 5.0}).values()))
+    assert page.denoiser.make_settings(choices).patience == 5
+
+
+def test_vanilla_beside_the_settings(checkpoint_folder):
+    """A comparison keeps what is not one of the presets' settings, and settings without DPad get it."""
+    page = app.Page(app.Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
+    values = {name: control.value for name, control in page.controls.items()}
+    values |= {"dropout_strategy": "null", "threshold": 0.5, "cache": "dual", "block_length": 16, "factor": 0}
+    vanilla, other = map(page.denoiser.make_settings, page.choose(tuple(values.values()), with_vanilla=True))
+    assert vanilla == LLaDASettings(block_length=16)
+    assert other == LLaDASettings(block_length=16, threshold=0.5, cache="dual", early_termination=True,
+                                  suffix_sampler=GaussianSampler(256, 3, 1.6))
 
 
 def test_the_canvas_changes_while_the_model_decodes(visit):
