@@ -218,13 +218,13 @@ class Page:
 
     # --- Settings ---
 
-    def _main_settings(self) -> dict[str, Setting]:
-        """The settings that come first: the answer's length, those of suffix dropout, and what the presets change."""
+    def _main_settings(self) -> list[str]:
+        """What comes first: the answer's length, the settings of suffix dropout, and those that the presets change."""
         fields = [setting.name for setting in settings_of(self.family)]
         dropout = [name for name in self.settings if name not in fields]
         presets = [CONFIGURATIONS[name].choices(MAX_GEN_LENGTH) for name in PRESETS.values()]
         changed = [name for name in fields if len({preset.get(name) for preset in presets}) > 1]
-        return {name: self.settings[name] for name in ("gen_length", *dropout, *changed)}
+        return ["gen_length", *dropout, *changed]
 
     def preset_values(self, preset: str, gen_length: float) -> dict[str, Any]:
         """What a preset says of the main settings; the parameters of other dropout strategies are left out."""
@@ -281,16 +281,15 @@ class Page:
 
     def lay_out_settings(self) -> None:
         gr = gradio()
-        more = [setting for name, setting in self.settings.items() if name not in self.main]
-        values = self.preset_values("DPad", self.main["gen_length"].default)
+        more = [name for name in self.settings if name not in self.main]
+        preset = self.preset_values("DPad", self.settings["gen_length"].default)
         self.controls = {}
-        for title, settings, elem_id in (("Settings", self.main.values(), "settings"),
-                                         ("More settings", more, "more-settings")):
-            with gr.Accordion(title, open=False, elem_id=elem_id):
-                for setting in settings:
-                    value = values.get(setting.name, setting.default)
-                    self.controls[setting.name] = make_control(setting, value)
-        values = tuple(control.value for control in self.controls.values())
+        for title, names in (("Settings", self.main), ("More settings", more)):
+            with gr.Accordion(title, open=False, elem_id=title.lower().replace(" ", "-")):
+                for name in names:
+                    setting = self.settings[name]
+                    self.controls[name] = make_control(setting, preset.get(name, setting.default))
+        values = (control.value for control in self.controls.values())
         self.retention = gr.HTML(self.draw_curve(*values), elem_id="retention")
 
     def lay_out_player(self) -> None:
@@ -330,7 +329,7 @@ class Page:
     def use_preset(self, preset: str, gen_length: float) -> dict[Any, Any]:
         values = self.preset_values(preset, gen_length)
         del values["gen_length"]
-        return {self.controls[name]: show_value(self.main[name], value) for name, value in values.items()}
+        return {self.controls[name]: show_value(self.settings[name], value) for name, value in values.items()}
 
     def draw_curve(self, *values: Any) -> str:
         try:

@@ -16,10 +16,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from demo.app import EXAMPLES
 from dpad import ROOT
@@ -35,7 +35,6 @@ GEN_LENGTH = 256
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                  "--disable-component-update", "--disable-sync"]
-VIEWPORT = {"width": 1240, "height": 980}
 PORT = 7861
 
 
@@ -70,8 +69,9 @@ def take_screenshots(folder: Path) -> None:
 
     with serve() as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
-        for scheme, show in (("light", show_answer), ("dark", show_comparison)):
-            page = browser.new_page(viewport=VIEWPORT, color_scheme=scheme)
+        scenes: dict[Literal["light", "dark"], Callable[[Page], None]] = {"light": show_answer, "dark": show_comparison}
+        for scheme, show in scenes.items():
+            page = browser.new_page(viewport={"width": 1240, "height": 980}, color_scheme=scheme)
             page.goto(address)
             page.wait_for_selector("#ask")
             page.wait_for_timeout(1500)

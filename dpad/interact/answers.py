@@ -101,12 +101,11 @@ def answer_prompts(
         batch = slice(start, start + batch_size)
         if watch and several:
             print(f"> {prompts[start]}")
-        streamer = terminal.live_view(loaded, terminal.wants_colour()) if watch else None
-        if trace_file:
-            streamer = Tracer(loaded, prompts[0], settings, streamer=streamer)
-        answers = completion.complete(loaded, texts[batch], settings, until=[loaded.eos], streamer=streamer)
-        if trace_file:
-            streamer.finish(answers[0]).write(trace_file)
+        view = terminal.live_view(loaded, terminal.wants_colour()) if watch else None
+        tracer = Tracer(loaded, prompts[0], settings, streamer=view) if trace_file else None
+        answers = completion.complete(loaded, texts[batch], settings, until=[loaded.eos], streamer=tracer or view)
+        if tracer and trace_file:
+            tracer.finish(answers[0]).write(trace_file)
 
         for prompt, answer in zip(prompts[batch], answers):
             if as_json:

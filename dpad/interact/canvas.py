@@ -122,7 +122,7 @@ def needs_light_text(colour: tuple[int, int, int]) -> bool:
 def describe_settings(settings: Mapping[str, Any]) -> str:
     """Settings, as records and traces hold them, in a few words: "DPad, threshold 0.9, prefix cache"."""
     sampler = settings.get("suffix_sampler") or {}
-    parts = [SAMPLER_WORDS.get(sampler.get("name"), "Vanilla")]
+    parts = [SAMPLER_WORDS.get(sampler.get("name", ""), "Vanilla")]
     if settings.get("threshold"):
         parts.append(f"threshold {settings['threshold']:g}")
     if settings.get("cache", "none") != "none":

@@ -9,7 +9,6 @@ Imported by run.py, never run.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,8 +117,8 @@ class Chat:
         settings = self.available()
         width = max(len(setting.label) for setting in settings)
         for setting in settings:
-            # Parameters of other dropout strategies have no value.
-            self.note(f"  {setting.label:<{width}}  {show_value(values.get(setting.name))}")
+            applies = setting.name in values  # parameters of other dropout strategies do not
+            self.note(f"  {setting.label:<{width}}  {show_value(values[setting.name]) if applies else '–'}")
 
     def change(self, words: list[str]) -> None:
         """Set names to values, given in turn: all of them, or none and a ValueError."""
@@ -187,7 +186,7 @@ class Chat:
         print(self.paint(text, DIM), flush=True)
 
 
-def apply_changes(settings: DecodingSettings, changes: Mapping[str, object]) -> DecodingSettings:
+def apply_changes(settings: DecodingSettings, changes: dict[str, object]) -> DecodingSettings:
     """The settings with some choices changed.
 
     Parameters of the suffix sampler that have their default values keep following the defaults, such as a window that
@@ -209,9 +208,9 @@ def apply_changes(settings: DecodingSettings, changes: Mapping[str, object]) -> 
 
 
 def show_value(value: object) -> str:
-    """A setting's value as `Setting.parse` reads it; a dash where the setting has none."""
+    """A setting's value as `Setting.parse` reads it."""
     if value is None:
-        return "–"
+        return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -15,7 +15,7 @@ from dpad.interact.trace import Trace
 from dpad.results.files import write_whole
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image as Picture
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
@@ -46,6 +46,8 @@ def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, f
     Raises:
         ValueError: there is nothing to draw, or `seconds` or `frames` is out of range.
     """
+    from PIL import Image
+
     if not traces or not all(trace.forwards for trace in traces):
         raise ValueError("a GIF needs traces of at least one forward each")
     if not 0 < seconds <= 60:
@@ -61,7 +63,7 @@ def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, f
 
     # The palette is taken from early and late pictures: at the end there are no masks left whose colours it needs.
     palette = _stack([pictures[0], pictures[frames // 4], pictures[-1]]).quantize(colors=128)
-    first, *others = (picture.quantize(palette=palette, dither=0) for picture in pictures)
+    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
     milliseconds = [round(1000 * seconds / frames)] * frames
     milliseconds[-1] += LAST_FRAME
     with write_whole(path) as temporary:
@@ -69,7 +71,7 @@ def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, f
                    optimize=True)
 
 
-def _stack(pictures: Sequence[Image]) -> Image:
+def _stack(pictures: Sequence[Picture]) -> Picture:
     """The pictures under each other."""
     from PIL import Image
 
@@ -83,7 +85,7 @@ def _stack(pictures: Sequence[Image]) -> Image:
     return whole
 
 
-def _draw_canvas(trace: Trace, forwards: int) -> Image:
+def _draw_canvas(trace: Trace, forwards: int) -> Picture:
     """A trace's canvas after so many forwards, under a header with its settings and numbers."""
     from PIL import Image, ImageDraw
 

@@ -100,6 +100,7 @@ def render_curve(settings: DecodingSettings) -> str:
     """The probability that a suffix position is kept against its distance from the block, and the sampler's formula."""
     length = settings.gen_length
     sampler = settings.suffix_sampler
+    assert sampler is not None
     probabilities = sampler.retention(length).tolist()
     mean = sum(probabilities)
     formula = FORMULAS.get(sampler_name(sampler), "").format(**settings.as_choices())

@@ -49,15 +49,15 @@ def live_view(loaded: LoadedModel, colour: bool) -> TextDiffusionStreamer:
 
         def put_draft(self, value: Any, **kwargs: Any) -> None:
             self._clear_draft()
-            print(SAVE_CURSOR + self.tokenizer.decode(value[0]), end="", flush=True)
+            print(f"{SAVE_CURSOR}{self.tokenizer.decode(value[0])}", end="", flush=True)
             self._has_draft = True
 
-    streamer = TextDiffusionStreamer if colour else PlainStreamer
-    return streamer(_DisplayTokenizer(loaded), skip_prompt=True)
+    tokenizer: Any = _DisplayTokenizer(loaded)
+    return (TextDiffusionStreamer if colour else PlainStreamer)(tokenizer, skip_prompt=True)
 
 
 class _DisplayTokenizer:
-    """A tokenizer that decodes for the eye. transformers' streamer needs nothing but `decode`."""
+    """A tokenizer that decodes for display. transformers' streamer needs nothing but `decode`."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.tokenizer = loaded.tokenizer

@@ -89,13 +89,8 @@ class Tracer:
     """
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        prompt: str,
-        settings: DecodingSettings,
-        *,
-        listener: Callable[[Trace], None] | None = None,
-        streamer: Any = None,
+        self, loaded: LoadedModel, prompt: str, settings: DecodingSettings, *,
+        listener: Callable[[Trace], None] | None = None, streamer: Any = None,
     ) -> None:
         self.loaded = loaded
         self.trace = Trace(_head(loaded, prompt, settings))
@@ -158,25 +153,18 @@ class Tracer:
     def finish(self, completion: Completion) -> Trace:
         """The complete trace, with the answer and its cost as its last line."""
         self.trace.tail = {
-            "answer": completion.text,
-            "forwards": completion.forwards,
-            "tokens": completion.tokens,
-            "seconds": round(completion.seconds, 4),
-            "tokens_processed": completion.tokens_processed,
+            "answer": completion.text, "forwards": completion.forwards, "tokens": completion.tokens,
+            "seconds": round(completion.seconds, 4), "tokens_processed": completion.tokens_processed,
         }
         return self.trace
 
 
 def _head(loaded: LoadedModel, prompt: str, settings: DecodingSettings) -> dict[str, Any]:
     return {
-        "kind": "trace",
-        "model": loaded.name,
-        "prompt": prompt,
-        "gen_length": settings.gen_length,
-        "block_length": settings.block_length,
+        "kind": "trace", "model": loaded.name, "prompt": prompt,
+        "gen_length": settings.gen_length, "block_length": settings.block_length,
         "settings": settings.to_json() | {"device": str(loaded.model.device)},
-        "eos": loaded.eos,
-        "environment": environment(),
+        "eos": loaded.eos, "environment": environment(),
     }
 
 
