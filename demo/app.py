@@ -349,8 +349,8 @@ class Page:
         """Decode once, or twice at the same time; what goes wrong becomes a message."""
         threads: list[AnswerThread] = []
         try:
-            for choices in self.choose(values, with_vanilla):
-                threads.append(self.denoiser.start(question, self.denoiser.make_settings(choices)))
+            for settings in self.choose(values, with_vanilla):
+                threads.append(self.denoiser.start(question, settings))
             traces = [thread.trace for thread in threads]
             yield {self.message: "", self.player: gradio().update(visible=False), **self.pause(),
                    **self.draw_canvases(traces)}
@@ -369,17 +369,19 @@ class Page:
 
         yield self.finish(traces) | {self.message: render_verdict(*traces) if with_vanilla else ""}
 
-    def choose(self, values: tuple[Any, ...], with_vanilla: bool) -> list[dict[str, Any]]:
-        """The choices to decode with: those of the controls, in a comparison after vanilla."""
+    def choose(self, values: tuple[Any, ...], with_vanilla: bool) -> list[DecodingSettings]:
+        """The settings to decode with: those of the controls; in a comparison vanilla comes first."""
         choices = self.read_choices(values)
+        settings = self.denoiser.make_settings(choices)
         if not with_vanilla:
-            return [choices]
+            return [settings]
 
         vanilla = self.vanilla_choices(choices)
         if choices[STRATEGY.name] == vanilla[STRATEGY.name]:
-            dpad = self.preset_values("DPad", choices["gen_length"])
+            dpad = self.preset_values("DPad", settings.gen_length)
             choices |= {name: value for name, value in dpad.items() if value != vanilla.get(name)}
-        return [vanilla, choices]
+            settings = self.denoiser.make_settings(choices)
+        return [self.denoiser.make_settings(vanilla), settings]
 
     # --- Canvases and the player ---
 

@@ -134,7 +134,7 @@ def test_vanilla_beside_the_settings(checkpoint_folder):
     page = app.Page(app.Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
     values = {name: control.value for name, control in page.controls.items()}
     values |= {"dropout_strategy": "null", "threshold": 0.5, "cache": "dual", "block_length": 16, "factor": 0}
-    vanilla, other = map(page.denoiser.make_settings, page.choose(tuple(values.values()), with_vanilla=True))
+    vanilla, other = page.choose(tuple(values.values()), with_vanilla=True)
     assert vanilla == LLaDASettings(block_length=16)
     assert other == LLaDASettings(block_length=16, threshold=0.5, cache="dual", early_termination=True,
                                   suffix_sampler=GaussianSampler(256, 3, 1.6))
