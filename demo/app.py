@@ -497,18 +497,15 @@ def serve(denoiser: Denoiser, port: int) -> None:
         )
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="app.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("-m", "--model", default="tiny", help="tiny, dream-tiny, instruct, 1.5, ..., a folder or a hub "
                         "id (default: tiny)")
     parser.add_argument("--port", type=int, default=7860, help="on 127.0.0.1 (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the first GPU, or the CPU)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:

@@ -109,6 +109,7 @@ def test_the_command_line_writes_reads_and_draws(checkpoint_folder, tmp_path, ca
     (lambda lines: [lines[0], change(lines[1], kept=5), *lines[2:]], "line 2: not a line"),
     (lambda lines: [lines[0], change(lines[1], decided=[[0, 5, "x", "high"]]), *lines[2:]], "line 2: not a line"),
     (lambda lines: [change(lines[0], settings=[]), *lines[1:]], "line 1: not a line"),
+    (lambda lines: [change(lines[0], settings={"suffix_sampler": {"name": []}}), *lines[1:]], "line 1: not a line"),
     (lambda lines: [change(lines[0], settings={"threshold": "x"}), *lines[1:]], "line 1: not a line"),
     (lambda lines: [*lines[:-1], change(lines[-1], answer=5)], "not a complete trace"),
 ])

@@ -6,7 +6,6 @@ Everything that a visitor or a model wrote is escaped here. Imported by demo/app
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 
 from dpad.engine.settings import DecodingSettings, sampler_name
 from dpad.interact.canvas import Canvas, Cell, canvas_after, describe_trace, needs_light_text, shade
@@ -104,31 +103,21 @@ def render_curve(settings: DecodingSettings) -> str:
     probabilities = sampler.retention(length).tolist()
     mean = sum(probabilities)
     formula = FORMULAS.get(sampler_name(sampler), "").format(**settings.as_choices())
+
+    def x(distance: float) -> float:
+        return LEFT + (RIGHT - LEFT) * distance / length
+
+    points = " ".join(f"{x(distance):.1f},{BOTTOM - (BOTTOM - TOP) * probability:.1f}"
+                      for distance, probability in enumerate(probabilities))
+    ticks = "".join(f'<text x="{x(share * length):.0f}" y="168" text-anchor="middle">{share * length:.0f}</text>'
+                    for share in (0, 0.25, 0.5, 0.75, 1))
     return (
         '<div class="dpad"><svg viewBox="0 0 500 190" role="img" fill="currentColor" font-size="12" '
         f'aria-label="retention curve: {mean:.0f} of {length} positions kept on average">'
         f'<path d="M{LEFT} {BOTTOM}H{RIGHT}M{LEFT} {TOP}H{RIGHT}" fill="none" stroke="currentColor" opacity=".35" '
         'stroke-dasharray="2 3"/>'
-        f'<text x="{LEFT - 6}" y="{BOTTOM + 4}" text-anchor="end">0</text>'
-        f'<text x="{LEFT - 6}" y="{TOP + 4}" text-anchor="end">1</text>{_render_ticks(length)}'
-        f'<text x="{(LEFT + RIGHT) // 2}" y="186" text-anchor="middle">distance from the block (tokens)</text>'
-        f'<polyline points="{_curve_points(probabilities)}" fill="none" stroke="#2a8aa3" stroke-width="2.5"/></svg>'
+        '<text x="34" y="154" text-anchor="end">0</text><text x="34" y="34" text-anchor="end">1</text>'
+        f'{ticks}<text x="260" y="186" text-anchor="middle">distance from the block (tokens)</text>'
+        f'<polyline points="{points}" fill="none" stroke="#2a8aa3" stroke-width="2.5"/></svg>'
         f'<div class="legend">{html.escape(formula)} On average {mean:.0f} of {length} are kept.</div></div>'
     )
-
-
-def _render_ticks(length: int) -> str:
-    ticks = []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x = LEFT + (RIGHT - LEFT) * share
-        ticks.append(f'<text x="{x:.0f}" y="{BOTTOM + 18}" text-anchor="middle">{share * length:.0f}</text>')
-    return "".join(ticks)
-
-
-def _curve_points(probabilities: Sequence[float]) -> str:
-    points = []
-    for distance, probability in enumerate(probabilities):
-        x = LEFT + (RIGHT - LEFT) * distance / len(probabilities)
-        y = BOTTOM - (BOTTOM - TOP) * probability
-        points.append(f"{x:.1f},{y:.1f}")
-    return " ".join(points)

@@ -208,7 +208,8 @@ def _is_head(entry: Any) -> bool:
     return (
         all(isinstance(length, int) and 0 < length < MAX_LENGTH for length in lengths)
         and isinstance(settings, dict)
-        and isinstance(settings.get("suffix_sampler") or {}, dict)
+        and isinstance(sampler := settings.get("suffix_sampler") or {}, dict)
+        and isinstance(sampler.get("name", ""), str)
         and isinstance(settings.get("threshold") or 0, (int, float))
         and isinstance(entry.get("environment", {}), dict)
     )
