@@ -241,10 +241,10 @@ class Page:
         return {name: value for name, value in choices.items() if name in applicable}
 
     def vanilla_choices(self, choices: dict[str, Any]) -> dict[str, Any]:
-        """Vanilla decoding to compare with: it keeps the choices that all models share, but for the presets' own."""
-        shared = {setting.name for setting in settings_of(DecodingSettings)}
-        kept = {name: value for name, value in choices.items() if name in shared}
-        return kept | self.preset_values("Vanilla", choices["gen_length"])
+        """Vanilla decoding to compare with: it keeps the choices that all models share, except what presets change."""
+        names = {setting.name for setting in settings_of(DecodingSettings)}
+        shared = {name: value for name, value in choices.items() if name in names}
+        return shared | self.preset_values("Vanilla", choices["gen_length"])
 
     # --- Layout ---
 

@@ -196,15 +196,16 @@ def apply_changes(settings: DecodingSettings, changes: dict[str, object]) -> Dec
         ValueError: a value is not allowed, values do not fit together, or the strategy does not have a parameter.
     """
     family = type(settings)
-    parameters = {parameter.name for parameter in settings_of(type(settings.suffix_sampler))}
     values = settings.as_choices()
-    others = {name: value for name, value in values.items() if name not in parameters}
+    sampler_names = {parameter.name for parameter in settings_of(type(settings.suffix_sampler))}
+    others = {name: value for name, value in values.items() if name not in sampler_names}
     defaults = family.from_choices(others).as_choices()
 
-    changed = {name: changes.get(name, value) for name, value in others.items()}
-    applicable = family.from_choices(changed).as_choices()
-    kept = {name: values[name] for name in parameters if name in applicable and values[name] != defaults[name]}
-    return family.from_choices(changed | kept | changes)
+    new = {name: changes.get(name, value) for name, value in others.items()}
+    applicable = family.from_choices(new).as_choices()
+    parameters = {name: values[name] for name in sampler_names
+                  if name in applicable and values[name] != defaults[name]}
+    return family.from_choices(new | parameters | changes)
 
 
 def show_value(value: object) -> str:
