@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from dpad.engine.settings import CACHE_MODES
 from dpad.results import files, records
 from sampler import GaussianSampler
 
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {"cache": cache, "suffix_sampler": sampler, **schedule}
     for cache in CACHE_MODES
     for sampler in (None, GaussianSampler(96, 3, 1.6))
@@ -61,7 +62,7 @@ def compare(name: str, device: str, prompts: list[str], bar: tqdm) -> list[dict]
                 runs[f"float32, {run}"] = (answer(exact, prompts, settings), expected)
                 runs[f"bfloat16, {run}"] = (answer(rounded, prompts, settings), rounded_answers)
 
-        row = {"model": name, **settings, "suffix_sampler": str(settings["suffix_sampler"])}
+        row: dict[str, Any] = {"model": name, **settings, "suffix_sampler": str(settings["suffix_sampler"])}
         for run, (tokens, expected_tokens) in runs.items():
             same = tokens == expected_tokens
             row[run] = {"answers": same.all(1).float().mean().item(), "tokens": same.float().mean().item()}

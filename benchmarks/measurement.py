@@ -33,7 +33,7 @@ from dpad.engine.unmasking import UnmaskingRule
 from dpad.results.records import environment
 
 # Shapes for random weights: the family, and what differs from its configuration's defaults, which are the real models'.
-SHAPES: dict[str, tuple[str, dict[str, int]]] = {
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "8b": ("llada", {}),
     "7b": ("dream", {}),
     "small": ("llada", {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536}),
@@ -67,9 +67,10 @@ def make_subject(name: str, device: str | None, dtype: str | None) -> Subject:
     torch_device, torch_dtype = loading.placement(device, dtype)
     family_name, shape = SHAPES[name]
     family = loading.FAMILIES[family_name]
+    model_class: Any = family.model
     torch.manual_seed(0)
     with torch.device(torch_device):
-        model = family.model._from_config(family.model.config_class(**shape), dtype=torch_dtype).eval()
+        model = model_class._from_config(model_class.config_class(**shape), dtype=torch_dtype).eval()
     return Subject(name, model, family)
 
 

@@ -71,8 +71,9 @@ class Products:
         body = [m for layer in model.layers for m in layer.modules() if isinstance(m, nn.Linear)]
         body_ids = set(map(id, body))
         others = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in body_ids]
+        embedding: Any = model.get_input_embeddings()
         self.body = [m.weight for m in body]
-        self.head = [m.weight for m in others] or [model.get_input_embeddings().weight]  # a tied head
+        self.head = [m.weight for m in others] or [embedding.weight]  # a tied head
         self.inputs: dict[tuple[int, int], Tensor] = {}
 
     def bytes(self) -> int:

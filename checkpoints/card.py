@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig
-
-import dream  # noqa: F401  (importing a family registers its configuration with AutoConfig)
-import llada  # noqa: F401
+from dpad.engine.loading import family_of
 from dpad.results import charts, files, records, tables
 
 CARD = """\
@@ -60,8 +58,6 @@ CHANGED_RUN = """\
 The run was interrupted and resumed with other settings or code, so no single command repeats it. Each part started from
 the weights and the optimizer state of the one before, at the commit named after its command:"""
 
-FAMILY_NAMES = {"llada": "LLaDA", "Dream": "Dream"}  # by `model_type` in config.json
-SHORT_NAMES = {"llada": "tiny", "Dream": "dream-tiny"}
 MAX_CURVE_ROWS = 24
 
 
@@ -74,15 +70,16 @@ def write_card(folder: Path) -> None:
     entries = [json.loads(line) for line in files.read_lines(folder / "train.jsonl")]
     starts = [entry for entry in entries if "command" in entry]
     curve = [entry for entry in entries if "loss" in entry]
-    config = AutoConfig.from_pretrained(folder)  # both families answer to transformers' standard names
+    family = family_of(str(folder))
+    config: Any = family.model.config_class.from_pretrained(folder)  # type: ignore[union-attr]
     hardware = starts[-1]["environment"]["hardware"]
     cores = starts[-1]["processes"] * hardware["threads"]
     records_file = folder / "records.json"
 
     text = CARD.format(
         name=folder.name,
-        family=FAMILY_NAMES[config.model_type],
-        short=SHORT_NAMES[config.model_type],
+        family=family.settings.family,
+        short=next(iter(family.names)),  # the embedded model comes first
         parameters=starts[0]["parameters"] / 1e6,
         vocabulary=config.vocab_size,
         shape=f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads on "
@@ -140,7 +137,9 @@ def accuracy_table(evaluations: list[dict]) -> str:
 
 def draw_curve(curve: list[dict], path: Path) -> None:
     """Draw the losses, and beside them the accuracy, against the step."""
-    figure = charts.new_figure((9, 3.4))
+    from matplotlib.figure import Figure  # here, so that training needs no matplotlib until its end
+
+    figure = Figure(figsize=(9, 3.4), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [point["step"] for point in curve]
     left.plot(steps, [point["loss"] for point in curve], color=charts.ORANGE, label="training")
@@ -153,7 +152,7 @@ def draw_curve(curve: list[dict], path: Path) -> None:
         axes.grid(color="#dddddd", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
     with files.write_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -42,10 +43,10 @@ VOCABULARY = 1024
 # guess the positions of everything after it.
 PIECES = r"<<|>>|####|\d{1,2}|[A-Z][a-z]*| ?[a-z]+|\n| ?[^A-Za-z\d\s<>#]|\s"
 # RoPE's base and the spread of the initial weights suit this width and these lengths instead of the 8B's.
-LLADA_SHAPE = {
+LLADA_SHAPE: dict[str, Any] = {
     "d_model": 192, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512, "rope_theta": 10_000.0, "init_std": 0.07,
 }
-DREAM_SHAPE = {
+DREAM_SHAPE: dict[str, Any] = {
     "hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 544, "rope_theta": 10_000.0, "initializer_range": 0.07,
 }
@@ -77,13 +78,13 @@ def initialize_for_copying(model: MaskedDiffusionModel) -> None:
     - The output projection of an attention head starts as the transpose of its value projection, so that attending to a
       token raises that token's logit (Trockman and Kolter, "Mimetic initialization of self-attention layers", 2023).
     """
-    embedding = model.get_input_embeddings().weight
+    embedding: Any = model.get_input_embeddings().weight
     head = next(m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(embedding))
     head.weight.copy_(embedding)
     embedding /= embedding.std()
     for layer in model.layers:
-        attention = getattr(layer, "self_attn", layer)  # Dream's, LLaDA's
-        output = attention.o_proj if attention is not layer else attention.attn_out
+        attention: Any = getattr(layer, "self_attn", layer)  # Dream's, LLaDA's
+        output: Any = attention.o_proj if attention is not layer else attention.attn_out
         values = attention.v_proj.weight.unflatten(0, (model.kv_head_count, model.head_size))  # [K, D, E]
         values = values.repeat_interleave(output.in_features // model.head_size // model.kv_head_count, dim=0)
         output.weight.copy_(values.flatten(0, 1).T)
@@ -139,7 +140,7 @@ def make_llada(seed: int) -> tuple[PreTrainedTokenizerBase, type[MaskedDiffusion
         **LLADA_SHAPE, vocab_size=VOCABULARY, max_sequence_length=MAX_POSITIONS,
         mask_token_id=tokenizer.mask_token_id, eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
-        eot_id=tokenizer.convert_tokens_to_ids(LLADA_TOKENS["end_of_turn"]),
+        eot_id=bpe.token_to_id(LLADA_TOKENS["end_of_turn"]),  # type: ignore[arg-type]
     )
 
 

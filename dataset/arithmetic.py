@@ -289,7 +289,7 @@ class Setting(NamedTuple):
 # ({He}, {he}, {his}, {His}, {him}) can only mean {N}; {sib} and {aunt} are relatives of the other sex as well.
 # The remaining names in braces are the words of the setting: "bag/bags" fills {bag} and {bags} from one choice.
 
-WORLDS = {
+WORLDS: dict[str, dict] = {
     "collecting": {
         "words": {
             "t": "marbles stamps coins cards shells buttons pencils",
@@ -615,12 +615,12 @@ def _setting(world: str, lines: dict) -> Setting:
         (tuple(slot.split("/")), tuple(tuple(choice.split("/")) for choice in choices.split()))
         for slot, choices in lines["words"].items()
     )
-    events = {1: [], 2: []}
+    events: dict[int, list[Sentence]] = {1: [], 2: []}
     for sentence in _sentences(world, "event", lines["events"]):
         events[len(sentence.answers)] += [sentence] * WEIGHTS.get(sentence.kind, 1)
     openings = _sentences(world, "opening", lines["openings"])
     closings = _sentences(world, "closing", lines["closings"])
-    plans = {steps: [] for steps in STEP_COUNTS}
+    plans: dict[int, list[Plan]] = {steps: [] for steps in STEP_COUNTS}
     for steps in STEP_COUNTS:
         for opening in openings:
             for closing in closings:
@@ -750,11 +750,12 @@ def take(count: int, seed: int, split: str = "train") -> list[dict]:
     """The first `count` problems with distinct questions of the stream problems(seed, split)."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count is {count!r}, but it must be an integer of at least 1")
-    distinct = {}
-    for problem in problems(seed, split):
+    distinct: dict[str, dict] = {}
+    stream = problems(seed, split)
+    while len(distinct) < count:
+        problem = next(stream)
         distinct.setdefault(problem["question"], problem)
-        if len(distinct) == count:
-            return list(distinct.values())
+    return list(distinct.values())
 
 
 # --- Command line -------------------------------------------------------------------------------------------------

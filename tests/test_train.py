@@ -1,4 +1,4 @@
-"""Training: what the noise may touch, drills that are right, and a resumed run that equals an uninterrupted one.
+"""Training: which tokens the noise covers, drills that are right, resumed runs that equal whole ones, and the cards.
 
     bash tests/run.sh tests/test_train.py
 """
@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from checkpoints import make
+from checkpoints import card, make
 from dataset import arithmetic
 from dpad.training import data
 
@@ -26,7 +27,7 @@ def stream(request):
 
 def test_noise_and_loss_keep_to_the_answer(stream):
     """Guards the batches: a prompt is never masked, the loss is over masked tokens alone, its weights are positive."""
-    shown = 0
+    rows = 0
     for noisy, target, weight in (batch for number in range(4) for batch in stream.step(number)):
         masked = noisy == stream.mask_id
         assert torch.equal(noisy[~masked], target[~masked])
@@ -35,8 +36,8 @@ def test_noise_and_loss_keep_to_the_answer(stream):
             first = int(masked[row].nonzero()[0]) if masked[row].any() else len(masked[row])
             text = stream.tokenizer.decode(noisy[row, :first])
             assert "assistant" in text  # the prompt's last turn is there, whole
-            shown += 1
-    assert shown > 20
+            rows += 1
+    assert rows > 20
 
 
 def test_step_is_a_function_of_its_number(stream):
@@ -92,8 +93,8 @@ def test_attention_copies_from_the_start(family):
         output = getattr(attention, "o_proj", None) or attention.attn_out
         values = values.repeat_interleave(output.in_features // model.head_size // model.kv_head_count, dim=-2)
         written = output(values.flatten(-2))
-        found = model.head(model.final_norm(written)).argmax(-1)
-        assert (found == tokens).float().mean() > 0.8
+        likeliest = model.head(model.final_norm(written)).argmax(-1)
+        assert (likeliest == tokens).float().mean() > 0.8
 
 
 def test_bare_sums_are_right():
@@ -144,3 +145,15 @@ def test_resumed_and_shared_runs_equal_one_run(tmp_path):
     assert not (whole / "train-state.pt").exists() and "# whole" in (whole / "README.md").read_text()
     finished = run(whole, "--steps", "3")
     assert finished.returncode == 1 and "holds a finished checkpoint" in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
+def test_the_embedded_models_cards_are_up_to_date(name, tmp_path):
+    """Guards the cards: each is what the command writes from the files beside it."""
+    folder = tmp_path / name
+    folder.mkdir()
+    for file in ("train.jsonl", "config.json", "records.json"):
+        shutil.copy(ROOT / "checkpoints" / name / file, folder)
+    card.write_card(folder)
+    assert (folder / "README.md").read_text() == (ROOT / "checkpoints" / name / "README.md").read_text()
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")

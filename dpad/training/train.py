@@ -72,7 +72,7 @@ def held_out(model: MaskedDiffusionModel, stream: Stream, steps: int) -> dict[st
 
 def make_optimizers(model: MaskedDiffusionModel, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embedding, head and norms (the split that Muon's authors advise)."""
-    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+    matrices = [p for layer in model.layers for p in layer.parameters() if p.ndim == 2]
     matrix_ids = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in matrix_ids]
     return [
