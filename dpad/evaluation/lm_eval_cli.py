@@ -11,8 +11,9 @@ import torch
 
 from dpad.engine import loading
 from dpad.engine.completion import decoding_options
-from dpad.evaluation.harness import DiffusionLM, run_folder
+from dpad.evaluation.adapter import DiffusionLM
 from dpad.evaluation.journal import Journal
+from dpad.evaluation.runs import run_folder
 
 
 class CommandLineLM(DiffusionLM):
