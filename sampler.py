@@ -1,8 +1,10 @@
 """Which suffix positions a block may see: the heart of DPad (arXiv 2508.14148, section 4).
 
-Before a block's first forward the loop in decoding.py hands the sampler every position after the block; the sampler
-returns the ones to keep, and the model never sees the others. Pure: no model, no device, no state. A new strategy is a
-subclass with two methods. Imported, never run; `python run.py generate --help` shows how to choose one.
+Before the first forward of a block, the decoding loop passes every position after the block to the sampler. The sampler
+returns the positions to keep; the model never sees the others. A sampler is pure: no model, no device, no state. A new
+strategy is a subclass with two methods and an entry in SAMPLERS. To see one at work:
+
+    python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch --prompt "Tom has 3 bags with 4 apples each. ..."
 """
 
 from __future__ import annotations
@@ -13,6 +15,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+
+from dpad.engine.fields import check_settings, setting
+
+WINDOW = 256  # the default window; shorter answers take their own length
 
 
 class SuffixSampler(ABC):
@@ -45,11 +51,6 @@ class SuffixSampler(ABC):
             raise ValueError(f"window is {window}; it must be at most gen_length ({gen_length})")
 
 
-def _check_window(window: int) -> None:
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"window is {window!r}; it must be an integer from 1 to gen_length")
-
-
 @dataclass(frozen=True)
 class FullSuffix(SuffixSampler):
     """Keeps everything: the vanilla baseline."""
@@ -65,10 +66,10 @@ class FullSuffix(SuffixSampler):
 class WindowSampler(SuffixSampler):
     """Keeps the `window` nearest positions: the sliding window alone, nothing dropped inside it."""
 
-    window: int
+    window: int = setting(WINDOW, "how far the suffix is kept", flags=("-w", "--window"), minimum=1, unit="tokens")
 
-    def __post_init__(self):
-        _check_window(self.window)
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def indices(self, count: int, generator: Generator) -> Tensor:
         return torch.arange(min(count, self.window))
@@ -78,7 +79,7 @@ class WindowSampler(SuffixSampler):
 
 
 @dataclass(frozen=True)
-class GaussianSampler(SuffixSampler):
+class GaussianSampler(WindowSampler):
     """DPad's sampler: a sliding window thinned by Gaussian distance decay (section 4.2).
 
     Position i of the suffix is kept with probability min(1, scale / sqrt(2 pi) * exp(-x_i^2 / 2)), where x runs from 0
@@ -86,16 +87,10 @@ class GaussianSampler(SuffixSampler):
     authors' code, and so every published number, uses k i / (W - 1).
     """
 
-    window: int
-    k_sigma: float
-    scale: float
-
-    def __post_init__(self):
-        _check_window(self.window)
-        for name in ("k_sigma", "scale"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
+    k_sigma: float = setting(4.0, "gaussian: standard deviations in the window; the paper uses 3 or 4",
+                             flags=("-k", "--k_sigma"), above=0)
+    scale: float = setting(2.0, "gaussian: factor on the probability to keep a position; the paper uses 1.6 to 2.3",
+                           flags=("-sc", "--scale"), above=0)
 
     def _density(self, count: int) -> Tensor:
         density = torch.zeros(count)
@@ -112,16 +107,10 @@ class GaussianSampler(SuffixSampler):
 
 
 @dataclass(frozen=True)
-class UniformSampler(SuffixSampler):
+class UniformSampler(WindowSampler):
     """Keeps `number` positions drawn evenly from the nearest `window`; all of them when `number` covers the suffix."""
 
-    window: int
-    number: int
-
-    def __post_init__(self):
-        _check_window(self.window)
-        if isinstance(self.number, bool) or not isinstance(self.number, int) or self.number < 0:
-            raise ValueError(f"number is {self.number!r}; it must be an integer of at least 0")
+    number: int = setting(0, "uniform: suffix tokens to keep", flags=("-nt", "--num_tokens"), minimum=0, unit="tokens")
 
     def indices(self, count: int, generator: Generator) -> Tensor:
         if self.number >= count:
@@ -133,3 +122,12 @@ class UniformSampler(SuffixSampler):
             return torch.ones(count)
         reach = min(count, self.window)
         return (torch.arange(count) < reach) * min(1.0, self.number / reach)
+
+
+# By the name that --dropout_strategy takes.
+SAMPLERS: dict[str, type[SuffixSampler]] = {
+    "null": FullSuffix,
+    "gaussian": GaussianSampler,
+    "uniform": UniformSampler,
+    "window": WindowSampler,
+}

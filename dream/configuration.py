@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from transformers import AutoConfig, PretrainedConfig
 
-from dpad.engine.transformer import check_fields
+from dpad.engine.checks import check_config
 
-# What a Dream checkpoint never turns on, and this implementation has no code for: other values are refused.
+# Every Dream checkpoint has these values. No other value is implemented, so others are refused.
 FIXED = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False}
 
 
@@ -38,7 +38,7 @@ class DreamConfig(PretrainedConfig):
             if given != value:
                 raise ValueError(f"config field {name} is {given!r}; every Dream checkpoint has {value!r}, and no "
                                  "other value is implemented")
-        check_fields(
+        check_config(
             {"hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "vocab_size": vocab_size,
              "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads,
              "intermediate_size": intermediate_size, "max_position_embeddings": max_position_embeddings}, {},
@@ -50,11 +50,16 @@ class DreamConfig(PretrainedConfig):
         if num_attention_heads % num_key_value_heads:
             raise ValueError(f"config field num_key_value_heads is {num_key_value_heads}; it must divide "
                              f"num_attention_heads ({num_attention_heads})")
-        self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
-        self.num_attention_heads, self.num_key_value_heads = num_attention_heads, num_key_value_heads
-        self.intermediate_size, self.vocab_size = intermediate_size, vocab_size
-        self.max_position_embeddings, self.rope_theta = max_position_embeddings, rope_theta
-        self.rms_norm_eps, self.initializer_range = rms_norm_eps, initializer_range
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads
+        self.intermediate_size = intermediate_size
+        self.vocab_size = vocab_size
+        self.max_position_embeddings = max_position_embeddings
+        self.rope_theta = rope_theta
+        self.rms_norm_eps = rms_norm_eps
+        self.initializer_range = initializer_range
         self.mask_token_id = mask_token_id
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
                          tie_word_embeddings=tie_word_embeddings, **others)

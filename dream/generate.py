@@ -8,30 +8,47 @@ From the command line: python run.py generate -m dream-instruct --prompt "Write 
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from dpad.engine.decoding import (
-    DecodingOutput,
-    DecodingSettings,
+from dpad.engine.decoding import DecodingOutput, decode
+from dpad.engine.fields import setting, takes_settings
+from dpad.engine.settings import DecodingSettings, TokenIds
+from dpad.engine.unmasking import (
     UnmaskingRule,
     best_but_mask,
-    check_integer,
-    check_number,
     choose_above,
     choose_most_confident,
-    decode,
     gumbel_noise,
     in_pieces,
     log_probability,
     without_mask,
 )
 from dream.modeling import DreamModel
-from sampler import SuffixSampler
 
-FIRST_TIME, LAST_TIME = 1.0, 1e-3  # of the fixed schedule: how much of a block is still masked, from start to end
+FIRST_TIME = 1.0  # of the fixed schedule: how much of a block is masked at its start
+LAST_TIME = 1e-3  # and at its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamSettings(DecodingSettings):
+    """Dream's settings: the shared ones, and how tokens and positions are drawn."""
+
+    family: ClassVar[str] = "Dream"
+
+    top_p: float | None = setting(None, "Dream: draw from the likeliest tokens that have this probability together",
+                                  above=0, maximum=1)
+    top_k: int | None = setting(None, "Dream: draw from this many of the likeliest tokens", minimum=1, unit="tokens")
+    alg_temp: float = setting(0.0, "Dream: above 0, draw the positions too, at this temperature", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold is not None and self.alg_temp:
+            raise ValueError(f"alg_temp is {self.alg_temp!r} while threshold is {self.threshold!r}; give one of the "
+                             "two")
 
 
 class DreamRule(UnmaskingRule):
@@ -41,27 +58,17 @@ class DreamRule(UnmaskingRule):
     prediction stands at the position before the block, which later steps do not recompute.
     """
 
-    def __init__(self, settings: DecodingSettings, *, temperature: float = 0.0, top_p: float | None = None,
-                 top_k: int | None = None, alg_temp: float = 0.0, threshold: float | None = None):
-        check_number("temperature", temperature, 0, math.inf, or_equal=True)
-        check_number("alg_temp", alg_temp, 0, math.inf, or_equal=True)
-        if top_p is not None:
-            check_number("top_p", top_p, 0, 1)
-        if top_k is not None:
-            check_integer("top_k", top_k, 1)
-        if threshold is not None:
-            check_number("threshold", threshold, 0, 1)
-            if alg_temp:
-                raise ValueError(f"alg_temp is {alg_temp!r} while threshold is {threshold!r}; give one of the two")
-        self.settings, self.temperature, self.top_p, self.top_k = settings, temperature, top_p, top_k
-        self.alg_temp, self.threshold = alg_temp, threshold
+    settings: DreamSettings
+
+    def __init__(self, settings: DreamSettings, tokens: TokenIds):
+        super().__init__(settings, tokens)
         self.times = torch.linspace(FIRST_TIME, LAST_TIME, settings.steps_per_block + 1)
 
     def opens(self, step: int) -> bool:
         return self.settings.cache != "none" and step == 0
 
     def quota(self, step: int, left: int) -> int | None:
-        if self.threshold is not None:
+        if self.settings.parallel:
             return None
         if self.opens(step):
             return 1
@@ -74,7 +81,7 @@ class DreamRule(UnmaskingRule):
     def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """The confidence is the candidate's probability with a threshold, else the negative entropy."""
         noise = None
-        if self.temperature and not self.opens(step):
+        if self.settings.temperature and not self.opens(step):
             shape = self.settings.block_length, logits.shape[-1]
             noise = gumbel_noise(*shape, generator=generator, device=columns.device)[columns]
         pieces = [(logits[piece], None if noise is None else noise[piece]) for piece in in_pieces(logits)]
@@ -82,29 +89,34 @@ class DreamRule(UnmaskingRule):
         return torch.cat(tokens), torch.cat(confidence)
 
     def _candidates(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        mask_id, filters = self.settings.mask_id, self.top_p is not None or self.top_k is not None
-        if noise is None and not filters and self.threshold is not None:
+        settings = self.settings
+        mask_id = self.tokens.mask
+        filters = settings.top_p is not None or settings.top_k is not None
+        if noise is None and not filters and settings.threshold is not None:
             tokens = best_but_mask(logits, mask_id)
             return tokens, log_probability(logits, tokens).exp()
-        logits = logits.double() if noise is None else logits.double() / self.temperature
-        log_p = keep_top(logits, self.top_p, self.top_k).log_softmax(-1)  # [M, V]
+
+        logits = logits.double() if noise is None else logits.double() / settings.temperature
+        log_p = keep_top(logits, settings.top_p, settings.top_k).log_softmax(-1)  # [M, V]
         allowed = without_mask(log_p, mask_id)
-        if filters:  # where they leave the mask alone, the next best token is the candidate
-            lost = (allowed == float("-inf")).all(-1, keepdim=True)
-            allowed = torch.where(lost, without_mask(logits.log_softmax(-1), mask_id), allowed)
+        if filters:  # where they leave nothing but the mask, the next best token is the candidate
+            only_mask = (allowed == float("-inf")).all(-1, keepdim=True)
+            allowed = torch.where(only_mask, without_mask(logits.log_softmax(-1), mask_id), allowed)
         tokens = (allowed if noise is None else allowed + noise).argmax(-1)
-        if self.threshold is not None:
+
+        if settings.threshold is not None:
             return tokens, log_p.gather(-1, tokens[:, None]).squeeze(-1).exp()
         p = log_p.exp()
         return tokens, (p * torch.log(p + 1e-10)).sum(-1)
 
     def choose(self, confidence: Tensor, quota: int | None, generator: Generator) -> Tensor:
-        if self.threshold is not None:
-            return choose_above(confidence, self.threshold)
-        if self.alg_temp:
+        if self.settings.threshold is not None:
+            return choose_above(confidence, self.settings.threshold)
+        assert quota is not None
+        if self.settings.alg_temp:
             # The largest of confidence / alg_temp + Gumbel noise are a draw without replacement from the softmax.
-            confidence = confidence / self.alg_temp + gumbel_noise(
-                confidence.shape[1], generator=generator, device=confidence.device)
+            noise = gumbel_noise(confidence.shape[1], generator=generator, device=confidence.device)
+            confidence = confidence / self.settings.alg_temp + noise
         return choose_most_confident(confidence, quota)
 
 
@@ -124,25 +136,20 @@ def keep_top(logits: Tensor, top_p: float | None, top_k: int | None) -> Tensor:
     return logits
 
 
+@takes_settings(DreamSettings)
 def generate(
-    model: DreamModel, input_ids: Tensor, *, gen_length: int = 256, block_length: int = 32, steps: int | None = None,
-    temperature: float = 0.0, top_p: float | None = None, top_k: int | None = None, alg_temp: float = 0.0,
-    threshold: float | None = None, cache: str = "none", suffix_sampler: SuffixSampler | None = None,
-    early_termination: bool = False, mask_id: int | None = None, eos_id: int | None = None, seed: int = 1234,
-    attention_mask: Tensor | None = None, streamer=None,
+    model: DreamModel, input_ids: Tensor, *, attention_mask: Tensor | None = None, streamer: Any = None,
+    mask_id: int | None = None, eos_id: int | None = None, **settings: Any,
 ) -> DecodingOutput:
     """Answer every prompt with `gen_length` tokens, block by block.
 
     Args:
         model: a Dream model.
-        input_ids, gen_length, block_length, cache, suffix_sampler, early_termination, mask_id, eos_id, seed,
-            attention_mask, streamer: as in `llada.generate.generate`.
-        steps: points of the fixed schedule in all, a multiple of G / B (None: as many as tokens). A point that decodes
-            nothing takes no forward.
-        temperature: 0 takes the likeliest token; above it, tokens are drawn from softmax(logits / temperature).
-        top_p: in (0, 1]; top_k: at least 1. Keep the likeliest tokens alone, before the softmax.
-        alg_temp: above 0, draw the positions from softmax(-entropy / alg_temp) instead of taking the least entropy.
-        threshold: in (0, 1]; decode every position at least this confident (parallel decoding). Replaces `steps`.
+        input_ids: int64 [R, P], the prompts; unequal ones are padded on the left.
+        attention_mask, streamer, mask_id, eos_id, suffix_sampler: as in `llada.generate.generate`.
+        {settings}
+
+    With the fixed schedule, `steps` counts its points. A point that decodes nothing takes no forward.
 
     Returns:
         DecodingOutput: sequences [R, P + G], forwards [R], decided_at [R, G], kept_suffix, tokens_processed.
@@ -150,10 +157,5 @@ def generate(
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    settings = DecodingSettings.for_model(
-        model, mask_id, eos_id, gen_length=gen_length, block_length=block_length, steps=steps, cache=cache,
-        suffix_sampler=suffix_sampler, early_termination=early_termination, seed=seed,
-    )
-    rule = DreamRule(settings, temperature=temperature, top_p=top_p, top_k=top_k, alg_temp=alg_temp,
-                     threshold=threshold)
-    return decode(model, rule, input_ids, attention_mask, settings, streamer)
+    rule = DreamRule(DreamSettings(**settings), TokenIds.of(model, mask_id, eos_id))
+    return decode(model, rule, input_ids, attention_mask, streamer)

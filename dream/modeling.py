@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from dpad.engine.transformer import MaskedDiffusionModel, RMSNorm, attend
+from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
 from dream.configuration import DreamConfig
 
 
@@ -19,20 +19,20 @@ class DreamAttention(nn.Module):
 
     def __init__(self, config: DreamConfig):
         super().__init__()
-        self.config = config
-        width, self.head_size = config.hidden_size, config.hidden_size // config.num_attention_heads
+        width = config.hidden_size
+        self.head_size = config.hidden_size // config.num_attention_heads
+        kv_width = config.num_key_value_heads * self.head_size
         self.q_proj = nn.Linear(width, width, bias=True)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_size, bias=True)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_size, bias=True)
+        self.k_proj = nn.Linear(width, kv_width, bias=True)
+        self.v_proj = nn.Linear(width, kv_width, bias=True)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, rope, key_mask, cache, index: int, start: int) -> Tensor:
-        """x [R, Q, E] -> [R, Q, E]; the other arguments are `transformer.attend`'s."""
+    def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
+        """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
         queries, keys, values = (
             project(x).unflatten(-1, (-1, self.head_size)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.o_proj(attend(queries, keys, values, rope, key_mask, cache, index, start,
-                                  self.config._attn_implementation))
+        return self.o_proj(attention.attend(index, queries, keys, values))
 
 
 class DreamMLP(nn.Module):
@@ -58,9 +58,9 @@ class DreamDecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = DreamMLP(config)
 
-    def forward(self, x: Tensor, rope, key_mask, cache, index: int, start: int) -> Tensor:
-        """x [R, Q, E] -> [R, Q, E]; the other arguments are `transformer.attend`'s."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, key_mask, cache, index, start)
+    def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
+        """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
+        x = x + self.self_attn(self.input_layernorm(x), attention, index)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -87,9 +87,11 @@ class DreamModel(MaskedDiffusionModel):
         self.model = DreamBaseModel(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.layer_count, self.kv_head_count = config.num_hidden_layers, config.num_key_value_heads
+        self.layer_count = config.num_hidden_layers
+        self.kv_head_count = config.num_key_value_heads
         self.head_size = config.hidden_size // config.num_attention_heads
-        self.rope_theta, self.max_positions = config.rope_theta, config.max_position_embeddings
+        self.rope_theta = config.rope_theta
+        self.max_positions = config.max_position_embeddings
         self.vocabulary_size = config.vocab_size
         self.post_init()
 

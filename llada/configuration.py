@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from transformers import AutoConfig, PretrainedConfig
 
-from dpad.engine.transformer import check_fields
+from dpad.engine.checks import check_config
 
-# Switches of the code that LLaDA's configuration comes from (OLMo) that no LLaDA checkpoint turns: this
-# implementation has no code for their other values, so it says so instead of computing something else.
+# Options of OLMo, whose configuration LLaDA's comes from, that every LLaDA checkpoint leaves at these values. No other
+# value is implemented, so others are refused.
 FIXED = {
     "activation_type": "silu",
     "clip_qkv": None,
@@ -61,7 +61,7 @@ class LLaDAConfig(PretrainedConfig):
             if others.get(name, value) != value:
                 raise ValueError(f"config field {name} is {others[name]!r}; every LLaDA checkpoint has {value!r}, "
                                  "and no other value is implemented")
-        check_fields(
+        check_config(
             {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "vocab_size": vocab_size,
              "mlp_ratio": mlp_ratio, "max_sequence_length": max_sequence_length},
             {"n_kv_heads": n_kv_heads, "mlp_hidden_size": mlp_hidden_size, "embedding_size": embedding_size},
@@ -77,15 +77,26 @@ class LLaDAConfig(PretrainedConfig):
         if embedding_size < vocab_size:
             raise ValueError(f"config field embedding_size is {embedding_size}; it must be at least vocab_size "
                              f"({vocab_size})")
-        self.d_model, self.n_layers, self.n_heads, self.n_kv_heads = d_model, n_layers, n_heads, n_kv_heads
+        self.d_model = d_model
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.n_kv_heads = n_kv_heads
         self.mlp_hidden_size = mlp_ratio * d_model if mlp_hidden_size is None else mlp_hidden_size
-        self.mlp_ratio, self.vocab_size, self.embedding_size = mlp_ratio, vocab_size, embedding_size
-        self.max_sequence_length, self.rope_theta, self.rms_norm_eps = max_sequence_length, rope_theta, rms_norm_eps
+        self.mlp_ratio = mlp_ratio
+        self.vocab_size = vocab_size
+        self.embedding_size = embedding_size
+        self.max_sequence_length = max_sequence_length
+        self.rope_theta = rope_theta
+        self.rms_norm_eps = rms_norm_eps
         self.include_bias = include_bias
         self.include_qkv_bias = bool(include_bias or include_qkv_bias)
-        self.weight_tying, self.scale_logits, self.input_emb_norm = weight_tying, scale_logits, input_emb_norm
-        self.init_std = self.initializer_range = init_std
-        self.mask_token_id, self.eot_id = mask_token_id, eot_id
+        self.weight_tying = weight_tying
+        self.scale_logits = scale_logits
+        self.input_emb_norm = input_emb_norm
+        self.init_std = init_std
+        self.initializer_range = init_std
+        self.mask_token_id = mask_token_id
+        self.eot_id = eot_id
         super().__init__(
             eos_token_id=eos_token_id, pad_token_id=eos_token_id if pad_token_id is None else pad_token_id,
             **others,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from dpad.engine.transformer import MaskedDiffusionModel, RMSNorm, attend
+from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
 from llada.configuration import LLaDAConfig
 
 
@@ -21,10 +21,12 @@ class LLaDABlock(nn.Module):
 
     def __init__(self, config: LLaDAConfig):
         super().__init__()
-        self.config = config
-        width, head_size = config.d_model, config.d_model // config.n_heads
-        self.heads, self.kv_heads = config.n_heads, config.n_kv_heads
-        bias, qkv_bias = config.include_bias, config.include_qkv_bias
+        width = config.d_model
+        head_size = config.d_model // config.n_heads
+        bias = config.include_bias
+        qkv_bias = config.include_qkv_bias
+        self.heads = config.n_heads
+        self.kv_heads = config.n_kv_heads
         self.attn_norm = RMSNorm(width, config.rms_norm_eps)
         self.q_proj = nn.Linear(width, width, bias=qkv_bias)
         self.k_proj = nn.Linear(width, self.kv_heads * head_size, bias=qkv_bias)
@@ -35,14 +37,13 @@ class LLaDABlock(nn.Module):
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=bias)
         self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=bias)
 
-    def forward(self, x: Tensor, rope, key_mask, cache, index: int, start: int) -> Tensor:
-        """x [R, Q, E] -> [R, Q, E]; the other arguments are `transformer.attend`'s."""
+    def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
+        """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
         normed = self.attn_norm(x)
         queries = self.q_proj(normed).unflatten(-1, (self.heads, -1))
         keys = self.k_proj(normed).unflatten(-1, (self.kv_heads, -1))
         values = self.v_proj(normed).unflatten(-1, (self.kv_heads, -1))
-        x = x + self.attn_out(attend(queries, keys, values, rope, key_mask, cache, index, start,
-                                     self.config._attn_implementation))
+        x = x + self.attn_out(attention.attend(index, queries, keys, values))
         normed = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
 
@@ -52,7 +53,7 @@ class LLaDAModel(nn.Module):
 
     def __init__(self, config: LLaDAConfig):
         super().__init__()
-        modules = {
+        modules: dict[str, nn.Module] = {
             "wte": nn.Embedding(config.embedding_size, config.d_model),
             "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
             "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
@@ -72,9 +73,11 @@ class LLaDAModelLM(MaskedDiffusionModel):
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
         self.model = LLaDAModel(config)
-        self.layer_count, self.kv_head_count = config.n_layers, config.n_kv_heads
+        self.layer_count = config.n_layers
+        self.kv_head_count = config.n_kv_heads
         self.head_size = config.d_model // config.n_heads
-        self.rope_theta, self.max_positions = config.rope_theta, config.max_sequence_length
+        self.rope_theta = config.rope_theta
+        self.max_positions = config.max_sequence_length
         self.vocabulary_size = config.embedding_size
         self.post_init()
 

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpad.engine.decoding import CACHE_MODES, DecodingSettings, choose_above, choose_most_confident, log_probability
+from dpad.engine.settings import CACHE_MODES, TokenIds
 from dpad.engine.transformer import SlotCache, positions_of
-from llada.generate import LLaDARule, choose_by_factor, generate
+from dpad.engine.unmasking import choose_above, choose_most_confident, log_probability
+from llada.generate import LLaDARule, LLaDASettings, choose_by_factor, generate
 from sampler import FullSuffix, GaussianSampler, UniformSampler, WindowSampler
 
 SAMPLERS = [None, FullSuffix(), WindowSampler(20), GaussianSampler(48, 3, 1.6), UniformSampler(40, 12)]
@@ -96,8 +97,9 @@ def test_batch_is_alone_for_any_settings(random_llada, lengths, cache, sampler, 
     """Guards the same law over drawn settings."""
     window = getattr(sampler, "window", 1)
     blocks = max(blocks, math.ceil(window / length))
-    options = dict(gen_length=blocks * length, block_length=length, steps=blocks * min(length, 2), cache=cache,
-                   suffix_sampler=sampler, threshold=threshold, seed=seed, early_termination=True, eos_id=91)
+    steps = None if threshold else blocks * min(length, 2)
+    options = dict(gen_length=blocks * length, block_length=length, steps=steps, cache=cache, suffix_sampler=sampler,
+                   threshold=threshold, seed=seed, early_termination=True, eos_id=91)
     prompts = prompts_of(lengths, seed)
     ids, mask = left_padded(prompts, filler=510)  # padding with masks must not matter either
     together = generate(random_llada, ids, attention_mask=mask, **options)
@@ -233,8 +235,8 @@ def test_eos_is_suppressed(random_llada):
         output = generate(random_llada, ids, gen_length=32, block_length=16, eos_id=favourite, suppress_eos="never",
                           **schedule)
         assert not (output.sequences[0, 9:] == favourite).any()
-    settings = DecodingSettings(gen_length=16, block_length=4, mask_id=3, eos_id=1)
-    rule = LLaDARule(settings, suppress_eos="last", eot_id=2)
+    rule = LLaDARule(LLaDASettings(gen_length=16, block_length=4, suppress_eos="last"),
+                     TokenIds(mask=3, eos=1, end_of_turn=2))
     logits = torch.tensor([[0.0, 9.0, 0, 0, 0], [0, 0, 8.0, 0, 0], [1.0, 0, 0, 0, 0], [0, 0, 0, 0, 2.0]])
     tokens, confidence = rule.candidates(logits, torch.arange(4), 0, torch.Generator())
     assert tokens.tolist() == [1, 2, 0, 4]
@@ -270,10 +272,7 @@ def test_temperature_one_draws_from_the_softmax(random_llada):
     ids = torch.stack(prompts_of([5]))
     with torch.no_grad():
         logits = random_llada(torch.cat((ids, torch.tensor([[510]])), 1)).logits[0, -1] * 6
-    from dpad.engine.decoding import DecodingSettings
-    from llada.generate import LLaDARule
-    settings = DecodingSettings(gen_length=3000, block_length=3000, mask_id=510, eos_id=509)
-    rule = LLaDARule(settings, temperature=1.0)
+    rule = LLaDARule(LLaDASettings(gen_length=3000, block_length=3000, temperature=1.0), TokenIds(mask=510, eos=509))
     probability = logits.double().softmax(-1)
     probability[510] = 0
     probability /= probability.sum()
@@ -331,7 +330,7 @@ def test_transformers_streamer_works_unchanged(random_llada, capsys):
     ({"suppress_eos": "always"}, "suppress_eos is 'always'"),
     ({"block_length": 24}, "block_length is 24"), ({"gen_length": 0}, "gen_length is 0"),
     ({"steps": 7}, "steps is 7"), ({"steps": 128}, "steps is 128"), ({"steps": 0}, "steps is 0"),
-    ({"threshold": 0.0}, "threshold is 0.0"), ({"threshold": 1.2}, "threshold is 1.2"),
+    ({"threshold": -0.1}, "threshold is -0.1"), ({"threshold": 1.2}, "threshold is 1.2"),
     ({"threshold": math.nan}, "threshold is nan"), ({"threshold": 0.9, "factor": 1.0}, "factor is 1.0"),
     ({"factor": 0}, "factor is 0"), ({"temperature": -1}, "temperature is -1"),
     ({"temperature": math.inf}, "temperature is inf"), ({"seed": 2**64}, "seed is 1"),

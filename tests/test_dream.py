@@ -12,9 +12,9 @@ from test_decoding import left_padded, name_of, prompts_of
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 from checkpoints import tiny
-from dpad.engine.decoding import CACHE_MODES, DecodingSettings
+from dpad.engine.settings import CACHE_MODES, TokenIds
 from dream import DreamConfig, DreamModel, DreamTokenizer
-from dream.generate import DreamRule, generate, keep_top
+from dream.generate import DreamRule, DreamSettings, generate, keep_top
 from sampler import FullSuffix, GaussianSampler, UniformSampler, WindowSampler
 
 SAMPLERS = [None, FullSuffix(), WindowSampler(20), GaussianSampler(48, 3, 1.6), UniformSampler(40, 12)]
@@ -39,15 +39,15 @@ def test_a_batch_gives_each_row_what_it_gets_alone(random_dream, cache, sampler,
         assert together.forwards[row] == alone.forwards[0]
 
 
-def settings(**changes):
-    return DecodingSettings(**({"gen_length": 64, "block_length": 16, "mask_id": 510, "eos_id": 509} | changes))
+def rule_of(tokens=TokenIds(mask=510, eos=509), **changes):
+    return DreamRule(DreamSettings(**({"gen_length": 64, "block_length": 16} | changes)), tokens)
 
 
 @pytest.mark.parametrize("cache", CACHE_MODES)
 @pytest.mark.parametrize("steps_per_block", [1, 2, 3, 8, 16])
 def test_the_fixed_schedule_decodes_every_mask(cache, steps_per_block):
     """Guards the time grid: quotas by hand for s = 3, all masks by the last step, one position at a cached opening."""
-    rule = DreamRule(settings(steps=4 * steps_per_block, cache=cache))
+    rule = rule_of(steps=4 * steps_per_block, cache=cache)
     left, quotas = 16, []
     while left:
         quotas.append(rule.quota(len(quotas), left))
@@ -87,7 +87,7 @@ def test_sampled_tokens_follow_the_filtered_softmax(random_dream):
     """Guards temperature with top_p: frequencies of many draws against the renormalised probabilities."""
     draws = 4000
     logits = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04]).log()
-    rule = DreamRule(settings(gen_length=draws, block_length=draws, mask_id=4, eos_id=3), temperature=0.5, top_p=0.95)
+    rule = rule_of(TokenIds(mask=4, eos=3), gen_length=draws, block_length=draws, temperature=0.5, top_p=0.95)
     tokens, _ = rule.candidates(logits.expand(draws, -1), torch.arange(draws), 0, torch.Generator().manual_seed(0))
     sharpened = torch.tensor([0.25, 0.09, 0.01, 0.0036, 0.0016]) / 0.3552  # squared, as 1/T = 2
     kept = torch.where(torch.tensor([True, True, False, False, False]), sharpened, 0)
@@ -98,7 +98,7 @@ def test_sampled_tokens_follow_the_filtered_softmax(random_dream):
 
 def test_alg_temp_draws_positions_from_the_softmax_of_their_confidence():
     """Guards the draw: with one position to take, its frequency is softmax(confidence / alg_temp)."""
-    rule = DreamRule(settings(), alg_temp=0.7)
+    rule = rule_of(alg_temp=0.7)
     confidence = torch.tensor([[-0.2, -1.0, -2.5, -math.inf]], dtype=torch.float64)
     counts, source = torch.zeros(4), torch.Generator().manual_seed(1)
     for _ in range(3000):

@@ -59,8 +59,8 @@ def test_shapes_are_few(random_llada):
 
 
 def test_the_oldest_shape_makes_room(random_llada, monkeypatch):
-    """Guards memory: no more recordings than MOST_GRAPHS."""
-    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    """Guards memory: no more recordings than MAX_GRAPHS."""
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     cuda_graphs._caches.pop(random_llada, None)
     with cuda_graphs.use("on"):
         for length in (290, 150, 5):  # the longest first: buffers that grow start anew

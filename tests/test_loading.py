@@ -166,7 +166,7 @@ def test_folder_of_another_family(checkpoint):
 def test_a_configuration_without_model_type_is_refused(checkpoint, text):
     """Guards against defaults: an empty config.json would mean an 8B model."""
     (checkpoint / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="names no model_type or can not be read"):
+    with pytest.raises(ValueError, match="names no model_type or cannot be read"):
         LLaDAModelLM.from_pretrained(checkpoint)
 
 

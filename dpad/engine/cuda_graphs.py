@@ -1,12 +1,12 @@
-"""Cached steps as graphs: recorded once for a shape, launched as one from then on.
+"""Cached steps as CUDA graphs: recorded once per shape, then launched as a whole.
 
-A step that recomputes only a block, or a block and its kept suffix, is a thousand small kernels. At batch 1 a GPU has
-done each before the processor has launched the next, so on CUDA such steps are replayed from a recording, in which
-every shape and address is fixed: queries, keys and rows are padded up to a bucket, and what varies (which slots are
-written, which may be attended to) is in tensors. The first time that a shape is met it runs as it is, the second time
-it is recorded. Imported by decoding.py, never run; on by itself on CUDA and nowhere else:
+A step that recomputes only a block, or a block and its kept suffix, consists of about a thousand small kernels. At
+batch 1 a GPU finishes each before the processor has launched the next, so on CUDA such steps are replayed from a
+recording. In a recording every shape and address is fixed: queries, keys and rows are padded up to a bucket, and what
+varies (which slots are written, which may be attended to) is in tensors. A shape runs as it is the first time, and is
+recorded the second time. Imported by decoding.py, never run. By default it is on for CUDA and off elsewhere:
 
-    with graphs.use("off"):        # or "on": everywhere; on the CPU the padded steps then run without a recording,
+    with cuda_graphs.use("off"):   # or "on" everywhere: on the CPU the padded steps then run without a recording,
         generate(...)              # which is how tests compare them with the plain ones
 """
 
@@ -22,12 +22,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from dpad.engine.checks import check_choice
 from dpad.engine.transformer import MaskedDiffusionModel, SlotCache
 
 MODES = ("auto", "on", "off")
-QUERY_BUCKET, KEY_BUCKET = 16, 128
+QUERY_BUCKET = 16
+KEY_BUCKET = 128
 CAPACITY_BUCKET = 512  # of the buffers: coarse, because larger ones start anew with recording
-MOST_GRAPHS = 64  # of one model; the one that was not used for longest makes room
+MAX_GRAPHS = 64  # of one model; the least recently used one makes room
 _mode = "auto"
 _recording = threading.Lock()  # a process may record one graph at a time
 
@@ -36,9 +38,9 @@ _recording = threading.Lock()  # a process may record one graph at a time
 def use(mode: str) -> Iterator[None]:
     """Choose one of MODES for the calls inside."""
     global _mode
-    if mode not in MODES:
-        raise ValueError(f"graphs is {mode!r}; it must be one of {', '.join(MODES)}")
-    before, _mode = _mode, mode
+    check_choice("graphs", mode, MODES)
+    before = _mode
+    _mode = mode
     try:
         yield
     finally:
@@ -49,11 +51,11 @@ def use(mode: str) -> Iterator[None]:
 def slot_cache(model: MaskedDiffusionModel, rows: int, capacity: int) -> Iterator[SlotCache]:
     """A cache of `capacity` slots in `rows` rows, for one generate call: with graphs where they are on.
 
-    A model has one cache of each kind, whose buffers stay from call to call; a second call at the same time (in another
-    thread) gets one of its own.
+    A model has one cache of each kind, whose buffers are kept from call to call; a second call at the same time (in
+    another thread) gets one of its own.
     """
     graphed = _mode == "on" or (_mode == "auto" and model.device.type == "cuda")
-    kind = GraphedCache if graphed else LentCache
+    kind = GraphedCache if graphed else ReusedCache
     cache = _caches.setdefault(model, {}).setdefault(kind, kind())
     if not cache.lock.acquire(blocking=False):
         yield SlotCache(model, rows, capacity)
@@ -66,7 +68,7 @@ def slot_cache(model: MaskedDiffusionModel, rows: int, capacity: int) -> Iterato
 
 
 def forget() -> None:
-    """Give up the buffers and graphs of all models; those of calls that are running go when these end."""
+    """Free the buffers and graphs of all models; calls that are running keep theirs until they end."""
     _caches.clear()
 
 
@@ -88,28 +90,29 @@ class Step:
     filled: int = -1
 
 
-class LentCache(SlotCache):
-    """A cache that one call after the other uses; its buffers are allocated anew for a call that they do not hold."""
+class ReusedCache(SlotCache):
+    """A cache that calls use one after the other; its buffers are allocated anew when a call does not fit into them."""
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.buffer: Tensor | None = None
-        self.rows = self.length = 0
+        self.buffer = None
+        self.rows = 0
+        self.length = 0
 
     def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
         """Make room for a call."""
-        found = self.buffer
-        if found is not None and (found.dtype, found.device) == (model.dtype, model.device):
-            if rows <= found.shape[2] and capacity <= found.shape[4]:
+        buffer = self.buffer
+        if buffer is not None and (buffer.dtype, buffer.device) == (model.dtype, model.device):
+            if rows <= buffer.shape[2] and capacity <= buffer.shape[4]:
                 return
-        self.buffer = found = None  # the old one goes before the new one comes
+        self.buffer = buffer = None  # frees the old buffer before the new one is allocated
         self.buffer = self.allocate(model, rows, capacity)
 
 
-class GraphedCache(LentCache):
+class GraphedCache(ReusedCache):
     """A cache whose steps after the first of a block run over fixed shapes, on CUDA as replayed graphs.
 
-    The last slot of the buffers is for what must be written somewhere: queries that only fill up a bucket.
+    The last slot of the buffers takes the keys and values of queries that only pad a bucket.
     """
 
     def __init__(self):
@@ -123,27 +126,27 @@ class GraphedCache(LentCache):
 
     def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
         """Make room for a call; graphs and buffers are kept if it fits and the weights are where they were."""
-        rows, capacity = power_of_two(rows), up_to(capacity + 1, CAPACITY_BUCKET)
+        rows, capacity = power_of_two(rows), round_up(capacity + 1, CAPACITY_BUCKET)
         weights = (model.dtype, *(weight.data_ptr() for weight in model.parameters()))
         if weights == self.weights and rows <= self.buffer.shape[2] and capacity <= self.buffer.shape[4]:
             return
         if weights == self.weights:
-            # Room for the calls before as well, so that calls of two shapes do not start anew in turn; but many short
-            # rows and a few long ones must not become many long ones.
-            held = self.buffer.shape[2] * self.buffer.shape[4]
-            both = max(rows, self.buffer.shape[2]), max(capacity, self.buffer.shape[4])
-            if both[0] * both[1] <= 2 * max(held, rows * capacity):
-                rows, capacity = both
+            # Keep room for earlier calls too, so that calls of two shapes do not rebuild the buffers in turn; but many
+            # short rows and a few long ones must not become many long ones.
+            old_rows, old_capacity = self.buffer.shape[2], self.buffer.shape[4]
+            both_rows, both_capacity = max(rows, old_rows), max(capacity, old_capacity)
+            if both_rows * both_capacity <= 2 * max(old_rows * old_capacity, rows * capacity):
+                rows, capacity = both_rows, both_capacity
         self.steps.clear()
-        self.weights = self.pool = self.buffer = None  # the old buffers go before the new ones come
+        self.weights = self.pool = self.buffer = None  # frees the old buffers before the new ones are allocated
         self.buffer = self.allocate(model, rows, capacity).zero_()  # slots behind the mask must not hold NaN
-        self.weights = weights  # not before: where memory runs out, there are no buffers
+        self.weights = weights  # set last: if memory runs out above, the buffers count as missing
 
     def begin(self, rows: int, length: int) -> None:
         super().begin(rows, length)
         self.version += 1
         # A step reads up to its bucket's end. What lies there is masked, but by adding -inf: NaN would come through.
-        self.buffer[:, :, :rows, :, length : up_to(length, KEY_BUCKET)] = 0
+        self.buffer[:, :, :rows, :, length : round_up(length, KEY_BUCKET)] = 0
 
     def keep(self, rows: list[int]) -> None:
         super().keep(rows)
@@ -159,7 +162,7 @@ class GraphedCache(LentCache):
         return stored[0, :, :, :length], stored[1, :, :, :length]
 
     def forward(self, model: MaskedDiffusionModel, ids: Tensor, positions: Tensor, key_mask: Tensor | None,
-                start: int) -> Tensor:
+                start: int | Tensor) -> Tensor:
         if start == 0:  # a block's first step computes every slot: few large kernels, of a new shape in every block
             return super().forward(model, ids, positions, key_mask, start)
         rows, count = ids.shape
@@ -179,16 +182,16 @@ class GraphedCache(LentCache):
     def _step(self, rows: int, count: int) -> Step:
         """The step whose shape is large enough; a new one where there is none yet."""
         capacity = self.buffer.shape[4]
-        rows, queries = min(power_of_two(rows), self.buffer.shape[2]), up_to(count, QUERY_BUCKET)
-        slots = min(up_to(self.length, KEY_BUCKET), capacity)
+        rows, queries = min(power_of_two(rows), self.buffer.shape[2]), round_up(count, QUERY_BUCKET)
+        slots = min(round_up(self.length, KEY_BUCKET), capacity)
         step = self.steps.get((rows, queries, slots))
         if step is None:
-            if len(self.steps) == MOST_GRAPHS:
+            if len(self.steps) == MAX_GRAPHS:
                 self.steps.popitem(last=False)
                 if not any(step.replay for step in self.steps.values()):
-                    self.pool = None  # it went with the last recording
+                    self.pool = None  # no recording is left that uses it
             device = self.buffer.device
-            with torch.inference_mode(False):  # it stays for calls that are not in that mode
+            with torch.inference_mode(False):  # later calls may not be in that mode
                 step = self.steps[rows, queries, slots] = Step(
                     ids=torch.zeros(rows, queries, dtype=torch.long, device=device),
                     positions=torch.zeros(rows, queries, dtype=torch.long, device=device),
@@ -206,7 +209,7 @@ class GraphedCache(LentCache):
         step.places[:count] = torch.arange(start, start + count, device=step.places.device)
         step.key_mask.zero_()
         step.key_mask[:rows, : self.length] = True if key_mask is None else key_mask
-        step.key_mask[rows:, 0] = True  # a row that only fills up the bucket attends to something: no NaN
+        step.key_mask[rows:, 0] = True  # a row of padding attends to something, which avoids NaN
         step.filled = self.version
 
     def _run(self, model: MaskedDiffusionModel, step: Step) -> None:
@@ -220,7 +223,7 @@ class GraphedCache(LentCache):
         graph, device = torch.cuda.CUDAGraph(), step.ids.device
         if self.stream is None:
             self.stream = torch.cuda.Stream(device)
-        # thread_local: what other threads do on the GPU meanwhile is not this recording's business.
+        # thread_local: what other threads do on the GPU meanwhile does not spoil this recording.
         with _recording, torch.cuda.device(device), torch.cuda.graph(
                 graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             self._run(model, step)
@@ -229,10 +232,10 @@ class GraphedCache(LentCache):
 
 
 # By model and kind; no cache refers to its model.
-_caches: WeakKeyDictionary[MaskedDiffusionModel, dict[type, LentCache]] = WeakKeyDictionary()
+_caches: WeakKeyDictionary[MaskedDiffusionModel, dict[type, ReusedCache]] = WeakKeyDictionary()
 
 
-def up_to(value: int, bucket: int) -> int:
+def round_up(value: int, bucket: int) -> int:
     """The smallest multiple of `bucket` that is at least `value`."""
     return -(-value // bucket) * bucket
 

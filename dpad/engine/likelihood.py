@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from dpad.engine.decoding import best_but_mask, check_integer, log_probability
+from dpad.engine.checks import check_integer
 from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.engine.unmasking import best_but_mask, log_probability
 
 SCHEMES = ("counts", "rates")
 LEAST_RATE = 1e-3  # of "rates", as in Dream's evaluation

@@ -1,15 +1,15 @@
-"""The names that people give to models, and how to load one: checkpoint, tokenizer, generate call, chat template.
+"""The names that people give to models, and how to load one: checkpoint, tokenizer, chat template, generate call.
 
-    from dpad.engine import loading
-    loaded = loading.load("tiny")          # or instruct, 1.5, base, a folder, a hub id
-    loaded.generate(loaded.model, loaded.encode(["Tom has 3 bags ..."]).input_ids, gen_length=256)
+    from dpad import load
+    llada = load("tiny")          # or instruct, 1.5, base, a checkpoint folder, a hub id
+    output = llada.generate(**llada.encode(["Tom has 3 bags ..."]), gen_length=256, threshold=0.9)
 
 A family of models is one package (llada/) and one entry of FAMILIES. Imported, never run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,96 +17,150 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
+from dpad.engine.checks import check_choice
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-    from dpad.engine.decoding import UnmaskingRule
+    from dpad.engine.decoding import DecodingOutput
+    from dpad.engine.settings import DecodingSettings
     from dpad.engine.transformer import MaskedDiffusionModel
+    from dpad.engine.unmasking import UnmaskingRule
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models: its package, the class of its models there, and the names of its checkpoints.
+    """A family of models: its classes, the names of its checkpoints, and the conventions of its published numbers.
 
-    package: has `generate.generate`. model_class: there. rule: the UnmaskingRule of `generate`, which says what its
-    settings are and checks them. names: what people type -> folder or hub id. raw_prompt: parts of checkpoint names
-    whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: such a prompt
-    follows a BOS token. stop_strings: answers are cut at a task's stop strings; otherwise at EOS alone. likelihood: how
+    name: `model_type` in config.json. package: has `generate`, with the two classes below. model_class, settings_class,
+    rule_class: names of classes there. names: what people type -> folder or hub id. raw_prompt: parts of the names of
+    checkpoints whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: put
+    BOS before a raw prompt. stop_strings: cut answers at a task's stop strings; otherwise at EOS alone. likelihood: how
     its published likelihoods draw masks, one of likelihood.SCHEMES.
     """
 
+    name: str
     package: str
     model_class: str
-    rule: str
+    settings_class: str
+    rule_class: str
     names: dict[str, str]
     raw_prompt: tuple[str, ...]
     bos_before_raw: bool
     stop_strings: bool
     likelihood: str
 
-    def import_rule(self) -> type[UnmaskingRule]:
-        return getattr(import_module(f"{self.package}.generate"), self.rule)
+    @property
+    def model(self) -> type[MaskedDiffusionModel]:
+        """The class of its models."""
+        return getattr(import_module(self.package), self.model_class)
+
+    @property
+    def settings(self) -> type[DecodingSettings]:
+        """The class of its decoding settings."""
+        return getattr(import_module(f"{self.package}.generate"), self.settings_class)
+
+    @property
+    def rule(self) -> type[UnmaskingRule]:
+        """The class of its unmasking rule."""
+        return getattr(import_module(f"{self.package}.generate"), self.rule_class)
 
 
-# Keyed by `model_type` in config.json.
 FAMILIES = {
-    "llada": Family(
-        package="llada",
-        model_class="LLaDAModelLM",
-        rule="LLaDARule",
-        names={
-            "tiny": str(ROOT / "checkpoints" / "llada-tiny"),
-            "instruct": "GSAI-ML/LLaDA-8B-Instruct",
-            "1.5": "GSAI-ML/LLaDA-1.5",
-            "base": "GSAI-ML/LLaDA-8B-Base",
-        },
-        raw_prompt=("base", "1.5"),
-        bos_before_raw=False,
-        stop_strings=True,
-        likelihood="counts",
-    ),
-    "dream": Family(
-        package="dream",
-        model_class="DreamModel",
-        rule="DreamRule",
-        names={
-            "dream-tiny": str(ROOT / "checkpoints" / "dream-tiny"),
-            "dream-instruct": "Dream-org/Dream-v0-Instruct-7B",
-            "dream-base": "Dream-org/Dream-v0-Base-7B",
-        },
-        raw_prompt=("base",),
-        bos_before_raw=True,
-        stop_strings=False,
-        likelihood="rates",
-    ),
+    family.name: family
+    for family in (
+        Family(
+            name="llada",
+            package="llada",
+            model_class="LLaDAModelLM",
+            settings_class="LLaDASettings",
+            rule_class="LLaDARule",
+            names={
+                "tiny": str(ROOT / "checkpoints" / "llada-tiny"),
+                "instruct": "GSAI-ML/LLaDA-8B-Instruct",
+                "1.5": "GSAI-ML/LLaDA-1.5",
+                "base": "GSAI-ML/LLaDA-8B-Base",
+            },
+            raw_prompt=("base", "1.5"),
+            bos_before_raw=False,
+            stop_strings=True,
+            likelihood="counts",
+        ),
+        Family(
+            name="dream",
+            package="dream",
+            model_class="DreamModel",
+            settings_class="DreamSettings",
+            rule_class="DreamRule",
+            names={
+                "dream-tiny": str(ROOT / "checkpoints" / "dream-tiny"),
+                "dream-instruct": "Dream-org/Dream-v0-Instruct-7B",
+                "dream-base": "Dream-org/Dream-v0-Base-7B",
+            },
+            raw_prompt=("base",),
+            bos_before_raw=True,
+            stop_strings=False,
+            likelihood="rates",
+        ),
+    )
 }
 NAMES = {name: checkpoint for family in FAMILIES.values() for name, checkpoint in family.names.items()}
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to use. `generate` is its family's generate call; `chat_template` says whether prompts should go
-    through the tokenizer's chat template by default (the convention that the published numbers were measured with)."""
+    """A model with its tokenizer, ready to answer.
+
+    name: as it was asked for. checkpoint: folder or hub id. chat_template: whether prompts go through the tokenizer's
+    chat template by default, which is how the model's published numbers were measured.
+    """
 
     name: str
     checkpoint: str
-    family: str
+    family: Family
     model: MaskedDiffusionModel
     tokenizer: PreTrainedTokenizerBase
-    generate: Callable[..., Any]
     chat_template: bool
+
+    @property
+    def eos(self) -> str:
+        """The text of the EOS token."""
+        return self.tokenizer.convert_ids_to_tokens(self.model.config.eos_token_id)
+
+    def generate(
+        self, input_ids: Tensor, settings: DecodingSettings | None = None, *, attention_mask: Tensor | None = None,
+        streamer: Any = None, on_forward: Callable[[int, bool], None] | None = None, **keywords: Any,
+    ) -> DecodingOutput:
+        """Answer every prompt, block by block.
+
+        Args:
+            input_ids: int64 [R, P], the prompts; unequal ones are padded on the left.
+            settings: how to decode, an object of `family.settings`. Its fields may be given as keywords instead.
+            attention_mask: [R, P], 0 at the padding, 1 elsewhere.
+            streamer, on_forward: see `decoding.decode`.
+
+        Raises:
+            ValueError: naming the argument, its value and what is allowed.
+        """
+        from dpad.engine.decoding import decode
+        from dpad.engine.settings import TokenIds
+
+        if settings is not None and keywords:
+            raise ValueError(f"{', '.join(keywords)}: give either settings or keywords, not both")
+        rule = self.family.rule(settings or self.family.settings(**keywords), TokenIds.of(self.model))
+        return decode(self.model, rule, input_ids, attention_mask, streamer, on_forward)
 
     def encode(self, prompts: list[str], chat_template: bool | None = None) -> BatchEncoding:
         """Token ids and attention mask [R, P] of prompts, padded on the left, on the model's device.
 
         chat_template: put each prompt into a user's turn of the chat template (None: this model's default).
         """
-        chosen = self.chat_template if chat_template is None else chat_template
-        return self.encode_text([self.chat(prompt) if chosen else self.raw(prompt) for prompt in prompts])
+        use_template = self.chat_template if chat_template is None else chat_template
+        return self.encode_text([self.chat(prompt) if use_template else self.raw(prompt) for prompt in prompts])
 
     def encode_text(self, texts: list[str]) -> BatchEncoding:
         """The same for texts that are complete: nothing is put around them."""
@@ -117,13 +171,15 @@ class LoadedModel:
 
     def chat(self, prompt: str) -> str:
         """The text of a conversation in which the user said `prompt` and the assistant is about to answer."""
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
+        return self.chat_turns([{"role": "user", "content": prompt}])
+
+    def chat_turns(self, turns: list[dict[str, str]]) -> str:
+        """The text of a conversation in which the assistant is about to answer; turns have `role` and `content`."""
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def raw(self, prompt: str) -> str:
         """The text that a prompt without the chat template becomes: with BOS before it where the family wants one."""
-        return self.tokenizer.bos_token + prompt if FAMILIES[self.family].bos_before_raw else prompt
+        return self.tokenizer.bos_token + prompt if self.family.bos_before_raw else prompt
 
 
 def load(
@@ -144,16 +200,13 @@ def load(
     device, dtype = placement(device, dtype)
     checkpoint = resolve(name)
     options = _hub_options(checkpoint, revision)
-    family_name = _family_of(name, checkpoint, options)
-    family = FAMILIES[family_name]
-    model_class = getattr(import_module(family.package), family.model_class)
+    family = _family_of(name, checkpoint, options)
     with _quiet_if_small(checkpoint):
         # Straight to the device: a GPU machine need not have room for the weights in its main memory.
-        model = model_class.from_pretrained(checkpoint, dtype=dtype, device_map={"": device}, **options).eval()
+        model = family.model.from_pretrained(checkpoint, dtype=dtype, device_map={"": device}, **options).eval()
     tokenizer = _tokenizer(checkpoint, options)
     return LoadedModel(
-        name=name, checkpoint=checkpoint, family=family_name, model=model, tokenizer=tokenizer,
-        generate=import_module(f"{family.package}.generate").generate,
+        name=name, checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer,
         chat_template=tokenizer.chat_template is not None and not measured_raw(checkpoint, family),
     )
 
@@ -176,7 +229,7 @@ def family_of(name: str, revision: str | None = None) -> Family:
         if name in family.names:
             return family
     checkpoint = resolve(name)
-    return FAMILIES[_family_of(name, checkpoint, _hub_options(checkpoint, revision))]
+    return _family_of(name, checkpoint, _hub_options(checkpoint, revision))
 
 
 def resolve(name: str) -> str:
@@ -199,13 +252,12 @@ def placement(
 
     device = _device(device)
     if device.type == "cuda":
-        # cuDNN's attention makes a plan for every shape that it meets, and suffixes are of a new length in every block.
+        # cuDNN's attention plans anew for every shape, and the suffix has another length in every block.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else "bfloat16"
     if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        check_choice("dtype", dtype, DTYPES)
         dtype = getattr(torch, dtype)
     return device, dtype
 
@@ -216,14 +268,14 @@ def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        place = torch.device(device)
+        torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda or another device that this installation of "
                          "torch can use") from error
-    if chosen.type == "mps":
+    if place.type == "mps":
         raise ValueError("device is 'mps'; it must be one with float64, which confidences are computed in: cpu or cuda")
-    return chosen
+    return place
 
 
 def _hub_options(checkpoint: str, revision: str | None) -> dict[str, Any]:
@@ -255,7 +307,7 @@ def _hub_answers(checkpoint: str, revision: str | None) -> bool:
         return False
 
 
-def _family_of(name: str, checkpoint: str, options: dict) -> str:
+def _family_of(name: str, checkpoint: str, options: dict) -> Family:
     from transformers import PretrainedConfig
 
     if Path(checkpoint).is_dir() and not (Path(checkpoint) / "config.json").is_file():
@@ -265,33 +317,33 @@ def _family_of(name: str, checkpoint: str, options: dict) -> str:
         config, _ = PretrainedConfig.get_config_dict(checkpoint, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         if Path(checkpoint).is_dir():
-            raise ValueError(f"checkpoint {checkpoint!r} has a config.json that can not be read") from error
+            raise ValueError(f"checkpoint {checkpoint!r} has a config.json that cannot be read") from error
         raise ValueError(f"model {name!r}: there is no such folder, {checkpoint} is not in the local cache, and the "
                          "hub is out of reach. `-m tiny` needs none of them") from error
     model_type = str(config.get("model_type", "unnamed")).lower()
     if model_type not in FAMILIES:
         raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {model_type!r}; the families here "
                          f"are {', '.join(FAMILIES)}")
-    return model_type
+    return FAMILIES[model_type]
 
 
 @contextmanager
-def _quiet_if_small(checkpoint: str):
+def _quiet_if_small(checkpoint: str) -> Iterator[None]:
     """Leave out transformers' progress bar for a checkpoint that loads in a moment."""
     from transformers.utils import logging
 
     small = Path(checkpoint).is_dir() and sum(f.stat().st_size for f in Path(checkpoint).glob("*.safetensors")) < 1e9
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     if small:
         logging.disable_progress_bar()
     try:
         yield
     finally:
-        if small and shown:
+        if small and was_enabled:
             logging.enable_progress_bar()
 
 
-def _tokenizer(checkpoint: str, options: dict):
+def _tokenizer(checkpoint: str, options: dict) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:

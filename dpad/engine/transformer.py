@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,20 +36,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
-
-
-def check_fields(integers: dict, optional: dict, numbers: dict) -> None:
-    """Check fields of a config.json: integers of at least 1, the same or None, and finite numbers above 0.
-
-    Raises:
-        ValueError: naming the first field that is none of that, its value and what is allowed.
-    """
-    for name, value in (integers | {name: value for name, value in optional.items() if value is not None}).items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"config field {name} is {value!r}; it must be an integer of at least 1")
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise ValueError(f"config field {name} is {value!r}; it must be a number above 0")
 
 
 def rope_tables(position_ids: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -79,7 +66,8 @@ class SlotCache:
 
     def __init__(self, model: PreTrainedModel, rows: int, capacity: int):
         self.buffer = self.allocate(model, rows, capacity)
-        self.rows, self.length = rows, 0
+        self.rows = rows
+        self.length = 0
 
     @staticmethod
     def allocate(model: PreTrainedModel, rows: int, capacity: int) -> Tensor:
@@ -90,9 +78,10 @@ class SlotCache:
 
     def begin(self, rows: int, length: int) -> None:
         """Start a block with `rows` rows of `length` slots; whatever the buffers held is stale."""
-        self.rows, self.length = rows, length
+        self.rows = rows
+        self.length = length
 
-    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [R, K, Q, D] at slots [start, start + Q) of a layer; return all its slots, [R, K, length, D]."""
         stored = self.buffer[layer, :, : self.rows]
         stored[0, :, :, start : start + keys.shape[2]] = keys
@@ -112,45 +101,63 @@ class SlotCache:
         self.rows = len(rows)
 
 
-def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, rope: tuple[Tensor, Tensor], key_mask: Tensor | None,
-    cache: SlotCache | None, layer: int, start: int, implementation: str = "sdpa",
-) -> Tensor:
-    """Bidirectional attention of Q queries [R, Q, H, D] to all slots, returned as [R, Q, H * D].
+@dataclass
+class Attention:
+    """What the layers of one forward share: the rotation of the queries, and which slots they attend to.
 
-    keys, values: [R, Q, K, D], of the same slots as the queries. key_mask: [R, 1, 1, S], True where a slot may be
-    attended to, or what to add to the scores. With a cache the queries are its slots [start, start + Q), and the others
-    come from its buffers. (A cache of graphs.py takes a tensor of slots there instead.)
-    implementation: transformers' names, "sdpa" (torch's kernels) or "eager" (the textbook formula: the oracle, and
-    the faster of the two for training in bfloat16 on a CPU).
+    rope: cosines and sines, [R, 1, Q, D] each. key_mask: [R, 1, 1, S], True where a slot may be attended to, or what to
+    add to the scores; None admits all. cache: with one the queries are its slots [start, start + Q), and the others
+    come from its buffers. start: the first slot, or (in cuda_graphs.py) the slots themselves, int64 [Q].
+    implementation: transformers' names, "sdpa" (torch's kernels) or "eager" (the textbook formula: the oracle, and the
+    faster of the two for training in bfloat16 on a CPU).
     """
-    queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))  # [R, heads, Q, D]
-    queries, keys = rotate(queries, *rope), rotate(keys, *rope)
-    if cache is not None:
-        keys, values = cache.write(layer, start, keys, values)
-    groups = queries.shape[1] // keys.shape[1]
-    if implementation == "eager":
-        keys, values = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (keys, values))
-        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [R, H, Q, S]
-        if key_mask is not None:
-            hidden = key_mask.dtype == torch.bool
-            scores = scores.masked_fill(~key_mask, float("-inf")) if hidden else scores + key_mask
-        mixed = scores.softmax(dim=-1) @ values
-    else:
-        # Heads that share keys become more queries of one head: every query attends to the same slots, so any kernel
-        # serves grouped-query attention, and none repeats keys.
-        count = queries.shape[2]
-        grouped = queries.unflatten(1, (-1, groups)).flatten(2, 3)  # [R, K, H / K * Q, D]
-        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=key_mask)
-        mixed = mixed.unflatten(2, (groups, count)).flatten(1, 2)
-    return mixed.transpose(1, 2).flatten(2)
+
+    rope: tuple[Tensor, Tensor]
+    key_mask: Tensor | None = None
+    cache: SlotCache | None = None
+    start: int | Tensor = 0
+    implementation: str = "sdpa"
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Bidirectional attention of Q queries [R, Q, H, D] to all slots, returned as [R, Q, H * D].
+
+        layer: the layer's index, for the cache. keys, values: [R, Q, K, D], of the same slots as the queries.
+        """
+        queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))  # [R, heads, Q, D]
+        queries = rotate(queries, *self.rope)
+        keys = rotate(keys, *self.rope)
+        if self.cache is not None:
+            keys, values = self.cache.write(layer, self.start, keys, values)
+        groups = queries.shape[1] // keys.shape[1]
+        if self.implementation == "eager":
+            mixed = _textbook_attention(queries, keys, values, self.key_mask, groups)
+        else:
+            # Heads that share keys become more queries of one head: every query attends to the same slots, so any
+            # kernel serves grouped-query attention, and none repeats keys.
+            grouped = queries.unflatten(1, (-1, groups)).flatten(2, 3)  # [R, K, H / K * Q, D]
+            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self.key_mask)
+            mixed = mixed.unflatten(2, (groups, queries.shape[2])).flatten(1, 2)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+def _textbook_attention(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None, groups: int) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v: queries [R, H, Q, D], keys and values [R, K, S, D] -> [R, H, Q, D]."""
+    if groups > 1:
+        keys = keys.repeat_interleave(groups, dim=1)
+        values = values.repeat_interleave(groups, dim=1)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [R, H, Q, S]
+    if key_mask is not None and key_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~key_mask, float("-inf"))
+    elif key_mask is not None:
+        scores = scores + key_mask
+    return scores.softmax(dim=-1) @ values
 
 
 class MaskedDiffusionModel(PreTrainedModel):
     """The forward pass that decoding.py needs, over layers that a subclass names as its checkpoints do.
 
-    A subclass builds its modules and answers `embed(input_ids)`, `layers`, `final_norm`, `head(hidden)`; a layer is a
-    module called as `layer(x, rope, key_mask, cache, index, start)`. It also sets `layer_count`, `kv_head_count`,
+    A subclass builds its modules and provides `embed(input_ids)`, `layers`, `final_norm` and `head(hidden)`; a layer is
+    a module called as `layer(x, attention, index)`. It also sets `layer_count`, `kv_head_count`,
     `head_size`, `rope_theta`, `max_positions` and `vocabulary_size`. `prediction_offset` is 0 where the logits of a
     position predict its own token (LLaDA) and 1 where they predict the next one (Dream).
     """
@@ -183,20 +190,21 @@ class MaskedDiffusionModel(PreTrainedModel):
 
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, key_mask: Tensor | None = None,
-        cache: SlotCache | None = None, start: int = 0,
+        cache: SlotCache | None = None, start: int | Tensor = 0,
     ) -> Tensor:
         """The final normalised hidden states [R, Q, E] of the tokens `input_ids` [R, Q] at `position_ids` [R, Q].
 
-        key_mask: bool [R, S], True where a slot exists (False at padding). cache, start: see `attend`.
+        key_mask: bool [R, S], True where a slot exists (False at padding). cache, start: see `Attention`.
         """
         rope = rope_tables(position_ids, self.head_size, self.rope_theta)
         if key_mask is not None:
             key_mask = key_mask[:, None, None, :]
             if key_mask.is_cuda:  # as the kernels take it: or else each layer would convert it
                 key_mask = torch.zeros_like(key_mask, dtype=self.dtype).masked_fill_(~key_mask, float("-inf"))
+        attention = Attention(rope, key_mask, cache, start, self.config._attn_implementation)
         x = self.embed(input_ids)  # [R, Q, E]
         for index, layer in enumerate(self.layers):
-            x = layer(x, rope, key_mask, cache, index, start)
+            x = layer(x, attention, index)
         return self.final_norm(x)
 
     def forward(
@@ -297,7 +305,7 @@ def check_model_type(folder: Path, expected: str) -> None:
     try:
         given = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint {str(folder)!r} has a config.json that names no model_type or can not be "
+        raise ValueError(f"checkpoint {str(folder)!r} has a config.json that names no model_type or cannot be "
                          "read") from error
     if given != expected:
         raise ValueError(f"checkpoint {str(folder)!r} is a {given!r} model; this class loads {expected!r}")

@@ -1,0 +1,74 @@
+"""Checks of what people pass in. Each raises ValueError in one sentence: the argument, its value, what is allowed.
+
+    check_integer("batch_size", 0, minimum=1)     # ValueError: batch_size is 0; it must be an integer of at least 1
+
+Imported by everything that takes arguments; standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+MAX_INTEGER = 2**63 - 1  # what an int64 tensor holds
+
+
+def check_integer(name: str, value: object, minimum: int, maximum: int = MAX_INTEGER) -> None:
+    """Raise ValueError unless `value` is an integer in [minimum, maximum]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        raise ValueError(f"{name} is {value!r}; it must be {describe_integer(minimum, maximum)}")
+
+
+def describe_integer(minimum: int, maximum: int = MAX_INTEGER) -> str:
+    """What `check_integer` allows, in words."""
+    if maximum == MAX_INTEGER:
+        return f"an integer of at least {minimum}"
+    return f"an integer from {minimum} to {maximum}"
+
+
+def check_number(
+    name: str, value: object, *, minimum: float | None = None, above: float | None = None, maximum: float | None = None
+) -> None:
+    """Raise ValueError unless `value` is a finite number of at least `minimum`, above `above` and at most `maximum`."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if (
+        not is_number
+        or (minimum is not None and value < minimum)
+        or (above is not None and value <= above)
+        or (maximum is not None and value > maximum)
+    ):
+        raise ValueError(f"{name} is {value!r}; it must be {describe_number(minimum, above, maximum)}")
+
+
+def describe_number(minimum: float | None = None, above: float | None = None, maximum: float | None = None) -> str:
+    """What `check_number` allows, in words."""
+    bounds = []
+    if minimum is not None:
+        bounds.append(f"at least {minimum:g}")
+    if above is not None:
+        bounds.append(f"above {above:g}")
+    if maximum is not None:
+        bounds.append(f"at most {maximum:g}")
+    return "a finite number" + (f" {' and '.join(bounds)}" if bounds else "")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+def check_config(integers: dict[str, object], optional: dict[str, object], numbers: dict[str, object]) -> None:
+    """Check fields of a config.json: integers of at least 1, others that may also be None, and numbers above 0.
+
+    Raises:
+        ValueError: naming the first field that does not fit, its value and what is allowed.
+    """
+    for name, value in integers.items():
+        check_integer(f"config field {name}", value, 1)
+    for name, value in optional.items():
+        if value is not None:
+            check_integer(f"config field {name}", value, 1)
+    for name, value in numbers.items():
+        check_number(f"config field {name}", value, above=0)

@@ -1,0 +1,200 @@
+"""How an answer is decoded: one frozen object from the command line to the block loop, which checks itself.
+
+    settings = LLaDASettings(gen_length=256, threshold=0.9, cache="prefix", suffix_sampler=GaussianSampler(256, 3, 1.6))
+    settings = LLaDASettings.from_choices({"gen_length": 256, "dropout_strategy": "gaussian"})      # as people say it
+
+`DecodingSettings` has the settings that every model shares; a family adds its own in a subclass (llada/generate.py,
+dream/generate.py). To add a setting, add a field there: its flag, keyword, chat command, control in the web UI and
+entry in the records are derived from it (fields.py). Imported, never run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from dpad.engine.checks import check_choice, check_integer
+from dpad.engine.fields import Setting, check_settings, setting, settings_of
+from sampler import SAMPLERS, FullSuffix, SuffixSampler
+
+CACHE_MODES = ("none", "prefix", "dual")
+ALIASES = {"random": "uniform"}  # an old name, which the authors' scripts use
+STRATEGY = Setting(
+    name="dropout_strategy", kind=str, default="null", flags=("-d", "--dropout_strategy"),
+    choices=(*SAMPLERS, *ALIASES),
+    help="the suffix that a block sees: null (all of it), gaussian (DPad), uniform or window; random is an old name of "
+    "uniform",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingSettings:
+    """The settings that all models share; a family's subclass adds its own.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+
+    family: ClassVar[str] = "any family"  # of the subclass, as people call it
+
+    gen_length: int = setting(256, "length of the answer", flags=("-l", "--gen_length"), minimum=1, unit="tokens")
+    block_length: int = setting(32, "length of a block; divides --gen_length", flags=("-b", "--block_size"), minimum=1,
+                                unit="tokens")
+    steps: int | None = setting(None, "forwards in all, without a threshold (default: one token a forward)", minimum=1)
+    threshold: float | None = setting(None, "parallel decoding: decode every token that is at least this confident; "
+                                      "0: a fixed number of tokens a step", flags=("-th", "--threshold"), above=0,
+                                      maximum=1, off=0)
+    temperature: float = setting(0.0, "0 takes the likeliest token; higher values draw", minimum=0)
+    cache: str = setting("none", "which slots a step recomputes: none (all of them), prefix (block and suffix) or dual "
+                         "(the block)", choices=CACHE_MODES,
+                         shortcuts={"-c/--use_cache": "prefix", "-dc/--dual_cache": "dual"})
+    suffix_sampler: SuffixSampler | None = None
+    early_termination: bool = setting(False, "stop after the block that holds EOS", flags=("-e", "--early_termination"))
+    seed: int = setting(1234, "seed of the suffix draws and of noise", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.gen_length % self.block_length:
+            raise ValueError(f"block_length is {self.block_length}; it must divide gen_length ({self.gen_length})")
+        self._check_steps()
+        if self.suffix_sampler is None:
+            object.__setattr__(self, "suffix_sampler", FullSuffix())
+        if not isinstance(self.suffix_sampler, SuffixSampler):
+            raise ValueError(f"suffix_sampler is {self.suffix_sampler!r}; it must be a SuffixSampler (sampler.py) or "
+                             "None for the whole suffix")
+        self.suffix_sampler.check(self.gen_length)
+
+    def _check_steps(self) -> None:
+        if self.parallel and self.steps not in (None, self.blocks):
+            raise ValueError(f"steps is {self.steps}, but a threshold or factor decides how many steps there are; "
+                             "leave one out")
+        if self.total_steps % self.blocks or self.total_steps > self.gen_length:
+            raise ValueError(f"steps is {self.steps}; it must be a multiple of the number of blocks ({self.blocks}) "
+                             f"and at most one a token ({self.gen_length})")
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the confidences decide how many tokens a step decodes."""
+        return self.threshold is not None
+
+    @property
+    def blocks(self) -> int:
+        return self.gen_length // self.block_length
+
+    @property
+    def total_steps(self) -> int:
+        """Forwards of the fixed schedule; with parallel decoding the fewest that there can be, one a block."""
+        return self.blocks if self.parallel else self.steps or self.gen_length
+
+    @property
+    def steps_per_block(self) -> int:
+        return self.total_steps // self.blocks
+
+    # --- As people say them, and as records keep them ---
+
+    @classmethod
+    def choices(cls) -> tuple[Setting, ...]:
+        """All settings of the family in order; those of the samplers stand in for `suffix_sampler`."""
+        parameters = {entry.name: entry for sampler in SAMPLERS.values() for entry in settings_of(sampler)}
+        return (*settings_of(cls), STRATEGY, *parameters.values())
+
+    @classmethod
+    def from_choices(cls, values: Mapping[str, Any]) -> Self:
+        """The settings that a person chose, by the names of `choices`; the others take their defaults.
+
+        Without a window it is the sampler's default, or `gen_length` where that is shorter.
+
+        Raises:
+            ValueError: naming the setting as its flag does, its value and what is allowed; or that the family or the
+                dropout strategy has no such setting.
+        """
+        entries = {entry.name: entry for entry in cls.choices()}
+        unknown = sorted(values.keys() - entries.keys())
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: not a setting of {cls.family}, which has {', '.join(entries)}")
+        own = {name: value for name, value in values.items() if name in {entry.name for entry in settings_of(cls)}}
+        try:
+            check_integer("gen_length", own.get("gen_length", 1), 1)
+            sampler = _make_sampler(values, own.get("gen_length", entries["gen_length"].default))
+            return cls(**own, suffix_sampler=sampler)
+        except ValueError as error:
+            raise ValueError(re.sub(r"^\w+(?= is )", lambda name: _label(name[0], entries), str(error))) from None
+
+    def as_choices(self) -> dict[str, Any]:
+        """The inverse of `from_choices`: every setting that applies, by name."""
+        values = {entry.name: getattr(self, entry.name) for entry in settings_of(type(self))}
+        return values | {"dropout_strategy": sampler_name(self.suffix_sampler)} | _parameters(self.suffix_sampler)
+
+    def to_json(self) -> dict[str, Any]:
+        """What records keep: every field, the steps filled in, and the sampler by name (None for the whole suffix)."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["steps"] = self.total_steps
+        sampler = values["suffix_sampler"]
+        full = isinstance(sampler, FullSuffix)
+        values["suffix_sampler"] = None if full else {"name": sampler_name(sampler)} | _parameters(sampler)
+        return values
+
+
+def sampler_name(sampler: SuffixSampler | None) -> str:
+    """What --dropout_strategy calls a sampler; the class's name where it has none there."""
+    names = {kind: name for name, kind in SAMPLERS.items()}
+    return names.get(type(sampler), type(sampler).__name__)
+
+
+def _parameters(sampler: SuffixSampler | None) -> dict[str, Any]:
+    return dataclasses.asdict(sampler) if dataclasses.is_dataclass(sampler) else {}
+
+
+def _make_sampler(values: Mapping[str, Any], gen_length: int) -> SuffixSampler:
+    strategy = values.get(STRATEGY.name, STRATEGY.default)
+    check_choice(STRATEGY.name, strategy, STRATEGY.choices)
+    kind = SAMPLERS[ALIASES.get(strategy, strategy)]
+    own = {entry.name: entry for entry in settings_of(kind)}
+    parameters = {}
+    for entry in (entry for sampler in SAMPLERS.values() for entry in settings_of(sampler)):
+        if entry.name in values and entry.name not in own:
+            names = ", ".join(other.label for other in own.values()) or "no settings of its own"
+            raise ValueError(f"{entry.name} is {values[entry.name]!r}, but dropout_strategy {strategy} does not use "
+                             f"it; it has {names}")
+        if entry.name in values:
+            parameters[entry.name] = values[entry.name]
+    if "window" in own:
+        parameters.setdefault("window", min(own["window"].default, gen_length))
+    return kind(**parameters)
+
+
+def _label(name: str, entries: Mapping[str, Setting]) -> str:
+    return entries[name].label if name in entries else name
+
+
+# --- Token ids --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The special tokens that decoding needs. end_of_turn: ends a turn of the chat template, where a model has it."""
+
+    mask: int
+    eos: int
+    end_of_turn: int | None = None
+
+    @classmethod
+    def of(cls, model: Any, mask_id: int | None = None, eos_id: int | None = None) -> TokenIds:
+        """The ids in a model's configuration, or others in their place.
+
+        Raises:
+            ValueError: an id is outside of the model's vocabulary, or the two are equal.
+        """
+        config = model.config
+        mask = config.mask_token_id if mask_id is None else mask_id
+        eos = config.eos_token_id if eos_id is None else eos_id
+        for name, token in (("mask_id", mask), ("eos_id", eos)):
+            check_integer(name, token, 0)
+            if token >= model.vocabulary_size:
+                raise ValueError(f"{name} is {token}; it must be below the vocabulary's size ({model.vocabulary_size})")
+        if mask == eos:
+            raise ValueError(f"mask_id is {mask}; it must differ from eos_id")
+        return cls(mask, eos, getattr(config, "eot_id", None))
