@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 import postprocess_code as code
+from dpad import ROOT
 from dpad.evaluation import sandbox
 
 ADD = {

@@ -1,4 +1,14 @@
-"""A run of an evaluation."""
+"""A run: measure a model on a task, and keep its answers, samples and record in one folder.
+
+    python run.py -t arithmetic-50 -m tiny -d gaussian -k 3 -sc 1.6 -e      # calls `evaluate` below
+
+The folder is results/<task>-<model>-<hash>/, where the hash covers everything that the answers and their cost depend
+on. The same command therefore finds its folder again and goes on there. It holds:
+
+    answers-0.jsonl   the journal (journal.py): one line per answer, in the order in which they were finished
+    samples.jsonl     every document with its answer, target, correctness and cost, sorted by document (samples.py)
+    record.json       the settings, metrics, speed and environment of the run, for `run.py table`
+"""
 
 from __future__ import annotations
 
@@ -6,120 +16,192 @@ import hashlib
 import re
 import shlex
 import sys
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from lm_eval import evaluator
+from lm_eval.api.instance import Instance
 
 from dpad import ROOT
-from dpad.engine.completion import check_chat_template
+from dpad.engine.checks import check_integer
 from dpad.engine.loading import LoadedModel
-from dpad.evaluation.adapter import DiffusionLM, _Answered, check_counts
+from dpad.engine.prompts import check_chat_template
+from dpad.engine.settings import DecodingSettings
+from dpad.evaluation.adapter import DiffusionLM, check_answering, describe_settings
 from dpad.evaluation.journal import Journal, digest
 from dpad.evaluation.metrics import metrics_of, speed
 from dpad.evaluation.processes import ALONE, Processes
 from dpad.evaluation.samples import write_samples
 from dpad.evaluation.tasks import load_tasks, quiet
-from dpad.results import records
+from dpad.results.files import write_json
+from dpad.results.records import environment
 
-# What an answer and its cost depend on; other files can change without making a journal's answers foreign.
+# The code that an answer and its cost depend on. Changes elsewhere leave old answers usable.
 ANSWERING_CODE = ("sampler.py", "dpad/engine/*.py", "*/configuration.py", "*/modeling.py", "*/generate.py")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during an evaluation; the message says what is kept and how to go on."""
+    """Ctrl-C during a run; the message says what was kept and how to go on."""
 
 
 def evaluate(
-    loaded: LoadedModel, task: str, *, num_fewshot: int = 0, batch_size: int | str = 1, limit: int | None = None,
-    chat_template: bool | None = None, output: str | Path = "results", name: str = "", from_scratch: bool = False,
-    command: str | None = None, progress: bool | str = True, tasks: dict | None = None,
-    processes: Processes = ALONE, prompt_limit: int | None = None, mc_samples: int = 128, **options,
-) -> dict | None:
+    loaded: LoadedModel, task: str, settings: DecodingSettings, *, tasks: dict[str, Any] | None = None,
+    num_fewshot: int = 0, batch_size: int | str = 1, limit: int | None = None, chat_template: bool | None = None,
+    output: str | Path = "results", name: str = "", from_scratch: bool = False, command: str | None = None,
+    progress: bool | str = True, processes: Processes = ALONE, prompt_limit: int | None = None, mc_samples: int = 128,
+) -> dict[str, Any] | None:
     """Measure a model on a task; write and return the run's record.
 
     Args:
-        loaded: a models.LoadedModel.
+        loaded: the model.
         task: a task or group of this repository or of lm-eval, or the path of a task file.
+        settings: how to decode, an object of `loaded.family.settings`.
+        tasks: the result of `load_tasks` for this task, if it has been loaded already.
         num_fewshot: worked examples in the prompt.
-        batch_size: requests per generate call, or "auto": as many as memory allows.
-        limit: documents to use, the first ones (None: all).
+        batch_size, prompt_limit, mc_samples: see DiffusionLM.
+        limit: use only so many documents, the first ones; None uses all.
         chat_template: None takes the model's default.
-        output: the folder that run folders are made in.
-        name: of the run, in its folder's name and record; by default the folder's name.
-        from_scratch: ignore answers of an earlier, unfinished or finished run with the same settings.
-        command: what the record says about how to repeat it; by default this process's command line.
-        progress: show a progress bar on a terminal; a text is its label.
-        tasks: what `load_tasks` gave for this task, by a caller who wanted its errors before loading a model.
-        processes, prompt_limit, mc_samples: see DiffusionLM.
-        options: decoding settings, the keyword arguments of the model's `generate`.
+        output: the folder in which run folders are made.
+        name: of the run, in its folder's name and in its record; by default the folder's name.
+        from_scratch: ignore the answers of an earlier run with the same settings, finished or not.
+        command: what the record says about how to repeat the run; by default this process's command line.
+        progress: show a progress bar if standard error is a terminal; a text is its label.
+        processes: this process among those that share the run.
 
     Returns:
-        The record as it stands in record.json, and "folder", the path of the run's folder. None in every process but
-        the first, which scores the answers of all.
+        The content of record.json, and "folder", the path of the run's folder. None in every process but the first,
+        which scores the answers of all.
 
     Raises:
-        ValueError: one sentence on a setting, task or journal that cannot be used.
+        ValueError: one sentence about a setting, task or journal that cannot be used.
         Interrupted: Ctrl-C; finished answers are in the journal.
     """
-    check_counts(num_fewshot=num_fewshot, limit=limit)
+    check_run(num_fewshot, limit, batch_size, prompt_limit, mc_samples)
     chat_template = check_chat_template(loaded, chat_template)
-    lm = DiffusionLM(loaded, options, batch_size=batch_size, progress=progress if processes.rank == 0 else False,
-                     processes=processes, prompt_limit=prompt_limit, mc_samples=mc_samples)
-    settings = lm.settings | {"num_fewshot": num_fewshot, "limit": limit, "chat_template": chat_template}
+    description = describe_settings(
+        loaded, settings, batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples
+    ) | {"num_fewshot": num_fewshot, "limit": limit, "chat_template": chat_template}
+
     with quiet():
-        tasks = tasks or load_tasks(task, num_fewshot, settings["seed"])
-        folder = run_folder(output, name, task, loaded, settings)
-        lm.kinds = {"generate_until" if entry.OUTPUT_TYPE == "generate_until" else "loglikelihood"
-                    for entry in tasks["tasks"].values()}
-        with open_journal(folder, from_scratch, processes) as lm.journal:
+        tasks = tasks or load_tasks(task, num_fewshot, settings.seed)
+        folder = run_folder(output, name, task, loaded, description)
+        with open_journal(folder, from_scratch, processes) as journal:
+            lm = DiffusionLM(
+                loaded, settings, batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples,
+                journal=journal, progress=progress if processes.rank == 0 else False,
+            )
             try:
+                if processes.count > 1:
+                    answer_share(lm, journal, tasks, processes, limit=limit, chat_template=chat_template)
+                if processes.rank > 0:
+                    return None
+                for entry in tasks["tasks"].values():  # again: `answer_share` has drawn few-shot examples
+                    entry.set_fewshot_seed(seed=settings.seed)
                 results = evaluator.evaluate(
                     lm, tasks, limit=limit, apply_chat_template=chat_template, fewshot_as_multiturn=False
                 )
-            except _Answered:
-                return None
             except KeyboardInterrupt:
-                raise Interrupted(f"interrupted: {len(lm.journal.read())} finished answers are kept in {folder}; "
+                journal.refresh()
+                raise Interrupted(f"interrupted: {len(journal.answers)} finished answers are kept in {folder}; "
                                   "the same command goes on from there") from None
+
             record = {
-                "kind": "evaluation", "name": name or folder.name, "task": task, "model": loaded.name,
+                "kind": "evaluation",
+                "name": name or folder.name,
+                "task": task,
+                "model": loaded.name,
                 "checkpoint": _relative(loaded.checkpoint),
                 "command": command or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-                "settings": settings, "metrics": metrics_of(results, task), **speed(list(lm.answers.values())),
-                "batch_size_used": lm.batch_size_used, "reused": lm.reused, "cut_prompts": lm.cut_prompts,
-                "processes": processes.count, "environment": records.environment(),
+                "settings": description,
+                "metrics": metrics_of(results, task),
+                **speed(list(lm.answers.values())),
+                "batch_size_used": lm.batch_size_used,
+                "reused": lm.reused,
+                "cut_prompts": lm.cut_prompts,
+                "processes": processes.count,
+                "environment": environment(),
             }
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers)
-            records.write_json(folder / "record.json", record)
+            write_json(folder / "record.json", record)
     return record | {"folder": str(folder)}
 
 
-def open_journal(folder: Path, from_scratch: bool, processes: Processes) -> Journal:
-    """The journal, opened by all processes before any of them answers, so that all see the same answers in it.
+def check_run(
+    num_fewshot: int = 0, limit: int | None = None, batch_size: int | str = 1, prompt_limit: int | None = None,
+    mc_samples: int = 128,
+) -> None:
+    """Raise ValueError, naming the argument, its value and what is allowed, unless `evaluate` can use these."""
+    check_integer("num_fewshot", num_fewshot, 0)
+    if limit is not None:
+        check_integer("limit", limit, 1)
+    check_answering(batch_size, prompt_limit, mc_samples)
 
-    The first process opens first: whether the folder is in use is its to say, and the files its to empty.
-    """
-    if processes.rank:
-        processes.wait()
-    journal = Journal(folder, processes.rank, from_scratch and processes.rank == 0)
-    if not processes.rank:
-        processes.wait()
-    processes.wait()
-    journal.answers = journal.read()
-    processes.wait()  # nobody writes before all have read: they share out what is not answered yet
+
+# --- Several processes ------------------------------------------------------------------------------------------------
+
+
+def open_journal(folder: Path, from_scratch: bool, processes: Processes) -> Journal:
+    """The journal, opened by all processes before any of them answers, so that all see the same answers in it."""
+    if processes.rank == 0:
+        journal = Journal(folder, from_scratch=from_scratch)
+    processes.wait()  # the first process decides whether the folder is in use, and deletes old answers
+    if processes.rank > 0:
+        journal = Journal(folder, processes.rank)
+    processes.wait()  # every process has cut off its unfinished line
+    journal.refresh()
+    processes.wait()  # nobody writes before all have read: what is unanswered then is what they share out
     return journal
 
 
-def run_folder(output: str | Path, name: str, task: str, loaded: LoadedModel, settings: dict) -> Path:
-    """Where a run lives: the same for the same answers at the same cost. `limit` is left out: a run may be extended."""
-    depends_on = {key: value for key, value in settings.items() if key != "limit"}
-    identity = [task, fingerprint(loaded), depends_on, code_version()]
-    parts = [name, Path(task).stem if task.endswith(".yaml") else task, Path(loaded.name).name, digest(identity, 10)]
+def answer_share(
+    lm: DiffusionLM, journal: Journal, tasks: dict[str, Any], processes: Processes, *, limit: int | None,
+    chat_template: bool,
+) -> None:
+    """Answer this process's share of all requests; afterwards the journal has the answers of all processes."""
+    for kind, instances in build_requests(lm, tasks, limit, chat_template).items():
+        lm.answer(kind, instances, processes)
+    processes.wait()
+    journal.refresh()
+
+
+def build_requests(
+    lm: DiffusionLM, tasks: dict[str, Any], limit: int | None, chat_template: bool
+) -> dict[str, list[Instance]]:
+    """The requests that `evaluator.evaluate` would make of this model, by kind: built as it builds them."""
+    requests: dict[str, list[Instance]] = defaultdict(list)
+    for task in tasks["tasks"].values():
+        task.build_all_requests(
+            limit=limit,
+            apply_chat_template=chat_template,
+            fewshot_as_multiturn=False,
+            chat_template=lm.apply_chat_template if chat_template else None,
+            tokenizer_name=lm.tokenizer_name if chat_template else "",
+        )
+        for instance in task.instances:
+            requests[instance.request_type] += [instance] * instance.repeats
+    return requests
+
+
+# --- Identity ---------------------------------------------------------------------------------------------------------
+
+
+def run_folder(
+    output: str | Path, name: str, task: str, loaded: LoadedModel, description: dict[str, Any]
+) -> Path:
+    """Where a run lives: the same folder for the same answers at the same cost.
+
+    `limit` is left out of the identity, so that a run can be extended to more documents.
+    """
+    depends_on = {key: value for key, value in description.items() if key != "limit"}
+    identity = digest([task, fingerprint(loaded), depends_on, code_version()], 10)
+    task_name = Path(task).stem if task.endswith(".yaml") else task
+    parts = [name, task_name, Path(loaded.name).name, identity]
     return Path(output) / "-".join(re.sub(r"[^\w.+=]+", "-", part).strip("-.") for part in parts if part)
 
 
-def fingerprint(loaded: LoadedModel) -> list:
-    """What tells a checkpoint from others: the hub's commit, or names, sizes and times of a folder's files."""
+def fingerprint(loaded: LoadedModel) -> list[Any]:
+    """What identifies a checkpoint: the hub's commit, or the names, sizes and times of a folder's files."""
     folder = Path(loaded.checkpoint)
     if not folder.is_dir():
         return [loaded.checkpoint, getattr(loaded.model.config, "_commit_hash", None)]
