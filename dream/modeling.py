@@ -1,7 +1,7 @@
 """Dream as a transformers model: the weight names of the hub's checkpoints over the layers of transformer.py.
 
 Imported, never run. `DreamModel.from_pretrained(folder_or_hub_id)` loads Dream-v0-Base-7B and Dream-v0-Instruct-7B;
-AutoModel finds it too once `dream` is imported.
+AutoModel finds it too once this module is imported.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from dpad.engine import loading
 from dpad.evaluation import adapter, lm_eval_cli
 from dpad.evaluation.adapter import GENERATE, DiffusionLM
 from dpad.evaluation.tasks import load_tasks
-from llada.generate import LLaDASettings
+from llada.settings import LLaDASettings
 from sampler import WindowSampler
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dpad.engine import completion, loading
-from llada.generate import LLaDASettings
+from llada.settings import LLaDASettings
 
 SHORT = LLaDASettings(gen_length=32, block_length=16, threshold=0.02)
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from dpad.engine import loading
 from dpad.engine.likelihood import SCHEMES, draw_masks, greedy_tokens, log_likelihood, predictions
 from dpad.evaluation.runs import evaluate
-from llada.generate import LLaDASettings, generate
+from llada.generate import generate
+from llada.settings import LLaDASettings
 
 PROMPT = torch.tensor([3, 141, 59, 26])
 MASK = 510

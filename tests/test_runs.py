@@ -18,7 +18,7 @@ from dpad.evaluation import adapter, runs
 from dpad.evaluation.metrics import metrics_of
 from dpad.evaluation.tasks import load_tasks
 from dpad.results.files import read_json
-from llada.generate import LLaDASettings
+from llada.settings import LLaDASettings
 from sampler import GaussianSampler, WindowSampler
 
 SHORT = {"gen_length": 32, "block_length": 16, "threshold": 0.02}

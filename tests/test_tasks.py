@@ -14,7 +14,7 @@ from dpad.evaluation import sandbox
 from dpad.evaluation.adapter import DiffusionLM
 from dpad.evaluation.journal import Answer
 from dpad.evaluation.runs import evaluate
-from llada.generate import LLaDASettings
+from llada.settings import LLaDASettings
 
 
 def own_problems():

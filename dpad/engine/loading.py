@@ -36,8 +36,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Family:
     """A family of models: its classes, the names of its checkpoints, and the conventions of its published numbers.
 
-    name: `model_type` in config.json. package: has `generate`, with the two classes below. model_class, settings_class,
-    rule_class: names of classes there. names: what people type -> folder or hub id. raw_prompt: parts of the names of
+    name: `model_type` in config.json. package: holds model_class, settings_class (in settings.py) and rule_class (in
+    generate.py). names: what people type -> folder or hub id. raw_prompt: parts of the names of
     checkpoints whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: put
     BOS before a raw prompt. stop_strings: cut answers at a task's stop strings; otherwise at EOS alone. likelihood: how
     its published likelihoods draw masks, one of likelihood.SCHEMES.
@@ -62,7 +62,7 @@ class Family:
     @property
     def settings(self) -> type[DecodingSettings]:
         """The class of its decoding settings."""
-        return getattr(import_module(f"{self.package}.generate"), self.settings_class)
+        return getattr(import_module(f"{self.package}.settings"), self.settings_class)
 
     @property
     def rule(self) -> type[UnmaskingRule]:
