@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dpad import ROOT
 from dpad.engine import cuda_graphs, loading
 from dpad.engine.decoding import CACHE_MODES
-from dpad.results import records
+from dpad.results import files, records
 from sampler import GaussianSampler
 
 SETTINGS = [
@@ -82,7 +82,7 @@ def main() -> int:
           f"{len(prompts)} answers; in bfloat16 {rounded:.1%} of the answers are the same, and with graphs "
           f"{replayed:.1%} those of bfloat16 without")
     if options.output:
-        records.write_json(options.output, {"kind": "agreement", "device": options.device, "problems": len(prompts),
+        files.write_json(options.output, {"kind": "agreement", "device": options.device, "problems": len(prompts),
                                             "rows": rows, "environment": records.environment()})
     return int(wrong > 0)
 

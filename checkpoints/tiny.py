@@ -17,7 +17,7 @@ import dream
 import llada
 from dataset import arithmetic
 from dpad.engine.transformer import MaskedDiffusionModel
-from dpad.results import report
+from dpad.results import records
 
 # LLaDA's special tokens, in the order of their ids here (on the hub they sit at 126080 and above).
 LLADA_TOKENS = {
@@ -206,7 +206,7 @@ def write_card(folder: Path) -> None:
     shown = curve[:: max(1, len(curve) // 12)]
     shown += [] if shown[-1] is curve[-1] else [curve[-1]]
     records_file = folder / "records.json"
-    table = accuracy_table(report.load([records_file])) if records_file.exists() else "Not measured yet."
+    table = accuracy_table(records.load([records_file])) if records_file.exists() else "Not measured yet."
     (folder / "README.md").write_text(CARD.format(
         name=folder.name, family={"llada": "LLaDA", "Dream": "Dream"}[config.model_type],
         short={"llada": "tiny", "Dream": "dream-tiny"}[config.model_type],

@@ -16,7 +16,7 @@ from conftest import ROOT
 import run
 from benchmarks import bench
 from dpad.engine import loading
-from dpad.results import report
+from dpad.results import charts, records, tables
 from dream import DreamConfig
 from llada import LLaDAConfig
 from sampler import GaussianSampler
@@ -109,13 +109,13 @@ def test_a_record_becomes_a_table_and_a_picture(record, tmp_path):
     assert record["rows"][0]["speedup"] == 1
     assert json.loads(json.dumps(record))["settings"]["sampler"]["window"] == 48
     assert record["environment"]["commit"]
-    table = report.markdown_table([record])
+    table = tables.markdown_table([record])
     assert all(f"| {row.name} |" in table for row in bench.ROWS["caches"])
     assert "G = 64" in table and "in 4 steps" in table and "median of 2 runs" in table
-    report.draw([record], tmp_path / "chart.png")
+    charts.draw([record], tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
-    assert report.csv_table([record]).count("\n") == 7
-    assert [row["name"] for row in report.summary_of(record)["rows"]] == [row.name for row in bench.ROWS["caches"]]
+    assert tables.csv_table([record]).count("\n") == 7
+    assert [row["name"] for row in tables.summary_of(record)["rows"]] == [row.name for row in bench.ROWS["caches"]]
 
 
 def test_batches_are_compared_by_their_answers(random_llada):
@@ -129,7 +129,7 @@ def test_batches_are_compared_by_their_answers(random_llada):
     one, _, two, _ = record["rows"]
     assert two["speedup"] == pytest.approx(2 * one["latency_s"][0] / two["latency_s"][0])
     assert two["tokens_processed"] == 2 * one["tokens_processed"]
-    table = report.markdown_table([record])
+    table = tables.markdown_table([record])
     assert "| configuration | batch |" in table and "batch size 1, 2" in table
 
 
@@ -142,9 +142,9 @@ def test_growth_times_the_same_blocks_at_every_length(random_llada, tmp_path):
     assert [(row["name"], row["gen_length"]) for row in record["rows"]] == [
         ("Vanilla", 32), ("Vanilla", 64), ("+DPad", 32), ("+DPad", 64)]
     assert all([len(block) for block in row["block_s"]] == [3, 3] for row in record["rows"])
-    lines = report.terminal_table([record]).splitlines()
+    lines = tables.terminal_table([record]).splitlines()
     assert len(lines) == 4 and "1.00×" in lines[2] and lines[3].split()[0] == "64"
-    report.draw([record], tmp_path / "growth.png")
+    charts.draw([record], tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -187,7 +187,7 @@ def test_command_line_measures_writes_and_ends_in_json(capsys, monkeypatch, tmp_
     assert run.main(["bench", *flags, *files]) == 0
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert last["kind"] == "benchmark" and len(last["rows"]) == 7
-    kept = report.load([tmp_path / "bench.json"])
+    kept = records.load([tmp_path / "bench.json"])
     assert kept[0]["command"].startswith("python run.py bench --prompt_length 8") and (tmp_path / "bench.png").exists()
 
 
@@ -217,5 +217,5 @@ def test_agreement_script_runs(tmp_path):
 def test_bench_needs_no_lm_eval():
     """Guards machines without lm-eval or matplotlib: the benchmark must import and run there."""
     program = ("import sys; sys.modules['lm_eval'] = None; sys.modules['datasets'] = sys.modules['matplotlib'] = None\n"
-               "import bench, report, train; bench.make_model('tiny', 'cpu', None)")
+               "from benchmarks import bench; from dpad.results import charts; from dpad.training import train; bench.make_model('tiny', 'cpu', None)")
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

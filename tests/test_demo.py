@@ -20,7 +20,8 @@ import yaml
 from dataset import gsm8k
 from demo import demo
 from dpad.evaluation import harness
-from dpad.results import report
+from dpad.results import tables
+from dpad.results.records import load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,11 +173,11 @@ def test_demo_measures_shows_and_keeps(tmp_path, capsys):
     assert demo.main(command) == 0
     out = capsys.readouterr().out
     folder = tmp_path / "arithmetic-50-tiny-64-first-1"
-    records = report.load([folder / "records.json"])
+    records = load([folder / "records.json"])
     assert [record["name"] for record in records] == demo.names(256)
-    for line in report.terminal_table(records).splitlines():
+    for line in tables.terminal_table(records).splitlines():
         assert line in out
-    assert report.caption(records) in out and str(folder / "chart.png") in out
+    assert tables.caption(records) in out and str(folder / "chart.png") in out
     assert (folder / "chart.png").read_bytes().startswith(b"\x89PNG")
     vanilla, dpad = records[0], records[1]
     assert vanilla["nfe"] == 64 and vanilla["settings"]["suffix_sampler"] is None
@@ -185,7 +186,7 @@ def test_demo_measures_shows_and_keeps(tmp_path, capsys):
 
     assert demo.main(command) == 0  # everything is there already
     assert "6 answers, and the seconds they took, are from an earlier run" in capsys.readouterr().out
-    again = report.load([folder / "records.json"])
+    again = load([folder / "records.json"])
     assert [record["latency_s"] for record in again] == [record["latency_s"] for record in records]
 
 
@@ -201,7 +202,7 @@ def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(harness, "evaluate", interrupted)
     assert demo.main(["--limit", "1", "--gen_length", "32", "--output", str(tmp_path)]) == 130
     assert "interrupted: go on" in capsys.readouterr().err
-    kept = report.load([tmp_path / "arithmetic-50-tiny-32-first-1" / "records.json"])
+    kept = load([tmp_path / "arithmetic-50-tiny-32-first-1" / "records.json"])
     assert [record["name"] for record in kept] == started[:2]
 
 
@@ -380,7 +381,8 @@ def test_demo_help_names_every_variable():
 def test_everything_else_works_without_gradio():
     """The page says in one line what it needs; nothing but the page imports Gradio."""
     program = ("import sys; sys.modules['gradio'] = None; sys.argv = ['app.py']\n"
-               "import run, harness, bench, chat, denoising, paper, report\n"
+               "import run\nfrom benchmarks import bench\nfrom dpad.evaluation import harness\nfrom dpad.interact import chat\n"
+               "from dpad.results import charts, documents, paper\n"
                "from demo import app; sys.exit(app.main([]))")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1

@@ -25,7 +25,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dpad.results.records import environment, read_lines
+from dpad.results.files import read_lines
+from dpad.results.records import environment
 
 FIELDS = {"block", "seconds", "computed", "kept", "decided"}
 

@@ -1,9 +1,9 @@
-"""What a run was: versions, hardware and commit, and JSON records that are written whole or not at all.
+"""Records of runs: what each kind must have, reading them, and the environment that every one of them carries.
 
     python -m dpad.results.records        # prints the environment that a record made here and now would carry
 
-A run's record is one JSON object with its settings, metrics and `environment()`. Tables, plots and the README's numbers
-are rendered from such records (report.py), never typed.
+A record is one JSON object with the settings of a run, what was measured, and `environment()`. A file holds one record
+or a list of them. Tables, charts and the documents' numbers are rendered from records, never typed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,80 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 
 from dpad import ROOT
-from dpad.results.files import read_json, read_lines, read_text, write_json  # noqa: F401  (until their users say files)
+from dpad.results import files
+
+# Kinds of records, who writes them, and the keys that one must have.
+KINDS = {
+    "evaluation": ("name", "task", "model", "settings", "metrics", "latency_s", "samples"),  # run.py, the demo
+    "benchmark": ("model", "settings", "rows"),  # run.py bench
+    "growth": ("model", "settings", "rows"),  # run.py bench --gen_lengths
+    "agreement": ("device", "problems", "rows"),  # benchmarks/agreement.py
+    "paper": ("source", "hardware", "problems", "scripts", "models"),  # benchmarks/paper.json, typed from the paper
+}
+
+
+def load(paths: Sequence[str | Path], folder: str | Path = ".") -> list[dict]:
+    """The records in files and folders, in the order of the paths; within a folder by file name.
+
+    Args:
+        paths: files that hold a record or a list of records, or folders of such files.
+        folder: where relative paths count from.
+
+    Raises:
+        ValueError: a path is missing, is not JSON, or holds something else than records of one of KINDS.
+    """
+    records = []
+    for path in (Path(folder) / path for path in paths):
+        names = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not names:
+            raise ValueError(f"{path} holds no .json file")
+
+        for name in names:
+            content = files.read_json(name)
+            for record in content if isinstance(content, list) else [content]:
+                _check(record, name)
+                records.append(record)
+    return records
+
+
+def _check(record: object, path: Path) -> None:
+    if not isinstance(record, dict) or record.get("kind") not in KINDS:
+        raise ValueError(f"{path} holds something that is not a record of a run")
+    missing = [key for key in KINDS[record["kind"]] if key not in record]
+    if missing:
+        raise ValueError(f"{path} holds a record without {', '.join(missing)}")
+
+
+def hardware_line(record: dict) -> str:
+    """The device that a record's run computed on, in words: the GPU of a run on one, otherwise the processor."""
+    hardware = record.get("environment", {}).get("hardware", {})
+    device = record.get("settings", record).get("device", "cuda")
+
+    gpus = hardware.get("gpus") or []
+    if gpus and not str(device).startswith("cpu"):
+        memory = gpus[0].get("memory_gb")
+        return gpus[0]["name"] + (f" ({memory:.0f} GB)" if memory else "")
+
+    if "processor" not in hardware:
+        return "unknown hardware"
+
+    parts = [hardware["processor"].replace("(R)", "").replace("(TM)", "").strip()]
+    core_count = hardware.get("cores")
+    threads = hardware.get("threads")
+    if core_count:
+        parts.append(f"{core_count} core{'s' * (core_count != 1)}")
+    if threads and threads != core_count:
+        parts.append(f"{threads} thread{'s' * (threads != 1)}")
+    return ", ".join(parts)
+
+
+# --- The environment --------------------------------------------------------------------------------------------------
 
 
 def environment() -> dict:
@@ -48,9 +117,13 @@ def version(package: str) -> str | None:
 
 
 def hardware() -> dict:
-    """What computes: `processor` (name), `cores` (that this process may use), `threads` (that torch computes with, None
-    without torch), `memory_gb` (GiB, None where the system does not say) and `gpus`, a list of `{"name", "memory_gb"}`
-    of the GPUs that torch sees."""
+    """The machine of this process.
+
+    Returns:
+        A dict with `processor` (its name), `cores` (that this process may use), `threads` (that torch computes with,
+        None without torch), `memory_gb` (GiB, None where the system does not say) and `gpus`, a list of
+        `{"name", "memory_gb"}` of the GPUs that torch sees.
+    """
     try:
         import torch  # here, so that reading records and drawing tables does not wait seconds for torch
     except ImportError:
@@ -58,8 +131,12 @@ def hardware() -> dict:
     else:
         threads = torch.get_num_threads()
         gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+
     return {
-        "processor": _processor(), "cores": cores(), "threads": threads, "memory_gb": _memory_gb(),
+        "processor": _processor(),
+        "cores": cores(),
+        "threads": threads,
+        "memory_gb": _memory_gb(),
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
     }
 
@@ -94,12 +171,12 @@ def commit() -> str:
     if not (ROOT / ".git").exists():  # an archive unpacked inside another repository must not report that one's commit
         return "unknown"
     try:
-        described = subprocess.run(
+        output = subprocess.run(
             ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, timeout=30
-        )
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return described.stdout.strip() or "unknown"
+    return output.strip() or "unknown"
 
 
 if __name__ == "__main__":
