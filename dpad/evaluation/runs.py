@@ -38,7 +38,7 @@ from dpad.results.files import write_json
 from dpad.results.records import environment
 
 # The code that an answer and its cost depend on. Changes elsewhere leave old answers usable.
-ANSWERING_CODE = ("sampler.py", "dpad/engine/*.py", "*/configuration.py", "*/modeling.py", "*/generate.py")
+ANSWERING_CODE = ("sampler.py", "dpad/engine/*.py", "llada/*.py", "dream/*.py")
 
 
 class Interrupted(KeyboardInterrupt):

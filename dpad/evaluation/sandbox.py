@@ -38,7 +38,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 TIMEOUT = 3.0  # seconds
 PROBE_TIMEOUT = 10.0  # seconds for the programs that try what the machine offers
@@ -201,10 +200,8 @@ def _inside() -> None:
 
     _set_limits(job["seconds"])
     try:
-        import ctypes  # here, because an interpreter may lack it
-
-        _restrict_with_landlock(ctypes, job["folder"])
-        _restrict_with_seccomp(ctypes)
+        _restrict_with_landlock(job["folder"])
+        _restrict_with_seccomp()
     except (ImportError, OSError, AttributeError):
         pass  # `isolation` finds out what holds by trying it
 
@@ -264,8 +261,10 @@ NETWORK_VERSION = 4  # since this version the ruleset has the field for network 
 SCOPE_VERSION = 6  # and since this one the field for scopes
 
 
-def _restrict_with_landlock(ctypes: ModuleType, folder: str) -> None:
+def _restrict_with_landlock(folder: str) -> None:
     """No writing outside `folder`, no TCP, no signals to other processes, as far as the kernel's Landlock goes."""
+    import ctypes  # here, because an interpreter may lack it
+
     libc = ctypes.CDLL(None, use_errno=True)
     no_size = ctypes.c_size_t(0)
     version = libc.syscall(SYS_LANDLOCK_CREATE_RULESET, None, no_size, LANDLOCK_CREATE_RULESET_VERSION)
@@ -362,8 +361,10 @@ ARCHITECTURES = {
 }
 
 
-def _restrict_with_seccomp(ctypes: ModuleType) -> None:
+def _restrict_with_seccomp() -> None:
     """Refuse the system calls of the table for good; the program may still make threads."""
+    import ctypes
+
     architecture = ARCHITECTURES.get(os.uname().machine)
     if architecture is None:
         return
