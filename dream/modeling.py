@@ -114,8 +114,8 @@ class DreamModel(MaskedDiffusionModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
-        self.model.embed_tokens = embedding
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value
 
 
 for auto_class in (AutoModel, AutoModelForMaskedLM):

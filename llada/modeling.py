@@ -103,8 +103,8 @@ class LLaDAModelLM(MaskedDiffusionModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.transformer["wte"]
 
-    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
-        self.model.transformer["wte"] = embedding
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.transformer["wte"] = value
 
 
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):

@@ -1,0 +1,1 @@
+"""Evaluation: tasks, runs, their journal, and the code that they run."""
