@@ -158,9 +158,9 @@ def test_a_metric_that_is_no_share_stays_as_it_is(tmp_path, capsys):
     assert run.main(["table", str(tmp_path)]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Vanilla")]
     assert line.split()[-1] == "27.3"
-    assert "bleu        27.3 ± 0.5\n" in run.summary(entry)
+    assert "bleu        27.3 ± 0.5\n" in tables.summary(entry)
     entry["metrics"] = {"exact": {"value": 0.5, "stderr": 0.07}}
-    assert "exact       50.0% ± 7.0%\n" in run.summary(entry)
+    assert "exact       50.0% ± 7.0%\n" in tables.summary(entry)
 
 
 def test_rows_come_in_the_papers_order():

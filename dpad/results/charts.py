@@ -15,6 +15,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ VERMILLION = "#D55E00"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, "#CC79A7", "#56B4E9")
 COLOUR_NAMES = {GREY: VANILLA.name, ORANGE: "without DPad", BLUE: "with DPad"}
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "x",
@@ -68,7 +69,9 @@ STYLE = {
     "xtick.labelsize": 10,
     "ytick.labelsize": 11,
 }
-LEGEND_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderaxespad": 0.2, "handlelength": 1.4}
+LEGEND_ABOVE: dict[str, Any] = {
+    "loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderaxespad": 0.2, "handlelength": 1.4,
+}
 
 
 def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> list[Path]:
@@ -92,11 +95,11 @@ def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> lis
     pictures: list[tuple[str, Callable[[Path], None]]] = []
     for group in group_evaluations(evaluations):
         name = f"{Path(group[0]['task']).stem}-{group[0]['settings'].get('gen_length')}"
-        pictures.append((name, lambda file, group=group: bar_chart(group, file)))
+        pictures.append((name, partial(bar_chart, group)))
     for record in records:
         if record["kind"] in ("benchmark", "growth"):
             chart = roofline_chart if record["kind"] == "benchmark" else growth_chart
-            pictures.append((record["kind"], lambda file, record=record, chart=chart: chart(record, file)))
+            pictures.append((record["kind"], partial(chart, record)))
 
     if not pictures:
         raise ValueError(f"there is no chart of records of the kind {records[0]['kind']!r}")
@@ -268,7 +271,7 @@ def roofline_chart(record: dict, path: str | Path) -> None:
             row["name"] + (f", batch {row['batch_size']}" if len(sizes) > 1 else "") for row in rows
         ])
         names = {colour: name for colour, name in COLOUR_NAMES.items() if colour in colours}
-        _explain_colours(axes, names | {DARK: "roofline: its matrix products alone"})
+        _explain_colours(axes, names | {DARK: "roofline: the matrix products alone"})
         figure.suptitle(f"{record['model']}, G = {record['settings']['gen_length']}, "
                         f"batch size {', '.join(map(str, sizes))}, {hardware_line(record)}")
 
@@ -318,21 +321,23 @@ def length_chart(records: Sequence[dict], path: str | Path) -> None:
     if not speedups:
         raise ValueError(f"no record has one of {VANILLA.name} of the same task, model and length beside it")
 
-    with picture(path, 7.5, 4.2) as figure:
+    lines = [
+        (name, sorted((length, statistics.fmean(values)) for length, values in by_length.items()))
+        for name, by_length in speedups.items()
+    ]
+    lines.sort(key=lambda line: -line[1][-1][1])  # the legend beside the chart has the order of the lines' right ends
+
+    with picture(path, 9.5, 4.2) as figure:
         axes = figure.subplots()
-        for number, (name, by_length) in enumerate(speedups.items()):
-            points = sorted((length, statistics.fmean(values)) for length, values in by_length.items())
-            axes.plot(*zip(*points), marker="osD^vPX*"[number % 8], linewidth=1.8, label=name,
-                      color=PALETTE[number % len(PALETTE)])
-            axes.annotate(times(points[-1][1]), points[-1], xytext=(6, 0), textcoords="offset points", va="center",
-                          fontsize=9)
+        for number, (name, points) in enumerate(lines):
+            axes.plot(*zip(*points), marker="osD^vPX*"[number % 8], linewidth=1.8,
+                      color=PALETTE[number % len(PALETTE)], label=f"{name}  ({times(points[-1][1])})")
         _scale_lengths(axes, {length for by_length in speedups.values() for length in by_length})
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}×")
         axes.axhline(1, color=GREY, linewidth=1)
         axes.set_ylabel(f"speedup over {VANILLA.name}")
-        axes.margins(x=0.12)  # room for the numbers
-        axes.legend(fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         figure.suptitle(f"{rows[0].model}, {rows[0].task}, {rows[0].hardware}")
 
 

@@ -253,7 +253,7 @@ def _metric(entry: dict, samples: int) -> Metric:
     return Metric(
         value=None if value is None else factor * value,
         error=factor * error if isinstance(error, (int, float)) else None,
-        interval=share_interval(value, samples) if factor == 100 else None,
+        interval=share_interval(value, samples) if value is not None and factor == 100 else None,
     )
 
 
@@ -390,6 +390,36 @@ def _join(values: Any) -> str:
 
 def _commit(record: dict) -> str | None:
     return record.get("environment", {}).get("commit")
+
+
+def summary(record: dict) -> str:
+    """The record of one evaluation in the few lines that a person wants to read first."""
+    lines = [(name, _metric_summary(entry)) for name, entry in record["metrics"].items()]
+    lines += [
+        ("latency", f"{record['latency_s']:.3f} s a sample (median {record['latency_median_s']:.3f} s)"),
+        ("throughput", f"{record['tps']:.1f} answer tokens/s"),
+        ("NFE", f"{record['nfe']:.1f} forwards a sample"),
+    ]
+    for label, key in (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")):
+        if record[key]:
+            lines.append((label, f"{record[key]} of {record['samples']}"))
+
+    reused = f", {record['reused']} of them answered earlier" if record["reused"] else ""
+    width = max(len(label) for label, _ in lines)
+    return "\n".join([
+        f"{record['task']} · {record['model']} · {count_samples(record['samples'])}{reused}",
+        *(f"  {label:<{width}}  {value}" for label, value in lines),
+        f"written to {record['folder']}: record.json, samples.jsonl",
+    ])
+
+
+def _metric_summary(entry: dict) -> str:
+    """A metric with its standard error: 50.0% ± 7.0%."""
+    if entry["value"] is None:
+        return number(None)
+    unit = "%" if scale(entry) == 100 else ""
+    values = [entry["value"]] if entry["stderr"] is None else [entry["value"], entry["stderr"]]
+    return " ± ".join(f"{scale(entry) * value:.1f}{unit}" for value in values)
 
 
 # --- Benchmarks -------------------------------------------------------------------------------------------------------
