@@ -19,7 +19,8 @@ import yaml
 
 from dataset import gsm8k
 from demo import demo
-from dpad.evaluation import harness
+from dpad.evaluation import runs
+from dpad.evaluation.tasks import load_tasks
 from dpad.results import tables
 from dpad.results.records import load
 
@@ -110,7 +111,7 @@ def test_gsm8k_read_names_what_is_wrong(tmp_path):
 def test_gsm8k_split_asks_and_scores_as_gsm8k_does(tmp_path, monkeypatch):
     monkeypatch.setattr(gsm8k, "OUTPUT", tmp_path / "gsm8k.arrow")
     gsm8k.write(gsm8k.table(ROWS), gsm8k.OUTPUT)
-    task = harness.load_tasks("gsm8k-split")["tasks"]["gsm8k-split"]
+    task = load_tasks("gsm8k-split")["tasks"]["gsm8k-split"]
     documents = list(task.test_docs())
     assert [document["ans"] for document in documents] == [12, 1070000, 2.5]
     assert task.doc_to_text(documents[0]) == "Question: What is 3 * 4?\nAnswer:"
@@ -191,15 +192,15 @@ def test_demo_measures_shows_and_keeps(tmp_path, capsys):
 
 
 def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
-    evaluate, started = harness.evaluate, []
+    evaluate, started = runs.evaluate, []
 
-    def interrupted(loaded, task, *, name, **options):
+    def interrupted(*arguments, name, **options):
         started.append(name)
         if len(started) == 3:
-            raise harness.Interrupted("interrupted: go on")
-        return evaluate(loaded, task, name=name, **options)
+            raise runs.Interrupted("interrupted: go on")
+        return evaluate(*arguments, name=name, **options)
 
-    monkeypatch.setattr(harness, "evaluate", interrupted)
+    monkeypatch.setattr(runs, "evaluate", interrupted)
     assert demo.main(["--limit", "1", "--gen_length", "32", "--output", str(tmp_path)]) == 130
     assert "interrupted: go on" in capsys.readouterr().err
     kept = load([tmp_path / "arithmetic-50-tiny-32-first-1" / "records.json"])
@@ -381,7 +382,7 @@ def test_demo_help_names_every_variable():
 def test_everything_else_works_without_gradio():
     """The page says in one line what it needs; nothing but the page imports Gradio."""
     program = ("import sys; sys.modules['gradio'] = None; sys.argv = ['app.py']\n"
-               "import run\nfrom benchmarks import bench\nfrom dpad.evaluation import harness\nfrom dpad.interact import chat\n"
+               "import run\nfrom benchmarks import bench\nfrom dpad.evaluation import runs\nfrom dpad.interact import chat\n"
                "from dpad.results import charts, documents, paper\n"
                "from demo import app; sys.exit(app.main([]))")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +53,9 @@ class Request:
     doc_id: int
     repeat: int
     prompt: str
-    until: tuple[str, ...] = ()
-    target: str = ""
-    is_cut: bool = False
+    until: tuple[str, ...]
+    target: str
+    is_cut: bool
 
 
 class DiffusionLM(LM):
@@ -100,9 +100,7 @@ class DiffusionLM(LM):
         )
 
         self._device = loaded.model.device
-        first_batch = FIRST_BATCH.get(self._device.type, 16)
-        self.batch_size_used = first_batch if batch_size == "auto" else int(batch_size)
-
+        self.batch_size_used = FIRST_BATCH.get(self._device.type, 16) if batch_size == "auto" else int(batch_size)
         self.answers: dict[tuple[str, int, int], Answer] = {}
         self._memory: dict[str, Answer] = {}  # in place of a journal
         self._keys_of_earlier_runs = frozenset(self._known)
@@ -239,18 +237,11 @@ class DiffusionLM(LM):
         # A document's first answer uses the run's seed; a task that asks for more wants them drawn independently.
         settings = dataclasses.replace(self.settings, seed=self.settings.seed + batch[0].repeat)
         completions = complete(self.loaded, [request.prompt for request in batch], settings, batch[0].until)
-        return [
-            _answer_to(
-                request,
-                answer=completion.text,
-                raw=completion.raw,
-                forwards=completion.forwards,
-                tokens=completion.tokens,
-                seconds=completion.seconds,
-                tokens_processed=completion.tokens_processed,
-            )
-            for request, completion in zip(batch, completions, strict=True)
-        ]
+        answers = []
+        for request, completion in zip(batch, completions, strict=True):
+            fields = dataclasses.asdict(completion)
+            answers.append(_answer_to(request, answer=fields.pop("text"), **fields))
+        return answers
 
     def _rate(self, request: Request) -> Answer:
         """The log-likelihood of one request; the random masks are what fills a batch."""
@@ -287,12 +278,15 @@ class DiffusionLM(LM):
     def _prepare(self, kind: str, instances: Sequence[Instance]) -> list[Request]:
         """Check all requests and give them their keys, before the first one is answered."""
         prepare = self._prepare_prompt if kind == GENERATE else self._prepare_pair
+        counts: Counter[tuple[str | None, int | None]] = Counter()  # requests about each document
         requests = []
-        for instance, repeat in _number(instances):
+        for instance in instances:
+            document = (instance.task_name, instance.doc_id)
             try:
-                requests.append(prepare(instance, repeat))
+                requests.append(prepare(instance, counts[document]))
             except ValueError as error:
                 raise ValueError(f"{instance.task_name}, document {instance.doc_id}: {error}") from None
+            counts[document] += 1
 
         self._cut_documents |= {(request.task, request.doc_id) for request in requests if request.is_cut}
         return requests
@@ -301,10 +295,7 @@ class DiffusionLM(LM):
         text, arguments = instance.args[:2]
         prompt, is_cut = self._complete_prompt(text)
         check_prompt(self.loaded, prompt, self.settings.gen_length)
-        until = self._stop_strings(instance, arguments)
-        key = self._key(instance, repeat, prompt, until)
-        return Request(key=key, task=instance.task_name, doc_id=instance.doc_id, repeat=repeat, prompt=prompt,
-                       until=until, is_cut=is_cut)
+        return self._request(instance, repeat, prompt, is_cut, until=self._stop_strings(instance, arguments))
 
     def _prepare_pair(self, instance: Instance, repeat: int) -> Request:
         """A context and its continuation; the choices of a multiple-choice document are its repeats."""
@@ -317,10 +308,7 @@ class DiffusionLM(LM):
         maximum = self.loaded.model.max_positions
         if length > maximum:
             raise ValueError(f"prompt and answer have {length} tokens together; {self.loaded.name} holds {maximum}")
-
-        key = self._key(instance, repeat, prompt, target)
-        return Request(key=key, task=instance.task_name, doc_id=instance.doc_id, repeat=repeat, prompt=prompt,
-                       target=target, is_cut=is_cut)
+        return self._request(instance, repeat, prompt, is_cut, target=target)
 
     def _complete_prompt(self, text: str) -> tuple[str, bool]:
         """The text as the model gets it, and whether it was cut to `prompt_limit`."""
@@ -330,8 +318,12 @@ class DiffusionLM(LM):
         prompt, cut_tokens = cut_prompt(self.loaded, prompt, self.prompt_limit)
         return prompt, cut_tokens > 0
 
-    def _key(self, instance: Instance, repeat: int, prompt: str, detail: object) -> str:
-        return digest([instance.task_name, instance.doc_id, repeat, prompt, detail, self.description])
+    def _request(
+        self, instance: Instance, repeat: int, prompt: str, is_cut: bool, until: tuple[str, ...] = (), target: str = ""
+    ) -> Request:
+        key = digest([instance.task_name, instance.doc_id, repeat, prompt, until, target, self.description])
+        return Request(key=key, task=instance.task_name, doc_id=instance.doc_id, repeat=repeat, prompt=prompt,
+                       until=until, target=target, is_cut=is_cut)
 
     def _stop_strings(self, instance: Instance, arguments: dict[str, Any]) -> tuple[str, ...]:
         if not self.loaded.family.stop_strings:
@@ -366,15 +358,6 @@ def describe_settings(
         "prompt_limit": prompt_limit,
         "mc_samples": mc_samples,
     }
-
-
-def _number(instances: Sequence[Instance]) -> Iterator[tuple[Instance, int]]:
-    """Each request with its number among the requests about the same document."""
-    counts: Counter[tuple[str | None, int | None]] = Counter()
-    for instance in instances:
-        document = (instance.task_name, instance.doc_id)
-        yield instance, counts[document]
-        counts[document] += 1
 
 
 def _first_batch(requests: Sequence[Request], size: int) -> list[Request]:

@@ -92,19 +92,13 @@ def evaluate(
                 journal=journal, progress=progress if processes.rank == 0 else False,
             )
             try:
-                if processes.count > 1:
-                    answer_share(lm, journal, tasks, processes, limit=limit, chat_template=chat_template)
-                if processes.rank > 0:
-                    return None
-                for entry in tasks["tasks"].values():  # again: `answer_share` has drawn few-shot examples
-                    entry.set_fewshot_seed(seed=settings.seed)
-                results = evaluator.evaluate(
-                    lm, tasks, limit=limit, apply_chat_template=chat_template, fewshot_as_multiturn=False
-                )
+                results = answer_and_score(lm, journal, tasks, processes, limit, chat_template)
             except KeyboardInterrupt:
                 journal.refresh()
                 raise Interrupted(f"interrupted: {len(journal.answers)} finished answers are kept in {folder}; "
                                   "the same command goes on from there") from None
+            if results is None:
+                return None
 
             record = {
                 "kind": "evaluation",
@@ -154,15 +148,26 @@ def open_journal(folder: Path, from_scratch: bool, processes: Processes) -> Jour
     return journal
 
 
-def answer_share(
-    lm: DiffusionLM, journal: Journal, tasks: dict[str, Any], processes: Processes, *, limit: int | None,
+def answer_and_score(
+    lm: DiffusionLM, journal: Journal, tasks: dict[str, Any], processes: Processes, limit: int | None,
     chat_template: bool,
-) -> None:
-    """Answer this process's share of all requests; afterwards the journal has the answers of all processes."""
-    for kind, instances in build_requests(lm, tasks, limit, chat_template).items():
-        lm.answer(kind, instances, processes)
-    processes.wait()
-    journal.refresh()
+) -> dict[str, Any] | None:
+    """lm-eval's results; None in every process but the first.
+
+    Several processes each answer their share of the requests before lm-eval's evaluator runs, which works alone: in the
+    first process it then finds all the answers in the journal.
+    """
+    if processes.count > 1:
+        for kind, instances in build_requests(lm, tasks, limit, chat_template).items():
+            lm.answer(kind, instances, processes)
+        processes.wait()
+        journal.refresh()
+    if processes.rank > 0:
+        return None
+
+    for task in tasks["tasks"].values():  # the evaluator builds the requests again, from the same few-shot examples
+        task.set_fewshot_seed(seed=lm.settings.seed)
+    return evaluator.evaluate(lm, tasks, limit=limit, apply_chat_template=chat_template, fewshot_as_multiturn=False)
 
 
 def build_requests(

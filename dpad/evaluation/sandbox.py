@@ -71,14 +71,8 @@ def _run(program: str, timeout: float, wrapper: str) -> str:
         interpreter = [sys.executable, "-I", "-S", "-B", os.path.abspath(__file__), "--inside"]
         try:
             process = subprocess.Popen(
-                [*WRAPPERS[wrapper](folder), *interpreter],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env={},
-                pass_fds=(write_end,),
-                start_new_session=True,
+                [*WRAPPERS[wrapper](folder), *interpreter], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, cwd=folder, env={}, pass_fds=(write_end,), start_new_session=True,
             )
         except OSError:  # the wrapper does not exist
             return "failed"
@@ -120,15 +114,9 @@ def _namespaces(folder: str) -> list[str]:
     ]
 
 
-def _no_wrapper(folder: str) -> list[str]:
-    return []
-
-
 # The command that goes before the interpreter's, the best first.
 WRAPPERS: dict[str, Callable[[str], list[str]]] = {
-    "bubblewrap": _bubblewrap,
-    "namespaces": _namespaces,
-    "no wrapper": _no_wrapper,
+    "bubblewrap": _bubblewrap, "namespaces": _namespaces, "no wrapper": lambda folder: [],
 }
 
 
@@ -214,12 +202,8 @@ def _set_limits(seconds: float) -> None:
     import resource
 
     limits = {
-        "RLIMIT_CPU": int(seconds) + 1,
-        "RLIMIT_AS": MEMORY,
-        "RLIMIT_FSIZE": FILE_SIZE,
-        "RLIMIT_NOFILE": OPEN_FILES,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_NPROC": PROCESSES,
+        "RLIMIT_CPU": int(seconds) + 1, "RLIMIT_AS": MEMORY, "RLIMIT_FSIZE": FILE_SIZE, "RLIMIT_NOFILE": OPEN_FILES,
+        "RLIMIT_CORE": 0, "RLIMIT_NPROC": PROCESSES,
     }
     for name, limit in limits.items():
         try:

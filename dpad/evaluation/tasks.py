@@ -32,7 +32,18 @@ def load_tasks(name: str, num_fewshot: int = 0, seed: int = 1234) -> dict[str, A
     Raises:
         ValueError: there is no such task, this repository cannot run it, or its data or packages are missing.
     """
-    manager = _manager_of(name)
+    own = TaskManager(include_path=str(TASK_FOLDER), include_defaults=False)
+    offline = f"Tasks that need no network: {', '.join(own.all_tasks)}"
+    is_file = name.endswith(".yaml")
+    if is_file and not Path(name).is_file():
+        raise ValueError(f"there is no task file {name!r}")
+
+    manager = own if is_file or name in own.all_tasks else TaskManager()
+    if not is_file and name not in manager.all_tasks:
+        close = difflib.get_close_matches(name, [*own.all_tasks, *manager.all_tasks], n=4, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` lists lm-eval's."
+        raise ValueError(f"there is no task {name!r}: {hint} {offline}")
+
     try:
         with quiet():
             loaded = manager.load([name])
@@ -43,7 +54,7 @@ def load_tasks(name: str, num_fewshot: int = 0, seed: int = 1234) -> dict[str, A
     except Exception as error:  # the hub's client raises OSErrors, its own and httpx's: all of them mean "no data"
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"task {name!r} could not get its data; is the Hugging Face hub out of reach? "
-                         f"({type(error).__name__}: {reason}) Tasks that need no network: {_own_names()}") from error
+                         f"({type(error).__name__}: {reason}) {offline}") from error
 
     for task_name, task in loaded["tasks"].items():
         if task.OUTPUT_TYPE == "loglikelihood_rolling":
@@ -54,32 +65,6 @@ def load_tasks(name: str, num_fewshot: int = 0, seed: int = 1234) -> dict[str, A
         task.set_config(key="num_fewshot", value=num_fewshot)
         task.set_fewshot_seed(seed=seed)
     return loaded
-
-
-def _own_tasks() -> TaskManager:
-    return TaskManager(include_path=str(TASK_FOLDER), include_defaults=False)
-
-
-def _own_names() -> str:
-    return ", ".join(_own_tasks().all_tasks)
-
-
-def _manager_of(name: str) -> TaskManager:
-    """The task manager that knows this task; ValueError when none does."""
-    own = _own_tasks()
-    if name.endswith(".yaml"):
-        if not Path(name).is_file():
-            raise ValueError(f"there is no task file {name!r}")
-        return own
-    if name in own.all_tasks:
-        return own
-
-    everything = TaskManager()
-    if name not in everything.all_tasks:
-        close = difflib.get_close_matches(name, [*own.all_tasks, *everything.all_tasks], n=4, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` lists lm-eval's."
-        raise ValueError(f"there is no task {name!r}: {hint} Tasks that need no network: {_own_names()}")
-    return everything
 
 
 @contextlib.contextmanager
