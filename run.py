@@ -310,13 +310,15 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
     """Show recorded denoisings, and draw them as a GIF."""
-    from dpad.interact import canvas, gif, trace
+    from dpad.interact.canvas import summarize
+    from dpad.interact.gif import write_gif
+    from dpad.interact.trace import read_trace
 
-    traces = [trace.read(path) for path in args.paths]
-    for entry in traces:
-        print(f"{canvas.summary(entry)}\n")
+    traces = [read_trace(path) for path in args.paths]
+    for trace in traces:
+        print(f"{summarize(trace)}\n")
     if args.gif:
-        gif.draw_gif(traces, args.gif, args.seconds)
+        write_gif(traces, args.gif, args.seconds)
         print(f"drawn in {args.gif}")
 
 

@@ -2,7 +2,7 @@
 # Every check and measurement that needs a GPU, in one call; needs torch, transformers, accelerate and tqdm.
 # Sized to take under eight minutes on an H200, which has not been tried yet.
 #
-#     bash benchmarks/gpu.sh                     # writes benchmarks/<GPU>-*.json; `python -m dpad.results.report FILE` shows them
+#     bash benchmarks/gpu.sh                     # writes benchmarks/<GPU>-*.json; `python run.py table FILE` shows them
 #     OUTPUT=records bash benchmarks/gpu.sh
 #     ONLY="agreement 8b-headline" bash benchmarks/gpu.sh        # some of them, by name
 #

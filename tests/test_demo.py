@@ -19,6 +19,7 @@ import yaml
 
 from dataset import gsm8k
 from demo import demo
+from dpad.engine.configurations import PAPER_TABLE
 from dpad.evaluation import runs
 from dpad.evaluation.tasks import load_tasks
 from dpad.results import tables
@@ -145,37 +146,13 @@ def test_gsm8k_split_without_its_file_is_one_sentence(tmp_path, monkeypatch, cap
 # --- demo/demo.py -------------------------------------------------------------------------------------------------
 
 
-def test_configurations_are_the_papers():
-    by_name = {name: demo.flags(name, "tiny", 512) for name in demo.names(512)}
-    assert list(by_name) == ["Vanilla", "+DPad", "+Parallel", "+Parallel+DPad", "+Parallel+PrefixCache",
-                             "+Parallel+PrefixCache+DPad"]
-    for name, chosen in by_name.items():
-        assert (chosen["block_length"], chosen["gen_length"]) == (32, 512)
-        assert chosen.get("threshold") == (0.9 if "Parallel" in name else None)
-        assert chosen.get("use_cache", False) == ("Cache" in name)
-        assert chosen.get("early_termination", False) == ("DPad" in name)
-        if "DPad" in name:
-            sampler = [chosen[key] for key in ("dropout_strategy", "k_sigma", "scale", "window")]
-            assert sampler == ["gaussian", 3, 1.6, 256]
-        else:
-            assert "dropout_strategy" not in chosen
-
-
-@pytest.mark.parametrize("model, k_sigma, scale", [
-    ("instruct", 4, 2.0), ("GSAI-ML/LLaDA-8B-Instruct", 4, 2.0), ("1.5", 3, 1.6), ("instruct/other", 3, 1.6),
-])
-def test_instruct_has_its_own_dropout(model, k_sigma, scale):
-    chosen = demo.flags("+DPad", model, 128)
-    assert (chosen["k_sigma"], chosen["scale"], chosen["window"]) == (k_sigma, scale, 128)
-
-
 def test_demo_measures_shows_and_keeps(tmp_path, capsys):
     command = ["--limit", "1", "--gen_length", "64", "--output", str(tmp_path)]
     assert demo.main(command) == 0
     out = capsys.readouterr().out
     folder = tmp_path / "arithmetic-50-tiny-64-first-1"
     records = load([folder / "records.json"])
-    assert [record["name"] for record in records] == demo.names(256)
+    assert [record["name"] for record in records] == list(PAPER_TABLE)
     for line in tables.terminal_table(records).splitlines():
         assert line in out
     assert tables.caption(records) in out and str(folder / "chart.png") in out
@@ -194,11 +171,11 @@ def test_demo_measures_shows_and_keeps(tmp_path, capsys):
 def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
     evaluate, started = runs.evaluate, []
 
-    def interrupted(*arguments, name, **options):
+    def interrupted(loaded, task, settings, *, name, **options):
         started.append(name)
         if len(started) == 3:
             raise runs.Interrupted("interrupted: go on")
-        return evaluate(*arguments, name=name, **options)
+        return evaluate(loaded, task, settings, name=name, **options)
 
     monkeypatch.setattr(runs, "evaluate", interrupted)
     assert demo.main(["--limit", "1", "--gen_length", "32", "--output", str(tmp_path)]) == 130
@@ -208,7 +185,7 @@ def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--gen_length", "100"], "block_length is 32; it must divide gen_length (100)"),
+    (["--gen_length", "100"], "block_size is 32; it must divide gen_length (100)"),
     (["--limit", "0"], "--limit is 0; it must be at least 1"),
     (["--model", "no-such-model"], "model is 'no-such-model'"),
     (["--task", "no-such-task"], "there is no task 'no-such-task'"),
@@ -382,8 +359,11 @@ def test_demo_help_names_every_variable():
 def test_everything_else_works_without_gradio():
     """The page says in one line what it needs; nothing but the page imports Gradio."""
     program = ("import sys; sys.modules['gradio'] = None; sys.argv = ['app.py']\n"
-               "import run\nfrom benchmarks import bench\nfrom dpad.evaluation import runs\nfrom dpad.interact import chat\n"
-               "from dpad.results import charts, documents, paper\n"
+               "import run\n"
+               "from benchmarks import bench\n"
+               "from dpad.evaluation import runs\n"
+               "from dpad.interact import chat\n"
+               "from dpad.results import charts, documents\n"
                "from demo import app; sys.exit(app.main([]))")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1

@@ -44,7 +44,7 @@ def test_rows_hold_the_records_numbers(pair):
     assert {label: metric.value for label, metric in dpad.metrics.items()} == {
         "flexible": pytest.approx(82), "strict": pytest.approx(50)}
     assert dpad.metrics["strict"].error == pytest.approx(6)
-    assert (dpad.latency_s, dpad.tps, dpad.nfe) == (0.483, 12.34, 256.0)
+    assert [dpad.record[key] for key in ("latency_s", "tps", "nfe")] == [0.483, 12.34, 256.0]
 
 
 @pytest.mark.parametrize("other", [{"task": "gsm8k-split"}, {"length": 512}, {"cores": 8}, {"model": "1.5"}])

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sampler import WINDOW
+
 BLOCK_LENGTH = 32
 THRESHOLD = 0.9  # +Parallel unmasks all tokens that are at least this confident
-WINDOW = 256
 LONG_ANSWER = 1024  # from this length on the paper has its long-sequence figure instead of its main tables
 
 

@@ -12,14 +12,13 @@ import json
 import sys
 from collections.abc import Sequence
 
-from dpad.interact.trace import Tracer, head_of
-
 from dpad.engine import completion
 from dpad.engine.completion import Completion
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import check_chat_template, check_prompt
 from dpad.engine.settings import DecodingSettings
 from dpad.interact import terminal
+from dpad.interact.trace import Tracer
 from dpad.results import files
 
 # --- Prompts ----------------------------------------------------------------------------------------------------------
@@ -102,12 +101,11 @@ def answer_prompts(
         batch = slice(start, start + batch_size)
         if watch and several:
             print(f"> {prompts[start]}")
-        streamer = terminal.live_view(loaded, terminal.wants_colour()) if watch else None
-        if trace_file:
-            streamer = Tracer(head_of(loaded, prompts[0], settings), loaded, streamer=streamer)
-        answers = completion.complete(loaded, texts[batch], settings, until=[loaded.eos], streamer=streamer)
-        if trace_file:
-            streamer.finish(answers[0]).write(trace_file)
+        view = terminal.live_view(loaded, terminal.wants_colour()) if watch else None
+        tracer = Tracer(loaded, prompts[0], settings, streamer=view) if trace_file else None
+        answers = completion.complete(loaded, texts[batch], settings, until=[loaded.eos], streamer=tracer or view)
+        if tracer and trace_file:
+            tracer.finish(answers[0]).write(trace_file)
 
         for prompt, answer in zip(prompts[batch], answers):
             if as_json:

@@ -171,19 +171,19 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
             left = figure.subplots()
         _draw_latencies(left, rows)
 
-        first = rows[0]
-        figure.suptitle(f"{first.model} on {first.task}, {count_samples(first.samples)}, G = {first.gen_length}, "
-                        f"{first.hardware}")
+        first = records[0]
+        figure.suptitle(f"{first['model']} on {first['task']}, {count_samples(first['samples'])}, "
+                        f"G = {first['settings'].get('gen_length')}, {hardware_line(first)}")
 
 
 def _draw_latencies(axes: Axes, rows: Sequence[Row]) -> None:
-    latencies = [row.latency_s for row in rows]
+    latencies = [row.record["latency_s"] for row in rows]
     colours = [colour_of(row.configuration) for row in rows]
     axes.barh(range(len(rows)), latencies, height=0.66, color=colours)
 
     for place, row in enumerate(rows):
         speedup = "" if row.speedup is None or row.configuration.is_baseline else f"  ({times(row.speedup)})"
-        _annotate_bar(axes, row.latency_s, place, f"{seconds(row.latency_s)} s{speedup}")
+        _annotate_bar(axes, latencies[place], place, f"{seconds(latencies[place])} s{speedup}")
 
     low = min(latencies)
     high = max(latencies)
@@ -195,7 +195,7 @@ def _draw_latencies(axes: Axes, rows: Sequence[Row]) -> None:
     else:
         axes.set_xlim(0, high * 1.38)
     axes.set_xlabel(f"latency (seconds per sample{', logarithmic' if logarithmic else ''})")
-    _name_bars(axes, [row.name for row in rows])
+    _name_bars(axes, [row.record["name"] for row in rows])
     _explain_colours(axes, {colour: name for colour, name in COLOUR_NAMES.items() if colour in colours})
 
 
@@ -314,10 +314,10 @@ def length_chart(records: Sequence[dict], path: str | Path) -> None:
         ValueError: no record has vanilla decoding to compare with.
     """
     speedups: dict[str, dict[int, list[float]]] = {}
-    rows = evaluation_rows(records)
-    for row in rows:
-        if row.speedup is not None and row.gen_length is not None and not row.configuration.is_baseline:
-            speedups.setdefault(row.name, {}).setdefault(row.gen_length, []).append(row.speedup)
+    for row in evaluation_rows(records):
+        if row.speedup is not None and not row.configuration.is_baseline:
+            by_length = speedups.setdefault(row.record["name"], {})
+            by_length.setdefault(row.record["settings"]["gen_length"], []).append(row.speedup)
     if not speedups:
         raise ValueError(f"no record has one of {VANILLA.name} of the same task, model and length beside it")
 
@@ -338,7 +338,7 @@ def length_chart(records: Sequence[dict], path: str | Path) -> None:
         axes.axhline(1, color=GREY, linewidth=1)
         axes.set_ylabel(f"speedup over {VANILLA.name}")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        figure.suptitle(f"{rows[0].model}, {rows[0].task}, {rows[0].hardware}")
+        figure.suptitle(f"{records[0]['model']}, {records[0]['task']}, {hardware_line(records[0])}")
 
 
 def heatmap(records: Sequence[dict], path: str | Path) -> None:
@@ -379,7 +379,7 @@ def _heatmap_panels(rows: Sequence[Row], label: str) -> dict[str, dict[tuple[int
     """For each sampler the metric by window and kept tokens, these as the nearest of the paper's grid."""
     panels: dict[str, dict[tuple[int, int], float]] = {}
     for row in rows:
-        sampler = row.settings.get("suffix_sampler")
+        sampler = row.record["settings"].get("suffix_sampler")
         metric = row.metrics.get(label)
         if sampler and sampler["name"] in ("gaussian", "uniform") and metric and metric.value is not None:
             mean = kept_tokens(sampler)
