@@ -259,8 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for name in ("raw", "cleaned"):
         value = scores[name]["value"]
-        error = scores[name]["stderr"]
-        print(f"pass@1 {name:<8} {value:6.1%}" + ("" if error is None else f" ± {error:.1%}"))
+        deviation = scores[name]["stderr"]
+        print(f"pass@1 {name:<8} {value:6.1%}" + ("" if deviation is None else f" ± {deviation:.1%}"))
     print(f"{len(samples)} samples, {scores['timeouts']} timed out; isolation: {scores['isolation']}")
     print(f"written to {output}")
     return 0

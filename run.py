@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dpad.engine.loading import LoadedModel
 
 CHAT_TEMPLATE = {"auto": None, "on": True, "off": False}
-FIGURES = ("bars", "heatmap", "length")
 
 USAGE = """\
 run.py [flags]            measure a model on a task
@@ -279,14 +278,17 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
 
 
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
+    from dpad.results.charts import FIGURES
+
     parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders of them")
     parser.add_argument("--paper", metavar="MODEL", help="put the authors' numbers for llada-instruct, llada-1.5 or "
                         "dream-base beside the measured ones")
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
                         help="(default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg")
-    parser.add_argument("--figure", choices=FIGURES, default="bars", help="which: latency and accuracy, accuracy by "
-                        "window and kept tokens, or speedup against answer length (default: %(default)s)")
+    parser.add_argument("--figure", choices=FIGURES, default="bars", help="which: bars (latency and accuracy of "
+                        "evaluations, latency and roofline of benchmarks), accuracy by window and kept tokens, or "
+                        "speedup against answer length (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
 
 
