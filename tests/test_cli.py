@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import run
 from sampler import GaussianSampler, UniformSampler
 
-ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["-l", "32", "-b", "16", "-th", "0.02"]
 PROMPT = "Dan is 33 years old. Zoe is 38 years older than Dan. How old is Zoe?"
 
