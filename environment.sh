@@ -51,8 +51,7 @@ install_all() {
         "${pip[@]}" install --no-deps --retries 1 --timeout 15 \
             --extra-index-url https://download.pytorch.org/whl/cpu "torch==$wanted+cpu" || true
     fi
-    "${pip[@]}" install -r "$ROOT/requirements.txt"
-    "${pip[@]}" install --no-deps -e "$ROOT"
+    "${pip[@]}" install -r "$ROOT/requirements.txt" && "${pip[@]}" install --no-deps -e "$ROOT"
 }
 
 install_extra() {

@@ -1,20 +1,30 @@
-"""What several test files share: one thread (small models are fastest so) and the recorded random model."""
+"""Fixtures of several test files: the recorded random models and a small checkpoint. (Functions: helpers.py.)"""
 
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import GOLDEN, ROOT
 from transformers import AutoTokenizer
 
 from dream import DreamModel
 from llada import LLaDAConfig, LLaDAModelLM
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(__file__).parent / "golden"
 
-
-def pytest_configure():
+def pytest_configure() -> None:
+    """One thread: small models are fastest so, and test processes side by side stay out of each other's way."""
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test is `fast` unless it, or its file, is marked `slow`, `browser` or `gpu` (pyproject.toml describes them).
+
+    So `-m fast` covers every file, and a test of several seconds must say that it is slow.
+    """
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("slow", "browser", "gpu")):
+            item.add_marker("fast")
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +40,7 @@ def random_dream() -> DreamModel:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_folder(tmp_path_factory) -> Path:
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights that answers in milliseconds, with the tokenizer of the embedded model."""
     folder = tmp_path_factory.mktemp("checkpoint") / "random-llada"
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "llada-tiny")

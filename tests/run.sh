@@ -1,21 +1,47 @@
 #!/usr/bin/env bash
-# Set up the virtual environment, check the code's style, run all tests. From any directory:
+# Set up the virtual environment, check style and types, run the tests. From any directory:
 #
-#     bash tests/run.sh                      # everything
-#     bash tests/run.sh -k sampler -x        # arguments go to pytest
+#     bash tests/run.sh                      # everything; afterwards, how much of the code the tests reach
+#     bash tests/run.sh --fast               # about a minute: style, and the tests marked `fast` (see tests/conftest.py)
+#     bash tests/run.sh -k sampler -x        # style, types, and pytest with these arguments
 #
-# Ends with pytest's closing line and status 0 only when style and tests are both in order.
+# Ends with pytest's closing line, and with status 0 only when style, types and tests are in order. A run of everything
+# must also reach ENGINE_COVERAGE percent of dpad/engine, branches included.
 set -uo pipefail
+ENGINE_COVERAGE=95
 EXTRA=demo/requirements.txt
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 cd "$ROOT" || exit 1
 
-"$PYTHON" -m ruff check --quiet .
-style=$?
-"$PYTHON" -m pytest -q "$@"
-tests=$?
-if [ "$style" -ne 0 ]; then
-    echo "ruff found the faults listed above the tests" >&2
-    exit 1
+log="$(mktemp)"
+trap 'rm -f "$log"' EXIT
+status=0
+
+fail() {
+    echo "$*" >&2
+    status=1
+}
+
+check_coverage() {
+    "$PYTHON" -m coverage report --skip-covered --include="dpad/engine/*" --fail-under="$ENGINE_COVERAGE" ||
+        fail "coverage: the tests must reach $ENGINE_COVERAGE% of dpad/engine"
+    echo "All of the code: $("$PYTHON" -m coverage report --format=total)%"
+}
+
+whole=$([ $# -eq 0 ] && echo yes)
+if [ "${1:-}" = --fast ]; then
+    shift
+    set -- -m fast "$@"
+else
+    "$PYTHON" -m mypy --no-error-summary || fail "mypy: see the faults above"
 fi
-exit "$tests"
+"$PYTHON" -m ruff check --quiet . || fail "ruff: see the faults above"
+
+"$PYTHON" -m pytest -q ${whole:+-n 2 --dist loadfile --cov --cov-report=} "$@" 2>&1 | tee "$log" || status=1
+if [ "$whole" ]; then
+    check_coverage
+fi
+if [ "$status" -ne 0 ] || [ "$whole" ]; then
+    tail -n 1 "$log"
+fi
+exit "$status"

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import run
 from sampler import GaussianSampler, UniformSampler
 
-ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["-l", "32", "-b", "16", "-th", "0.02"]
 PROMPT = "Dan is 33 years old. Zoe is 38 years older than Dan. How old is Zoe?"
 
@@ -336,19 +336,3 @@ def test_interrupted_run_goes_on_where_it_stopped(model, tmp_path, capsys, sent,
         for name in ("parts", "whole")
     )
     assert parts == whole and len(parts) == len(kept) + 2
-
-
-def test_lm_eval_command_line(model, tmp_path):
-    """The adapter under lm-eval's own command line, by the command in lm_eval_cli.py: answers, metrics and speed."""
-    arguments = f"checkpoint={model[1]},gen_length=32,block_length=16,threshold=0.02,dropout_strategy=gaussian"
-    done = subprocess.run(
-        [sys.executable, "-m", "dpad.evaluation.lm_eval_cli", "--model", "dpad", "--model_args", arguments,
-         "--device", "cpu", "--tasks", "arithmetic-50", "--include_path", "dataset/tasks", "--apply_chat_template",
-         "--limit", "2", "--output_path", str(tmp_path), "--log_samples"],
-        cwd=ROOT, text=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    [path] = tmp_path.rglob("results_*.json")
-    results = json.loads(path.read_text())
-    assert results["config"]["speed"]["samples"] == 2 and results["config"]["decoding"]["threshold"] == 0.02
-    assert results["results"]["arithmetic-50"]["exact_match,strict-match"] == 0

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers import SAMPLERS, left_padded, name_of, prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,28 +15,10 @@ from dpad.engine.settings import CACHE_MODES, TokenIds
 from dpad.engine.transformer import SlotCache, positions_of
 from dpad.engine.unmasking import choose_above, choose_most_confident, log_probability
 from llada.generate import LLaDARule, LLaDASettings, choose_by_factor, generate
-from sampler import FullSuffix, GaussianSampler, UniformSampler, WindowSampler
+from sampler import GaussianSampler, WindowSampler
 
-SAMPLERS = [None, FullSuffix(), WindowSampler(20), GaussianSampler(48, 3, 1.6), UniformSampler(40, 12)]
 SCHEDULES = [{"steps": 12}, {"threshold": 0.02}, {"factor": 0.97}, {"steps": 24, "temperature": 0.8},
              {"steps": 12, "remasking": "random"}]
-
-
-def prompts_of(lengths, seed=0):
-    source = torch.Generator().manual_seed(seed)
-    return [torch.randint(0, 500, (length,), generator=source) for length in lengths]
-
-
-def left_padded(prompts, filler=7):
-    width = max(map(len, prompts))
-    ids, mask = torch.full((len(prompts), width), filler), torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt):], mask[row, width - len(prompt):] = prompt, 1
-    return ids, mask
-
-
-def name_of(value):
-    return "-".join(f"{k}{v}" for k, v in value.items()) if isinstance(value, dict) else type(value).__name__
 
 
 @pytest.mark.parametrize("cache", CACHE_MODES)

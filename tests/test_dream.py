@@ -8,18 +8,17 @@ import math
 
 import pytest
 import torch
-from test_decoding import left_padded, name_of, prompts_of
+from helpers import SAMPLERS, left_padded, name_of, prompts_of
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
 from checkpoints import make
 from dpad.engine.settings import CACHE_MODES, TokenIds
 from dream import DreamConfig, DreamModel, DreamTokenizer
 from dream.generate import DreamRule, DreamSettings, generate, keep_top
-from sampler import FullSuffix, GaussianSampler, UniformSampler, WindowSampler
 
-SAMPLERS = [None, FullSuffix(), WindowSampler(20), GaussianSampler(48, 3, 1.6), UniformSampler(40, 12)]
 SCHEDULES = [{"steps": 24}, {"threshold": 0.05}, {"steps": 24, "temperature": 0.8, "top_p": 0.9},
              {"steps": 24, "alg_temp": 0.5}, {"steps": 6}]
+IDS = TokenIds(mask=510, eos=509)
 
 
 @pytest.mark.parametrize("cache", CACHE_MODES)
@@ -39,7 +38,7 @@ def test_a_batch_gives_each_row_what_it_gets_alone(random_dream, cache, sampler,
         assert together.forwards[row] == alone.forwards[0]
 
 
-def rule_of(tokens=TokenIds(mask=510, eos=509), **changes):
+def rule_of(tokens=IDS, **changes):
     return DreamRule(DreamSettings(**({"gen_length": 64, "block_length": 16} | changes)), tokens)
 
 

@@ -6,10 +6,10 @@ tests/golden/*/cases.json holds what the authors' published code did on the CPU 
 """
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import GOLDEN
 from safetensors.torch import load_file
 
 import dream.generate
@@ -17,7 +17,6 @@ import llada.generate
 from dpad.engine import cuda_graphs
 from sampler import GaussianSampler, UniformSampler
 
-GOLDEN = Path(__file__).parent / "golden"
 CASES = {name: json.loads((GOLDEN / name / "cases.json").read_text()) for name in ("llada-mha", "dream-gqa")}
 
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from helpers import GOLDEN, ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 

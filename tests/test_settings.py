@@ -170,3 +170,35 @@ def test_words_that_mean_nothing_are_refused(name, text, message):
     [entry] = [entry for entry in settings_of(LLaDASettings) if entry.name == name]
     with pytest.raises(ValueError, match=message):
         entry.parse(text)
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ("", {"steps": None, "threshold": None, "cache": "none", "suffix_sampler": FullSuffix()}),
+    ("--threshold 0.9", {"total_steps": 8, "threshold": 0.9}),
+    ("--factor 1 --gen_length 64", {"total_steps": 2, "factor": 1.0}),
+    ("--use_cache", {"cache": "prefix"}),
+    ("--dropout_strategy gaussian", {"suffix_sampler": GaussianSampler(256, 4.0, 2.0)}),
+    ("--dropout_strategy gaussian --gen_length 128", {"suffix_sampler": GaussianSampler(128, 4.0, 2.0)}),
+    ("--dropout_strategy random --num_tokens 3", {"suffix_sampler": UniformSampler(256, 3)}),
+    ("--dropout_strategy window --window 7", {"suffix_sampler": WindowSampler(7)}),
+])
+def test_flags_mean_what_the_published_command_line_means(flags, expected):
+    """Guards each flag's meaning and its default."""
+    settings = run.settings_from(run.parser_of("evaluate").parse_args(["-m", "tiny", *flags.split()]))
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"threshold": 1.5}, "threshold is 1.5"), ({"threshold": -0.1}, "threshold is -0.1"),
+    ({"factor": 0.0}, "factor is 0.0"), ({"steps": 7}, "steps is 7"), ({"steps": 512}, "steps is 512"),
+    ({"block_length": 7}, "block_size is 7"), ({"gen_length": 0}, "gen_length is 0"),
+    ({"dropout_strategy": "window", "window": 0}, "window is 0"),
+    ({"dropout_strategy": "uniform", "number": -1}, "num_tokens is -1"),
+    ({"dropout_strategy": "gaussian", "k_sigma": 0.0}, "k_sigma is 0.0"),
+    ({"remasking": "high"}, "remasking is 'high'"), ({"temperature": -1.0}, "temperature is -1.0"),
+    ({"treshold": 0.9}, "treshold: not a setting of LLaDA, which has gen_length"),
+])
+def test_values_outside_their_bounds_are_one_sentence(values, message):
+    """Guards every setting alone: refused before a model is loaded, with its name, its value and what is allowed."""
+    with pytest.raises(ValueError, match=f"^{message}"):
+        LLaDASettings.from_choices(values)

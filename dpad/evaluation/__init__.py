@@ -1,1 +1,1 @@
-"""Evaluation: tasks, runs, their journal, and the code that they run."""
+"""Evaluation: measure models on tasks through lm-eval, keep every answer, and run the code that models write safely."""
