@@ -71,7 +71,8 @@ class FullSuffix(SuffixSampler):
 class WindowSampler(SuffixSampler):
     """Keeps the `window` nearest positions: the sliding window alone, nothing dropped inside it."""
 
-    window: int = setting(WINDOW, "the nearest suffix tokens that may be kept; at most the answer's length", flags=("-w", "--window"), minimum=1, unit="tokens")
+    window: int = setting(WINDOW, "the nearest suffix tokens that may be kept; at most the answer's length",
+                          flags=("-w", "--window"), minimum=1, unit="tokens")
 
     def __post_init__(self) -> None:
         check_settings(self)
