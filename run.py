@@ -2,21 +2,33 @@
 
     python run.py -t arithmetic-50 -m tiny -d gaussian -k 3 -sc 1.6 -w 256 -e     # evaluate
     python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
-    python run.py bench                                                           # time decoding against its floor
+    python run.py bench                                                           # time decoding beside its roofline
     python run.py --help                                                          # flags; also: generate --help
 
-Exit status: 0 done; 2 something in the request cannot be used, said in one line; 1 an unexpected error (--debug shows
-where); 130 interrupted.
+Exit status: 0 done; 2 the request cannot be used, and one line says why; 1 an unexpected error (--debug shows where);
+130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from dpad.engine.checks import check_integer
+from dpad.engine.fields import Setting, add_flags, given_settings, settings_of
+from dpad.engine.loading import FAMILIES, family_of, load
+from dpad.engine.settings import DecodingSettings
+
+if TYPE_CHECKING:
+    from dpad.engine.loading import LoadedModel
+
+CHAT_TEMPLATE = {"auto": None, "on": True, "off": False}
 
 USAGE = """\
 run.py [flags]            measure a model on a task
@@ -24,7 +36,7 @@ run.py [flags]            measure a model on a task
        run.py chat [flags]       talk with a model
        run.py bench [flags]      time decoding
        run.py table RECORD...    tables and figures of records
-       run.py trace FILE...      a recorded denoising as a GIF
+       run.py trace FILE...      show and draw recorded denoisings
 Each of them has its own --help."""
 EVALUATE_EXAMPLES = """\
 examples:
@@ -34,14 +46,20 @@ examples:
   python run.py -t gsm8k -m instruct -s 4 -l 1024 -d gaussian -k 3 -sc 1.6 -th 0.9 -e     LLaDA-8B, from the hub
   python run.py generate -m tiny --watch --prompt "..."                answers to your own prompts (generate --help)
 
-The same command goes on where an interrupted one stopped. Own tasks: arithmetic-50, arithmetic-500 (offline).
+The same command goes on where an interrupted one stopped. Tasks that need no network: arithmetic-50, arithmetic-500.
 """
 GENERATE_EXAMPLES = """\
 examples:
   python run.py generate -m tiny --prompt "Dan is 33 years old. Zoe is 38 years older than Dan. How old is Zoe?"
-  python run.py generate -m tiny -d gaussian -e --watch --prompt "..."   watch the masks being decoded
+  python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch --prompt "..."      watch the masks being decoded
   echo "..." | python run.py generate -m tiny -th 0.9                    the prompt from standard input
   python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json > answers.jsonl
+"""
+CHAT_EXAMPLES = """\
+examples:
+  python run.py chat -m tiny -d gaussian -k 3 -sc 1.6 -e             the embedded model, offline
+  python run.py chat -m instruct -d gaussian -th 0.9 -c -e           LLaDA-8B, from the hub
+  echo "Dan is 33 years old. Zoe is twice as old as Dan. How old is Zoe?" | python run.py chat -m tiny
 """
 BENCH_EXAMPLES = """\
 examples:
@@ -52,214 +70,216 @@ examples:
   python run.py bench --profile +DPad                      where the time goes
   python run.py bench -m 8b --device cuda --prompt_length 200 -l 1024 --steps_per_block 10     LLaDA-8B's shape
 
-The floor is the same forwards as their matrix products alone, timed in the same process.
-"""
-
-
-CHAT_EXAMPLES = """\
-examples:
-  python run.py chat -m tiny -d gaussian -k 3 -sc 1.6 -e             the embedded model, offline
-  python run.py chat -m instruct -d gaussian -th 0.9 -c -e           LLaDA-8B, from the hub
-  echo "Dan is 33 years old. Zoe is twice as old as Dan. How old is Zoe?" | python run.py chat -m tiny
+The roofline is the time of the same forwards reduced to their matrix products, measured in the same process.
 """
 TABLE_EXAMPLES = """\
 examples:
   python run.py table results/main_1.5/1.5 --paper llada-1.5          measured, and beside it what the authors report
+  python run.py table benchmarks/cpu-small.json                       a record of run.py bench
   python run.py table record.json --format csv > table.csv
   python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """End with one line; argparse would print the usage before it."""
-        self.exit(2, f"run.py: {message} (see --help)\n")
+# --- Flags that several commands share --------------------------------------------------------------------------------
 
 
-def batch_size(text: str) -> int | str:
-    """The value of --batch_size."""
-    return text if text == "auto" else int(text)
+def all_settings() -> tuple[list[Setting], list[Setting]]:
+    """The decoding settings of all families, each once: those of decoding itself, and those of suffix dropout."""
+    decoding = {entry.name: entry for family in FAMILIES.values() for entry in settings_of(family.settings)}
+    dropout = {entry.name: entry for entry in DecodingSettings.choices() if entry.name not in decoding}
+    return list(decoding.values()), list(dropout.values())
 
 
-# --- Flags ------------------------------------------------------------------------------------------------------------
+def settings_from(args: argparse.Namespace) -> DecodingSettings:
+    """The decoding settings that the flags stand for; ValueError when they clash or the model has no such setting."""
+    decoding, dropout = all_settings()
+    return family_of(args.model).settings.from_choices(given_settings(args, [*decoding, *dropout]))
 
 
-def add_placement_flags(group) -> None:
-    """Where a model computes, and what an error shows: the same for every command."""
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
-    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
-    group.add_argument("--debug", action="store_true", help="show where an error happened")
-
-
-def add_shared_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model decodes, and how: the same for evaluation and generate."""
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
                        help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
                        "(Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
     add_placement_flags(group)
-    group.add_argument("--chat_template", choices=("auto", "on", "off"), default="auto",
+    group.add_argument("--chat_template", choices=CHAT_TEMPLATE, default="auto",
                        help="put prompts into the model's chat template; auto: as its published numbers were measured "
                        "(default: %(default)s)")
-    group.add_argument("--batch_size", type=batch_size, default=1, help="prompts decoded together; auto: as many as "
-                       "memory allows, in an evaluation (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=1234, help="of suffix draws and noise (default: %(default)s)")
-
-    group = parser.add_argument_group("decoding")
-    group.add_argument("-l", "--gen_length", type=int, default=256, help="answer tokens (default: %(default)s)")
-    group.add_argument("-b", "--block_size", dest="block_length", type=int, default=32,
-                       help="tokens a block; divides --gen_length (default: %(default)s)")
-    group.add_argument("--steps", type=int, help="forwards in all, without a threshold (default: one token a forward)")
-    group.add_argument("-th", "--threshold", type=float, default=0,
-                       help="parallel decoding: decode every token at least this confident, up to 1; 0: a fixed number "
-                       "a step (default: %(default)s)")
-    group.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (default: %(default)s)")
-    group.add_argument("--factor", type=float, help="LLaDA: parallel decoding by Fast-dLLM's factor rule instead")
-    group.add_argument("--remasking", help="LLaDA: low_confidence or random (default: low_confidence)")
-    group.add_argument("--suppress_eos", choices=("never", "last"), help="LLaDA, against empty answers: never decode "
-                       "EOS, or decode it and the end of a turn last in a block")
-    group.add_argument("--top_p", type=float, help="Dream: draw from the likeliest tokens of this mass")
-    group.add_argument("--top_k", type=int, help="Dream: draw from so many likeliest tokens")
-    group.add_argument("--alg_temp", type=float, help="Dream: draw the positions, too, at this temperature")
-    group.add_argument("-c", "--use_cache", action="store_true", help="prefix cache: recompute block and suffix alone")
-    group.add_argument("-dc", "--dual_cache", action="store_true", help="dual cache: recompute the block alone")
-    group.add_argument("-e", "--early_termination", action="store_true", help="stop after a block that holds EOS")
-
-    group = parser.add_argument_group("suffix dropout (DPad)")
-    group.add_argument("-d", "--dropout_strategy", default="null", metavar="STRATEGY",
-                       help="null (the whole suffix), gaussian (DPad), uniform or window; random is an old name of "
-                       "uniform (default: %(default)s)")
-    group.add_argument("-w", "--window", type=int, help="nearest suffix tokens that may be kept (default: 256, or "
-                       "--gen_length where that is shorter)")
-    group.add_argument("-k", "--k_sigma", type=float, default=4.0,
-                       help="gaussian: the window's width in standard deviations (default: %(default)s)")
-    group.add_argument("-sc", "--scale", type=float, default=2.0,
-                       help="gaussian: factor on the retention probability (default: %(default)s)")
-    group.add_argument("-nt", "--num_tokens", type=int, default=0,
-                       help="uniform: suffix tokens to keep (default: %(default)s)")
 
 
-def evaluate_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="run.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=USAGE,
-        description="Measure a masked diffusion language model on a task: accuracy, latency, tokens/s, forwards.",
-        epilog=EVALUATE_EXAMPLES,
-    )
+def add_placement_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
+    group.add_argument("--debug", action="store_true", help="show where an error happened")
+
+
+def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+    decoding, dropout = all_settings()
+    add_flags(parser.add_argument_group("decoding"), decoding)
+    add_flags(parser.add_argument_group("suffix dropout (DPad)"), dropout)
+
+
+def integer_or_auto(text: str) -> int | str:
+    """The value of --batch_size in an evaluation."""
+    return text if text == "auto" else int(text)
+
+
+def load_model(args: argparse.Namespace) -> LoadedModel:
+    return load(args.model, device=args.device, dtype=args.dtype)
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument("-t", "--task", default="gsm8k", help="a task of this repository (arithmetic-50, "
-                       "arithmetic-500), a generation task of lm-eval, or a task file (default: %(default)s)")
-    group.add_argument("-s", "--num_fewshot", type=int, default=0, help="worked examples in the prompt "
-                       "(default: %(default)s)")
-    group.add_argument("--limit", type=int, help="only the first so many documents")
-    group.add_argument("-n", "--name", default="", help="of the run, in its folder's name and record")
-    group.add_argument("--output", default="results", metavar="FOLDER", help="where run folders are made "
-                       "(default: %(default)s)")
+                       "arithmetic-500), a generation or multiple-choice task of lm-eval, or a task file (default: "
+                       "%(default)s)")
+    group.add_argument("-s", "--num_fewshot", type=int, default=0, metavar="N",
+                       help="worked examples in the prompt (default: %(default)s)")
+    group.add_argument("--limit", type=int, metavar="N", help="only the first N documents")
+    group.add_argument("-n", "--name", default="", help="name of the run, in its folder's name and its record")
+    group.add_argument("--output", default="results", metavar="FOLDER",
+                       help="where run folders are made (default: %(default)s)")
     group.add_argument("-re", "--from_scratch", action="store_true", help="ignore saved answers")
-    group.add_argument("--record", metavar="FILE", help="write the record into this .json file as well; where it "
-                       "holds this very command's already, do nothing")
-    group.add_argument("--prompt_limit", type=int, help="cut prompts to their last so many tokens (default: refuse "
-                       "those that leave no room for the answer)")
-    group.add_argument("--mc_samples", type=int, default=128, help="random masks behind each log-likelihood, in "
-                       "multiple-choice tasks (default: %(default)s)")
-    group.add_argument("--num_processes", type=int, default=1, help="processes that share the work, each with its own "
-                       "GPU if there are any (default: %(default)s)")
-    group.add_argument("-p", "--main_process_port", type=int, help="TCP port they meet at (default: a free one)")
-    add_shared_flags(parser)
-    return parser
+    group.add_argument("--record", metavar="FILE", help="also write the record into this .json file; if it holds the "
+                       "record of this very command already, do nothing")
+    group.add_argument("--batch_size", type=integer_or_auto, default=1, metavar="N",
+                       help="prompts decoded together; auto: as many as memory allows (default: %(default)s)")
+    group.add_argument("--prompt_limit", type=int, metavar="N", help="cut prompts to their last N tokens (default: "
+                       "refuse prompts that leave no room for the answer)")
+    group.add_argument("--mc_samples", type=int, default=128, metavar="N", help="random masks for each "
+                       "log-likelihood, in multiple-choice tasks (default: %(default)s)")
+    group.add_argument("--num_processes", type=int, default=1, metavar="N", help="processes that share the work, each "
+                       "with its own GPU if there are any (default: %(default)s)")
+    group.add_argument("-p", "--main_process_port", type=int, metavar="PORT",
+                       help="TCP port at which they meet (default: a free one)")
+    add_model_flags(parser)
+    add_decoding_flags(parser)
 
 
-def generate_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="run.py generate", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="run.py generate [flags]", epilog=GENERATE_EXAMPLES,
-        description="Answer prompts: from --prompt, --prompt_file, or standard input.",
-    )
+def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
+    """Measure a model on a task, in one process or several; print the record's numbers."""
+    from dpad.evaluation import processes
+    from dpad.results import files, tables
+
+    settings = settings_from(args)  # wrong flags are reported before a model of 16 GB is loaded
+    check_integer("num_processes", args.num_processes, 1)
+    command = shlex.join(["python", "run.py", *argv])
+    if args.record and not args.from_scratch and Path(args.record).exists():
+        if files.read_json(args.record).get("command") == command:
+            print(f"complete: {args.record}")
+            return
+
+    from dpad.evaluation import runs, tasks
+
+    runs.check_run(num_fewshot=args.num_fewshot, limit=args.limit, batch_size=args.batch_size,
+                   prompt_limit=args.prompt_limit, mc_samples=args.mc_samples)
+    loaded_tasks = tasks.load_tasks(args.task, args.num_fewshot, settings.seed)
+    if args.num_processes > 1 and processes.current().count == 1:
+        processes.launch(args.num_processes, args.main_process_port, argv, args.device)
+        return
+
+    here = processes.join()
+    try:
+        if here.count > 1 and args.device in (None, "cuda"):
+            args.device = processes.device(here)
+        record = runs.evaluate(
+            load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot,
+            batch_size=args.batch_size, limit=args.limit, chat_template=CHAT_TEMPLATE[args.chat_template],
+            output=args.output, name=args.name, from_scratch=args.from_scratch, command=command, processes=here,
+            prompt_limit=args.prompt_limit, mc_samples=args.mc_samples,
+        )
+    finally:
+        processes.leave()
+    if record is None:  # the first process has it
+        return
+    if args.record:
+        files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
+    print(tables.summary(record))
+
+
+# --- generate and chat ------------------------------------------------------------------------------------------------
+
+
+def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts and output")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="the prompt; - reads standard input as one prompt")
     source.add_argument("--prompt_file", metavar="FILE", help="one prompt per line; in a .jsonl file, its field "
                         "\"prompt\" or \"question\"; - reads lines from standard input")
+    group.add_argument("--batch_size", type=int, default=1, metavar="N",
+                       help="prompts decoded together (default: %(default)s)")
     group.add_argument("--watch", action="store_true", help="show the denoising live, one prompt at a time")
     group.add_argument("--trace", metavar="FILE", help="write the whole denoising of one prompt as JSON lines "
                        "(run.py trace draws it)")
     group.add_argument("--json", action="store_true", help="print one JSON object per prompt")
-    add_shared_flags(parser)
-    return parser
+    add_model_flags(parser)
+    add_decoding_flags(parser)
 
 
-def chat_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="run.py chat", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="run.py chat [flags]", epilog=CHAT_EXAMPLES,
-        description="Talk with a model; drafts appear as they are decoded. /help inside lists the commands.",
+def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
+    """Answer prompts; show, record or print the answers."""
+    if args.watch and (args.json or args.batch_size != 1):
+        raise ValueError("--watch shows one prompt at a time on a terminal: leave out --json and --batch_size")
+    if args.trace and args.prompt_file:
+        raise ValueError("--trace is of one prompt: give --prompt, not --prompt_file")
+    check_integer("batch_size", args.batch_size, 1)
+    settings = settings_from(args)
+
+    from dpad.interact import answers
+
+    prompts = answers.read_prompts(args.prompt, args.prompt_file)
+    answers.answer_prompts(
+        load_model(args), prompts, settings, chat_template=CHAT_TEMPLATE[args.chat_template],
+        batch_size=args.batch_size, watch=args.watch, trace_file=args.trace, as_json=args.json,
     )
-    add_shared_flags(parser)
-    return parser
 
 
-def trace_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="run.py trace", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="run.py trace FILE... [flags]",
-        description="Show a denoising that `run.py generate --trace` wrote, and draw it; several share one clock.",
-    )
-    parser.add_argument("paths", nargs="+", metavar="FILE", help="traces")
-    parser.add_argument("--gif", metavar="FILE", help="draw them into this file")
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of the GIF (default: %(default)s)")
-    parser.add_argument("--debug", action="store_true", help="show where an error happened")
-    return parser
+def add_chat_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flags(parser)
+    add_decoding_flags(parser)
 
 
-def bench_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="run.py bench", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="run.py bench [flags]", epilog=BENCH_EXAMPLES,
-        description="Time decoding in one process, warm and synchronised, against the floor of its matrix products.",
-    )
+def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
+    """Talk with a model on the terminal, or answer a pipe line by line."""
+    from dpad.engine.prompts import check_chat_template
+    from dpad.interact import terminal
+    from dpad.interact.chat import Chat
+
+    settings = settings_from(args)
+    loaded = load_model(args)
+    use_template = check_chat_template(loaded, CHAT_TEMPLATE[args.chat_template])
+    Chat(loaded, settings, use_chat_template=use_template, live=terminal.can_redraw(),
+         colour=terminal.wants_colour()).run()
+
+
+# --- bench, table, trace ----------------------------------------------------------------------------------------------
+
+
+def add_bench_flags(parser: argparse.ArgumentParser) -> None:
+    from benchmarks import bench
+
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="small", metavar="NAME",
                        help="random weights in the shape 8b (LLaDA-8B), 7b (Dream-7B) or small, or a model as run.py "
                        "takes it: tiny, ... (default: %(default)s)")
     add_placement_flags(group)
-    group = parser.add_argument_group("work")
-    group.add_argument("--prompt_length", type=int, default=128, help="prompt tokens (default: %(default)s)")
-    group.add_argument("-l", "--gen_length", type=int, default=256, help="answer tokens (default: %(default)s)")
-    group.add_argument("-b", "--block_size", dest="block_length", type=int, default=32,
-                       help="tokens a block (default: %(default)s)")
-    group.add_argument("--steps_per_block", type=int, default=4, help="forwards a block (default: %(default)s)")
-    group.add_argument("-th", "--threshold", type=float, help="as many as the confidences need instead")
-    group.add_argument("--batch_size", default="1", metavar="N,...", help="rows decoded together; several sizes are "
-                       "compared (default: %(default)s)")
-    group.add_argument("--blocks", type=int, help="rows with early termination end after so many blocks")
-    group.add_argument("-w", "--window", type=int, help="DPad's window (default: 256, or --gen_length if shorter)")
-    group.add_argument("-k", "--k_sigma", type=float, default=3.0, help="DPad's k (default: %(default)s)")
-    group.add_argument("-sc", "--scale", type=float, default=1.6, help="DPad's scale (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=1234, help="of prompts and draws (default: %(default)s)")
-    group = parser.add_argument_group("measurement")
-    group.add_argument("--rows", choices=("caches", "figure"), default="caches",
-                       help="which settings: vanilla and DPad with each cache, or the paper's long-sequence figure "
-                       "(default: %(default)s)")
-    group.add_argument("--graphs", choices=("auto", "on", "off"), default="auto", help="replay cached steps as CUDA "
-                       "graphs; auto: on a GPU (default: %(default)s)")
-    group.add_argument("--only", metavar="ROW,...", help="of these, only the rows of these names")
-    group.add_argument("--repeats", type=int, default=5, help="timed runs of every row (default: %(default)s)")
-    group.add_argument("--gen_lengths", metavar="G,...", help="instead: the cost of the first --blocks blocks (4) of "
-                       "Vanilla and +DPad at these answer lengths")
-    group.add_argument("--profile", metavar="ROW", help="instead: where the time of this row goes")
-    group.add_argument("--output", metavar="FILE", help="write the record into this .json file")
-    group.add_argument("--plot", metavar="PNG", help="draw the record into this file")
-    return parser
+    bench.add_flags(parser)
 
 
-def table_parser() -> argparse.ArgumentParser:
+def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
+    """Time decoding in one process beside the roofline of its matrix products."""
+    from benchmarks import bench
+
+    bench.run(args, shlex.join(["python", "run.py", *argv]))
+
+
+def add_table_flags(parser: argparse.ArgumentParser) -> None:
     from dpad.results.charts import FIGURES
 
-    parser = _Parser(
-        prog="run.py table", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="run.py table RECORD... [flags]", epilog=TABLE_EXAMPLES,
-        description="Show records of every kind as tables, evaluations in the paper's shape, or draw figures of them.",
-    )
     parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders of them")
     parser.add_argument("--paper", metavar="MODEL", help="put the authors' numbers for llada-instruct, llada-1.5 or "
                         "dream-base beside the measured ones")
@@ -270,349 +290,128 @@ def table_parser() -> argparse.ArgumentParser:
                         "evaluations, latency and roofline of benchmarks), accuracy by window and kept tokens, or "
                         "speedup against answer length (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
-    return parser
-
-
-def decoding_from(args: argparse.Namespace) -> dict:
-    """The keyword arguments of the model's generate call that the flags stand for; ValueError when they clash."""
-    import inspect
-
-    from dpad.engine import loading
-    from dpad.engine.completion import decoding_options
-
-    names = list(inspect.signature(decoding_options).parameters)[1:]
-    return decoding_options(loading.family_of(args.model), **{name: getattr(args, name) for name in names})
-
-
-def load_model(args: argparse.Namespace):
-    from dpad.engine import loading
-
-    loaded = loading.load(args.model, device=args.device, dtype=args.dtype)
-    return loaded, {"auto": None, "on": True, "off": False}[args.chat_template]
-
-
-# --- evaluate ---------------------------------------------------------------------------------------------------------
-
-
-def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.evaluation import processes
-    from dpad.results import files
-
-    options = decoding_from(args)  # what is wrong with the flags is said before a model of 16 GB is loaded
-    if args.num_processes < 1:
-        raise ValueError(f"num_processes is {args.num_processes}; it must be at least 1")
-    command = shlex.join(["python", "run.py", *argv])
-    if args.record and not args.from_scratch and Path(args.record).exists():
-        if files.read_json(args.record).get("command") == command:
-            print(f"complete: {args.record}")
-            return
-    from dpad.evaluation import harness
-
-    harness.check_counts(num_fewshot=args.num_fewshot, limit=args.limit, batch_size=args.batch_size,
-                         prompt_limit=args.prompt_limit, mc_samples=args.mc_samples)
-    tasks = harness.load_tasks(args.task, args.num_fewshot, args.seed)
-    if args.num_processes > 1 and processes.current().count == 1:
-        processes.launch(args.num_processes, args.main_process_port, argv, args.device)
-        return
-    here = processes.join()
-    try:
-        if here.count > 1 and args.device in (None, "cuda"):
-            args.device = processes.device(here)
-        loaded, chat_template = load_model(args)
-        record = harness.evaluate(
-            loaded, args.task, tasks=tasks, num_fewshot=args.num_fewshot, batch_size=args.batch_size,
-            limit=args.limit, chat_template=chat_template, output=args.output, name=args.name,
-            from_scratch=args.from_scratch, command=command, processes=here, prompt_limit=args.prompt_limit,
-            mc_samples=args.mc_samples, **options,
-        )
-    finally:
-        processes.leave()
-    if record is None:  # process 0 has it
-        return
-    if args.record:
-        files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
-    print(summary(record))
-
-
-def summary(record: dict) -> str:
-    """A record as the few lines that a person wants to read first."""
-    from dpad.results import tables
-
-    reused = f", {record['reused']} of them answered earlier" if record["reused"] else ""
-    rows = [
-        (name, " ± ".join("–" if score[part] is None else
-                          f"{tables.scale(score) * score[part]:.1f}{'%' * (tables.scale(score) == 100)}"
-                          for part in ("value", "stderr") if part == "value" or score[part] is not None))
-        for name, score in record["metrics"].items()
-    ]
-    rows += [
-        ("latency", f"{record['latency_s']:.3f} s a sample (median {record['latency_median_s']:.3f} s)"),
-        ("throughput", f"{record['tps']:.1f} answer tokens/s"),
-        ("NFE", f"{record['nfe']:.1f} forwards a sample"),
-    ]
-    rows += [(label, f"{record[key]} of {record['samples']}") for label, key in
-             (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")) if record[key]]
-    width = max(len(label) for label, _ in rows)
-    lines = [f"{record['task']} · {record['model']} · {tables.count_samples(record['samples'])}{reused}"]
-    lines += [f"  {label:<{width}}  {value}" for label, value in rows]
-    return "\n".join([*lines, f"written to {record['folder']}: record.json, samples.jsonl"])
-
-
-# --- generate ---------------------------------------------------------------------------------------------------------
-
-
-def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
-    if args.watch and (args.json or args.batch_size != 1):
-        raise ValueError("--watch shows one prompt at a time on a terminal: leave out --json and --batch_size")
-    if args.trace and args.prompt_file:
-        raise ValueError("--trace is of one prompt: give --prompt, not --prompt_file")
-    if args.batch_size == "auto" or args.batch_size < 1:
-        raise ValueError(f"batch_size is {args.batch_size}; for generate it must be an integer of at least 1")
-    options = decoding_from(args)
-    prompts = read_prompts(args)
-    from dpad.engine import completion
-    from dpad.interact import chat, denoising
-
-    loaded, wanted = load_model(args)
-    chat_template = completion.check_chat_template(loaded, wanted)
-    texts = [loaded.chat(prompt) if chat_template else loaded.raw(prompt) for prompt in prompts]
-    for text in texts:
-        completion.check_prompt(loaded, text, args.gen_length)
-    eos = loaded.tokenizer.convert_ids_to_tokens(loaded.model.config.eos_token_id)
-    completion.warm_up(loaded, texts[0], args.gen_length)
-    for start in range(0, len(prompts), args.batch_size):
-        chosen = slice(start, start + args.batch_size)
-        if args.watch and len(prompts) > 1:
-            print(f"> {prompts[start]}")
-        streamer = watcher(loaded, chat.wants_colour()) if args.watch else None
-        if args.trace:
-            streamer = denoising.Tracer(denoising.head_of(loaded, prompts[0], options), loaded, streamer=streamer)
-        answers = completion.complete(loaded, texts[chosen], options, until=[eos], streamer=streamer)
-        if args.trace:
-            streamer.finish(answers[0]).write(args.trace)
-        for prompt, answer in zip(prompts[chosen], answers):
-            show(args, prompt, answer, several=len(prompts) > 1)
-
-
-def show(args: argparse.Namespace, prompt: str, answer, several: bool) -> None:
-    """Print an answer and what it cost."""
-    rate = answer.tokens / answer.seconds
-    if args.json:
-        line = {"prompt": prompt, "answer": answer.text, "forwards": answer.forwards, "tokens": answer.tokens,
-                "tokens_per_second": rate, "seconds": answer.seconds, "tokens_processed": answer.tokens_processed}
-        print(json.dumps(line, ensure_ascii=False), flush=True)
-        return
-    if not args.watch:
-        print(f"> {prompt}\n{answer.text}" if several else answer.text)
-    print(f"[{answer.forwards} forwards · {answer.tokens} tokens · {rate:.1f} tokens/s · {answer.seconds:.2f} s]",
-          end="\n\n" if several else "\n", flush=True)
-
-
-def watcher(loaded, colour: bool = True):
-    """transformers' streamer for diffusion, over a tokenizer that shows a mask as a shade and no special tokens."""
-    from transformers import TextDiffusionStreamer
-
-    class Plain(TextDiffusionStreamer):
-        """Drafts without the yellow."""
-
-        def put_draft(self, value, **kwargs):
-            self._clear_draft()
-            print("\x1b7" + self.tokenizer.decode(value[0]), end="", flush=True)  # \x1b7: remember the place
-            self._has_draft = True
-
-    tokenizer = loaded.tokenizer
-    mask = tokenizer.convert_ids_to_tokens(loaded.model.config.mask_token_id)
-    hidden = [token for token in tokenizer.all_special_tokens if token != mask]
-
-    class Display:
-        @staticmethod
-        def decode(ids, **options) -> str:
-            text = tokenizer.decode(ids, **options).replace(mask, "░")
-            for token in hidden:
-                text = text.replace(token, "")
-            return text
-
-    return (TextDiffusionStreamer if colour else Plain)(Display, skip_prompt=True)
-
-
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """The prompts that the flags or standard input give; ValueError when there is none."""
-    if args.prompt_file is not None:
-        prompts = read_prompt_file(args.prompt_file)
-        source = args.prompt_file
-    elif args.prompt not in (None, "-"):
-        prompts, source = [args.prompt], "--prompt"
-    else:
-        if args.prompt is None and sys.stdin.isatty():
-            raise ValueError("no prompt: give --prompt, --prompt_file, or pipe one in")
-        prompts, source = [read_text("-").strip("\n")], "standard input"
-    if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise ValueError(f"{source}: the prompt is empty")
-    return prompts
-
-
-def read_prompt_file(name: str) -> list[str]:
-    """One prompt for each line that is not blank."""
-    lines = [(number, line) for number, line in enumerate(read_text(name).split("\n"), start=1) if line.strip()]
-    if not name.endswith(".jsonl"):
-        return [line for _, line in lines]
-    prompts = []
-    for number, line in lines:
-        try:
-            fields = json.loads(line)
-            prompt = fields["prompt"] if "prompt" in fields else fields["question"]
-        except (ValueError, TypeError, KeyError):
-            prompt = None
-        if not isinstance(prompt, str):
-            raise ValueError(f"{name}, line {number}: not a JSON object with a text \"prompt\" or \"question\"")
-        prompts.append(prompt)
-    return prompts
-
-
-def read_text(name: str) -> str:
-    from dpad.results import files
-
-    if name != "-":
-        return files.read_text(name)
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise ValueError("standard input cannot be read: it is not UTF-8 text") from error
-
-
-# --- bench ------------------------------------------------------------------------------------------------------------
-
-
-def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
-    from benchmarks import bench
-    from dpad.engine import cuda_graphs
-    from dpad.results import charts, files, tables
-    from sampler import GaussianSampler
-
-    lengths = [args.gen_length] if args.gen_lengths is None else integers("--gen_lengths", args.gen_lengths)
-    names = ("Vanilla", "+DPad") if args.gen_lengths else args.only.split(",") if args.only else None
-    chosen = bench.choose_rows(args.rows, [args.profile] if args.profile else names)
-    given = {field: getattr(args, field) for field in ("prompt_length", "block_length", "steps_per_block", "threshold",
-                                                       "blocks", "seed")}
-    if args.gen_lengths and args.blocks is None:
-        given["blocks"] = 4
-    sizes = integers("--batch_size", args.batch_size)
-    if len(sizes) > 1 and (args.gen_lengths or args.profile):
-        raise ValueError(f"--batch_size is {args.batch_size!r}; it must be one number with "
-                         f"{'--gen_lengths' if args.gen_lengths else '--profile'}")
-    works = [
-        bench.Workload(gen_length=length, batch_size=size, **given, sampler=GaussianSampler(
-            min(256, length) if args.window is None else args.window, args.k_sigma, args.scale))
-        for length in lengths for size in sizes
-    ]
-    model, family = bench.make_model(args.model, args.device, args.dtype)
-    measured = (args.model, model, family, chosen)
-    command = shlex.join(["python", "run.py", *argv])
-    with cuda_graphs.use(args.graphs):
-        if args.profile:
-            print(bench.profile(model, family, chosen[0], works[0]))
-            return
-        if args.gen_lengths:
-            record = bench.growth(*measured, works, args.repeats, command)
-        else:
-            record = bench.measure(*measured, works, args.repeats, command)
-    print(f"{tables.terminal_table([record])}\n\n{tables.caption([record])}")
-    if args.output:
-        files.write_json(args.output, record)
-        print(f"written to {args.output}")
-    if args.plot:
-        charts.draw([record], args.plot)
-        print(f"drawn in {args.plot}")
-    print(json.dumps(tables.summary_of(record)))
-
-
-def integers(name: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} is {text!r}; it must be whole numbers with commas between them") from None
-
-
-# --- chat -------------------------------------------------------------------------------------------------------------
-
-
-def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.interact import chat
-
-    decoding_from(args)
-    loaded, _ = load_model(args)
-    drafts = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"  # which cannot draw over a line
-    chat.Chat(loaded, args, decoding_from, watcher, show=drafts, colour=chat.wants_colour()).run()
-
-
-# --- trace ------------------------------------------------------------------------------------------------------------
-
-
-def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.interact import denoising
-    from dpad.results.records import hardware_line
-
-    traces = [denoising.read(path) for path in args.paths]
-    for trace in traces:
-        seen = denoising.view(trace, len(trace.forwards))
-        print(f"{denoising.words(trace)}: {seen.forwards} forwards, {seen.tokens} tokens, {seen.seconds:.2f} s, "
-              f"{100 * seen.share:.0f}% of the positions computed; {hardware_line(trace.head)}\n"
-              f"{trace.tail['answer']}\n")
-    if args.gif:
-        denoising.draw_gif(traces, args.gif, args.seconds)
-        print(f"drawn in {args.gif}")
-
-
-# --- table ------------------------------------------------------------------------------------------------------------
 
 
 def run_table(args: argparse.Namespace, argv: list[str]) -> None:
-    from dpad.results import charts, tables
-    from dpad.results.records import load
+    """Show records as tables, and draw figures from them."""
+    from dpad.results import charts, records, tables
 
-    records = load(args.paths)
-    print(tables.render(records, args.paper, args.format))
-    for path in charts.draw(records, args.plot, args.figure) if args.plot else ():
+    loaded_records = records.load(args.paths)
+    print(tables.render(loaded_records, args.paper, args.format))
+    for path in charts.draw(loaded_records, args.plot, args.figure) if args.plot else ():
         print(f"drawn in {path}", file=sys.stderr)
+
+
+def add_trace_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="FILE", help="traces")
+    parser.add_argument("--gif", metavar="FILE", help="draw them into this file")
+    parser.add_argument("--seconds", type=float, default=8.0, metavar="X",
+                        help="length of the GIF (default: %(default)s)")
+    parser.add_argument("--debug", action="store_true", help="show where an error happened")
+
+
+def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
+    """Show recorded denoisings, and draw them as a GIF."""
+    from dpad.interact.canvas import summarize
+    from dpad.interact.gif import write_gif
+    from dpad.interact.trace import read_trace
+
+    traces = [read_trace(path) for path in args.paths]
+    for trace in traces:
+        print(f"{summarize(trace)}\n")
+    if args.gif:
+        write_gif(traces, args.gif, args.seconds)
+        print(f"drawn in {args.gif}")
 
 
 # --- main -------------------------------------------------------------------------------------------------------------
 
-COMMANDS = {"evaluate": (evaluate_parser, run_evaluate), "generate": (generate_parser, run_generate),
-            "chat": (chat_parser, run_chat), "bench": (bench_parser, run_bench), "table": (table_parser, run_table),
-            "trace": (trace_parser, run_trace)}
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, its usage and examples, and the functions that add its flags and run it."""
+
+    description: str
+    usage: str
+    examples: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, list[str]], None]
+
+
+COMMANDS = {
+    "evaluate": Command(
+        "Measure a masked diffusion language model on a task: accuracy, latency, tokens/s, forwards.",
+        USAGE, EVALUATE_EXAMPLES, add_evaluate_flags, run_evaluate,
+    ),
+    "generate": Command(
+        "Answer prompts: from --prompt, --prompt_file, or standard input.",
+        "run.py generate [flags]", GENERATE_EXAMPLES, add_generate_flags, run_generate,
+    ),
+    "chat": Command(
+        "Talk with a model; drafts appear as they are decoded. /help inside lists the commands.",
+        "run.py chat [flags]", CHAT_EXAMPLES, add_chat_flags, run_chat,
+    ),
+    "bench": Command(
+        "Time decoding in one process, warm and synchronised, beside the roofline of its matrix products.",
+        "run.py bench [flags]", BENCH_EXAMPLES, add_bench_flags, run_bench,
+    ),
+    "table": Command(
+        "Show records as tables in the paper's shape, or draw its figures from them.",
+        "run.py table RECORD... [flags]", TABLE_EXAMPLES, add_table_flags, run_table,
+    ),
+    "trace": Command(
+        "Show denoisings that `run.py generate --trace` wrote, and draw them; several share one clock.",
+        "run.py trace FILE... [flags]", "", add_trace_flags, run_trace,
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with one line; argparse would print the usage before it."""
+        self.exit(2, f"run.py: {message} (see --help)\n")
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of a command's flags."""
+    command = COMMANDS[name]
+    parser = _Parser(
+        prog="run.py" if name == "evaluate" else f"run.py {name}", usage=command.usage, allow_abbrev=False,
+        description=command.description, epilog=command.examples, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_flags(parser)
+    return parser
 
 
 def main(argv: list[str]) -> int:
     """Run a command line; the return value is the exit status."""
-    named = bool(argv) and not argv[0].startswith("-")
-    if named and argv[0] not in COMMANDS:
-        print(f"run.py: there is no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}, and flags alone "
-              "evaluate (see --help)", file=sys.stderr)
-        return 2
-    parser, command = COMMANDS[argv[0] if named else "evaluate"]
-    args = parser().parse_args(argv[1:] if named else argv)
+    has_name = bool(argv) and not argv[0].startswith("-")
+    name = argv[0] if has_name else "evaluate"
+    if name not in COMMANDS:
+        return _fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}, and flags alone evaluate "
+                     "(see --help)", 2)
+    args = parser_of(name).parse_args(argv[1:] if has_name else argv)
     try:
-        calm()
-        command(args, argv)
+        _silence_libraries()
+        COMMANDS[name].run(args, argv)
     except KeyboardInterrupt as interrupt:
-        return fail(interrupt if str(interrupt) else "interrupted", 130)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+        return _fail(interrupt if str(interrupt) else "interrupted", 130)
+    except BrokenPipeError:  # the reader, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if args.debug:
             raise
         if isinstance(error, ValueError):
-            return fail(error, 2)
+            return _fail(error, 2)
         if isinstance(error, OSError) and error.filename:
-            return fail(f"{error.filename}: {error.strerror}", 1)
-        return fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+            return _fail(f"{error.filename}: {error.strerror}", 1)
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     return 0
 
 
-def calm() -> None:
-    """Silence what libraries print about themselves; errors stay."""
+def _silence_libraries() -> None:
+    """Keep libraries from printing about themselves; errors stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
@@ -620,7 +419,7 @@ def calm() -> None:
     logging.disable_progress_bar()
 
 
-def fail(message: object, status: int) -> int:
+def _fail(message: object, status: int) -> int:
     print("run.py:", " ".join(str(message).split()), file=sys.stderr)
     return status
 

@@ -12,11 +12,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-
-import torch
-from torch import Generator, Tensor
+from typing import TYPE_CHECKING
 
 from dpad.engine.fields import check_settings, setting
+from dpad.engine.lazy import lazy_module
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor
+else:
+    torch = lazy_module("torch")
 
 WINDOW = 256  # the default window; shorter answers take their own length
 
@@ -66,7 +71,8 @@ class FullSuffix(SuffixSampler):
 class WindowSampler(SuffixSampler):
     """Keeps the `window` nearest positions: the sliding window alone, nothing dropped inside it."""
 
-    window: int = setting(WINDOW, "how far the suffix is kept", flags=("-w", "--window"), minimum=1, unit="tokens")
+    window: int = setting(WINDOW, "the nearest suffix tokens that may be kept; at most the answer's length",
+                          flags=("-w", "--window"), minimum=1, unit="tokens")
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -1,11 +1,12 @@
-"""Compare decoding on a device with the plain path on the CPU: the tokens in float32, and how many agree in bfloat16.
+"""Compare decoding on a device with the plain path on the CPU: tokens in float32, and how many agree in bfloat16.
 
     python -m benchmarks.agreement --device cuda --output benchmarks/agreement.json     # part of benchmarks/gpu.sh
     python -m benchmarks.agreement --device cpu --limit 2                               # tries the script itself
 
-Each of the two embedded models answers the embedded problems in batches of unequal prompts: every cache mode, with
-DPad and without, with a fixed schedule and with a threshold; in both dtypes, on the device without graphs and with
-them, twice, so that they are replayed. Exits with status 1 when an answer in float32 is another than the plain path's.
+Both embedded models answer the embedded problems, in batches of prompts of unequal lengths: with every cache mode, with
+DPad and without, with a fixed schedule and with a threshold. They do so in both dtypes on the device, without graphs
+and with graphs, twice, so that the graphs are replayed. The exit status is 1 if an answer in float32 differs from the
+plain path's.
 """
 
 from __future__ import annotations
@@ -13,50 +14,57 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
-import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from dpad import ROOT
 from dpad.engine import cuda_graphs, loading
-from dpad.engine.decoding import CACHE_MODES
+from dpad.engine.settings import CACHE_MODES
 from dpad.results import files, records
 from sampler import GaussianSampler
 
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {"cache": cache, "suffix_sampler": sampler, **schedule}
-    for cache in CACHE_MODES for sampler in (None, GaussianSampler(96, 3, 1.6))
-    for schedule in ({"steps": 24}, {"threshold": 0.9, "steps": 3})
+    for cache in CACHE_MODES
+    for sampler in (None, GaussianSampler(96, 3, 1.6))
+    for schedule in ({"steps": 24}, {"threshold": 0.9})
 ]
 
 
-def answers(loaded: loading.LoadedModel, prompts: list[str], settings: dict) -> torch.Tensor:
+def answer(loaded: loading.LoadedModel, prompts: list[str], settings: dict) -> Tensor:
     """The answers' tokens [R, 96], on the CPU."""
     batch = loaded.encode(prompts)
-    output = loaded.generate(loaded.model, **batch, gen_length=96, block_length=32, **settings)
+    output = loaded.generate(**batch, gen_length=96, block_length=32, **settings)
     return output.sequences[:, batch.input_ids.shape[1] :].cpu()
 
 
 def compare(name: str, device: str, prompts: list[str], bar: tqdm) -> list[dict]:
-    """For every setting and way of decoding the share of answers, and of tokens, that are the plain path's: of float32
-    on the CPU; and of those of bfloat16 with graphs that are the same as without."""
+    """For every setting and every way of decoding, the share of answers, and of tokens, that are as expected.
+
+    Expected are the answers of the plain path (float32 on the CPU); of bfloat16 with graphs, those of bfloat16 without.
+    """
     plain = loading.load(name, device="cpu", dtype="float32")
     exact = loading.load(name, device=device, dtype="float32")
-    short = loading.load(name, device=device, dtype="bfloat16")
+    rounded = loading.load(name, device=device, dtype="bfloat16")
     rows = []
     for settings in SETTINGS:
         with cuda_graphs.use("off"):
-            wanted = answers(plain, prompts, settings)
-            runs = {"float32": (answers(exact, prompts, settings), wanted)}
-            rounded = answers(short, prompts, settings)
-            runs["bfloat16"] = rounded, wanted
+            expected = answer(plain, prompts, settings)
+            rounded_answers = answer(rounded, prompts, settings)
+            runs = {
+                "float32": (answer(exact, prompts, settings), expected),
+                "bfloat16": (rounded_answers, expected),
+            }
         with cuda_graphs.use("on"):
             for run in ("graphs", "graphs again"):
-                runs[f"float32, {run}"] = answers(exact, prompts, settings), wanted
-                runs[f"bfloat16, {run}"] = answers(short, prompts, settings), rounded
-        row = {"model": name, **settings, "suffix_sampler": str(settings["suffix_sampler"])}
-        for run, (found, expected) in runs.items():
-            same = found == expected
+                runs[f"float32, {run}"] = (answer(exact, prompts, settings), expected)
+                runs[f"bfloat16, {run}"] = (answer(rounded, prompts, settings), rounded_answers)
+
+        row: dict[str, Any] = {"model": name, **settings, "suffix_sampler": str(settings["suffix_sampler"])}
+        for run, (tokens, expected_tokens) in runs.items():
+            same = tokens == expected_tokens
             row[run] = {"answers": same.all(1).float().mean().item(), "tokens": same.float().mean().item()}
         rows.append(row)
         bar.update()
@@ -64,26 +72,30 @@ def compare(name: str, device: str, prompts: list[str], bar: tqdm) -> list[dict]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="agreement.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--limit", type=int, default=16, help="problems (default: %(default)s)")
-    parser.add_argument("--output", metavar="FILE", help="write the record here")
+    parser = argparse.ArgumentParser(prog="agreement.py", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--device", default="cuda", help="(default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=16, metavar="N", help="problems (default: %(default)s)")
+    parser.add_argument("--output", metavar="FILE", help="write the record into this .json file")
     options = parser.parse_args()
+
     lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()[: options.limit]
     prompts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
     names = ("tiny", "dream-tiny")
     with tqdm(total=len(names) * len(SETTINGS), unit="setting", disable=None) as bar:
         rows = [row for name in names for row in compare(name, options.device, prompts, bar)]
+
     exact = [run for row in rows for key, run in row.items() if key.startswith("float32")]
     wrong = sum(run["answers"] < 1 for run in exact)
     rounded, replayed = (sum(row[run]["answers"] for row in rows) / len(rows)
                          for run in ("bfloat16", "bfloat16, graphs again"))
     print(f"{options.device}: float32 equals the plain path in {len(exact) - wrong} of {len(exact)} runs of "
-          f"{len(prompts)} answers; in bfloat16 {rounded:.1%} of the answers are the same, and with graphs "
-          f"{replayed:.1%} those of bfloat16 without")
+          f"{len(prompts)} answers; in bfloat16 {rounded:.1%} of the answers equal the plain path's, and with graphs "
+          f"{replayed:.1%} equal those of bfloat16 without")
     if options.output:
-        files.write_json(options.output, {"kind": "agreement", "device": options.device, "problems": len(prompts),
-                                            "rows": rows, "environment": records.environment()})
+        files.write_json(options.output, {
+            "kind": "agreement", "device": options.device, "problems": len(prompts), "rows": rows,
+            "environment": records.environment(),
+        })
     return int(wrong > 0)
 
 

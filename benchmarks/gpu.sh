@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Every check and measurement that needs a GPU, in one call; needs torch, transformers, accelerate and tqdm.
-# Sized to take under eight minutes on an H200, which has not been tried yet.
+# Run every check and measurement that needs a GPU; needs torch, transformers, accelerate and tqdm.
+# Sized to take less than eight minutes on an H200, which has not been tried yet.
 #
-#     bash benchmarks/gpu.sh                     # writes benchmarks/<GPU>-*.json; `python -m dpad.results.report FILE` shows them
+#     bash benchmarks/gpu.sh                     # writes benchmarks/<GPU>-*.json; `python run.py table FILE` shows them
 #     OUTPUT=records bash benchmarks/gpu.sh
 #     ONLY="agreement 8b-headline" bash benchmarks/gpu.sh        # some of them, by name
 #
-# In this order, so that what matters most is there if time runs out: tokens on the GPU in float32 equal to the plain
-# path's, with and without graphs; how many agree in bfloat16; LLaDA-8B's shape at batch 1 (the six settings, and the
-# headline: the seven rows of the paper's figure), batch 8 and 32; Dream-7B's shape; cost of a block against length.
-# Weights are random, so nothing is downloaded. PYTHON: the interpreter (default: python3). One that fails does not stop
-# the others; the status is 1 in the end.
+# The most important come first, in case time runs out: whether tokens on the GPU in float32 equal the plain path's, with
+# graphs and without, and how many agree in bfloat16; LLaDA-8B's shape at batch size 1 (six rows, then the headline: the
+# seven rows of the paper's figure), 8 and 32; Dream-7B's shape; the cost of a block against the answer's length.
+# Weights are random, so nothing is downloaded. PYTHON names the interpreter (default: python3). If one of them fails,
+# the others still run, and the status at the end is 1.
 set -uo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="${PYTHON:-python3}"
@@ -21,13 +21,13 @@ GPU="$("$PYTHON" -c 'import re, torch; print(re.sub(r"\W+", "-", torch.cuda.get_
 
 STATUS=0
 
-check() { # NAME COMMAND...: run it, unless others were asked for
+check() { # NAME COMMAND...: run it, unless ONLY leaves it out
     case " ${ONLY:-$1} " in
     *" $1 "*) echo "== $1" && shift && { "$@" || STATUS=1; } ;;
     esac
 }
 
-bench() { # NAME FLAGS...
+bench() { # NAME FLAG...: run `run.py bench` on the GPU
     local name="$1"
     shift
     check "$name" "$PYTHON" run.py bench --device cuda --dtype bfloat16 --output "$OUTPUT/$GPU-$name.json" "$@"

@@ -1,46 +1,51 @@
-# What the scripts of llada/scripts and dream/scripts share: sourced, never run.
+# Functions that the scripts of llada/scripts and dream/scripts share: sourced, never run.
 #
 #     source ".../benchmarks/rows.sh"
 #     begin main_1.5 1.5 llada-1.5            # the script's name, its model, the key of the paper's numbers
 #     measure -n +DPad -t gsm8k -s 4 -l 256 -d gaussian -k 3 -sc 1.6 -w 256 -e         # flags of run.py
-#     finish                                  # prints the table; arguments go to `run.py table`
+#     finish                                  # prints the table; passes its arguments to `run.py table`
 #
-# From the environment, all optional:
-# MODEL          another model than the paper's: tiny and dream-tiny answer small problems of our own instead, offline
-#                and without worked examples before them, because they were trained on single questions
-# LIMIT          only the first so many problems of every task
-# NUM_PROCESSES  GPUs to share the work
-# BATCH_SIZE     problems decoded together (the paper: 1)
-# OUTPUT         the folder of all results (default: results in the repository); a script's are in <script>/<model>
+# Environment variables, all optional:
+# MODEL          a model in place of the paper's. tiny and dream-tiny get this repository's small problems in place of
+#                the paper's tasks, offline, and no worked examples, because they were trained on single questions
+# LIMIT          number of problems of each task, the first ones (default: all)
+# NUM_PROCESSES  number of GPUs that share the work (default: 1)
+# BATCH_SIZE     number of problems decoded together (default: 1, as in the paper)
+# OUTPUT         folder of all results (default: results in the repository); those of a script are in <script>/<model>
 #
-# What is complete is skipped, what was interrupted goes on where it stopped; the first failure ends the script.
+# Complete rows are skipped, and an interrupted row continues where it stopped. The first failure ends the script.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-from_here() { # a path that the user gave counts from where the user is; empty stays empty
+
+from_here() { # PATH: make a path absolute, from where the user is; an empty one stays empty
     case "$1" in
     "" | /*) printf '%s' "$1" ;;
     *) printf '%s/%s' "$PWD" "$1" ;;
     esac
 }
 
-folder_or_name() { # a model: a folder if there is one of that name and it looks like a path, otherwise as it is
+folder_or_name() { # MODEL: make it absolute if it has a slash and such a folder exists; other names stay as they are
     case "$1" in
     */*) if [ -d "$1" ]; then from_here "${1%/}"; else printf '%s' "$1"; fi ;;
     *) printf '%s' "$1" ;;
     esac
 }
 
-MODEL="$(folder_or_name "${MODEL:-}")" OUTPUT="$(from_here "${OUTPUT:-}")"
+MODEL="$(folder_or_name "${MODEL:-}")"
+OUTPUT="$(from_here "${OUTPUT:-}")"
 cd "$ROOT"
 
-begin() {
-    SCRIPT="$1" MODEL="${MODEL:-$2}" PAPER="${3:-}"
+begin() { # SCRIPT MODEL [PAPER]: set the folder of the results up
+    SCRIPT="$1"
+    MODEL="${MODEL:-$2}"
+    PAPER="${3:-}"
     OUTPUT="${OUTPUT:-results}/$SCRIPT/${MODEL##*/}${LIMIT:+-first-$LIMIT}"
     mkdir -p "$OUTPUT"
-    RECORDS=() STARTED=$SECONDS
+    RECORDS=()
+    STARTED=$SECONDS
 }
 
-stand_in() { # FLAG VALUE: what an embedded model gets instead of the paper's task and number of examples
+stand_in() { # FLAG VALUE: the value for an embedded model, in place of the paper's task or number of examples
     case "$MODEL:$1:$2" in
     *tiny:-t:gsm8k) echo arithmetic-50 ;;
     *tiny:-t:minerva_math) echo math-local ;;
@@ -50,7 +55,7 @@ stand_in() { # FLAG VALUE: what an embedded model gets instead of the paper's ta
     esac
 }
 
-measure() {
+measure() { # FLAG...: measure one row with run.py, unless its record is complete
     local flags=() name="" task="" length="" log status=0
     while [ $# -gt 0 ]; do
         case "$1" in
@@ -67,7 +72,7 @@ measure() {
     RECORDS+=("$OUTPUT/$task-$length-$name.json")
     log="$OUTPUT/$task-$length-$name.log"
     printf '== %s %s: python run.py %s\n' "$SCRIPT" "${#RECORDS[@]}" "${flags[*]}"
-    # On a terminal one sees the progress bar, and errors stay on the screen; otherwise everything goes into the log.
+    # On a terminal, the progress bar and errors stay on the screen. Elsewhere they go into the log as well.
     if [ -t 2 ]; then
         "$PYTHON" run.py "${flags[@]}" | tee "$log" || status=$?
         log=""
@@ -75,13 +80,13 @@ measure() {
         "$PYTHON" run.py "${flags[@]}" 2>&1 | tee "$log" || status=$?
     fi
     if [ "$status" -ne 0 ]; then
-        printf '%s stopped with status %s at: python run.py %s\n%sThe same script goes on from here.\n' \
+        printf '%s stopped with status %s at: python run.py %s\n%sRun the same script again to continue from here.\n' \
             "$SCRIPT" "$status" "${flags[*]}" "${log:+Its log: $log. }" >&2
         exit "$status"
     fi
 }
 
-finish() {
+finish() { # [FLAG...]: print the table of all rows, and keep it as table.txt
     "$PYTHON" run.py table "${RECORDS[@]}" ${PAPER:+--paper "$PAPER"} "$@" | tee "$OUTPUT/table.txt"
     printf '%s: %s rows in %s minutes; records, logs and this table: %s\n' \
         "$SCRIPT" "${#RECORDS[@]}" "$(((SECONDS - STARTED) / 60))" "$OUTPUT"

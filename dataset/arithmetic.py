@@ -7,10 +7,10 @@ Run it from the repository root:
 Every problem is a small story: an opening that sets an amount, a chain of events that each change the amount by one
 or two calculations, and a closing question. The answer has one short sentence per calculation, each with a calculator
 annotation such as `3*4=<<3*4=12>>12`, and ends in a line `#### 12`. The stories are plain enough to be learned by a
-model of a few million parameters, and no number in them ever exceeds LIMIT.
+model of a few million parameters, and no number in them ever exceeds MAX_NUMBER.
 
-A problem belongs to the test split or to the train split by its content (its story and its numbers, whatever the names
-and the things are), so a training problem never repeats a test problem under other names.
+Whether a problem belongs to the test split or to the train split depends on its story and its numbers alone, not on its
+names and things. So a training problem never repeats a test problem under other names.
 """
 
 import argparse
@@ -22,20 +22,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-# Difficulty. Every number in a problem, intermediate and final results included, lies in LEAST..LIMIT.
-LIMIT = 99
-LEAST = 2  # not 1, so that a plural word is right behind every number
+# Difficulty. Every number in a problem, intermediate and final results included, lies in MIN_NUMBER..MAX_NUMBER.
+MAX_NUMBER = 99
+MIN_NUMBER = 2  # not 1, so that every number is followed by a plural
 MAX_FACTOR = 9  # one factor of every product is at most this
 MAX_GROUPS = 12  # how many groups a story splits or builds
 MAX_GROUP_SIZE = 24  # how many things a story puts into one group
-START_MAX = 70  # largest amount that a story starts from
+MAX_START = 70  # largest amount that a story starts from
 SKEW = 1.4  # draws are low + span * u**SKEW: above 1 prefers smaller numbers
 
 STEP_COUNTS = (1, 2, 3, 4)
 STEP_WEIGHTS = (30, 30, 25, 15)  # percent of the problems with 1, 2, 3 and 4 steps
 
 SPLITS = ("train", "test")
-TEST_SHARE = 20  # one signature in so many belongs to the test split
+TEST_SHARE = 20  # one signature in 20 belongs to the test split
 
 GIRLS = (
     "Mia", "Anna", "Emma", "Lucy", "Sara", "Nina", "Lily", "Ella", "Kate", "Rosa", "Zoe", "Ruth",
@@ -57,12 +57,12 @@ class Move(NamedTuple):
 
 
 class Misfit(Exception):
-    """The running amount leaves no allowed numbers for a sentence; the draft is thrown away."""
+    """No allowed numbers for a sentence fit the running amount; the story is thrown away."""
 
 
 DIVISORS = {
-    amount: [k for k in range(2, MAX_GROUPS + 1) if amount % k == 0 and amount // k >= LEAST]
-    for amount in range(LIMIT + 1)
+    amount: [k for k in range(2, MAX_GROUPS + 1) if amount % k == 0 and amount // k >= MIN_NUMBER]
+    for amount in range(MAX_NUMBER + 1)
 }
 
 
@@ -73,13 +73,13 @@ def _draw(rng: random.Random, low: int, high: int) -> int:
     return low + int((high - low + 1) * rng.random() ** SKEW)
 
 
-def _groups(rng: random.Random, most: int = LIMIT) -> tuple[int, int]:
-    """A number of groups and a group size with a product of at most `most`."""
+def _groups(rng: random.Random, max_product: int = MAX_NUMBER) -> tuple[int, int]:
+    """A number of groups and a group size."""
     if rng.random() < 0.8:
-        groups = _draw(rng, 2, min(MAX_FACTOR, most // 2))
-        return groups, _draw(rng, 2, min(MAX_GROUP_SIZE, most // groups))
-    size = _draw(rng, 2, min(MAX_FACTOR, most // 2))
-    return _draw(rng, 2, min(MAX_GROUPS, most // size)), size
+        groups = _draw(rng, 2, min(MAX_FACTOR, max_product // 2))
+        return groups, _draw(rng, 2, min(MAX_GROUP_SIZE, max_product // groups))
+    size = _draw(rng, 2, min(MAX_FACTOR, max_product // 2))
+    return _draw(rng, 2, min(MAX_GROUPS, max_product // size)), size
 
 
 def _divisor(rng: random.Random, amount: int) -> int:
@@ -90,25 +90,25 @@ def _divisor(rng: random.Random, amount: int) -> int:
 
 
 def _add(left: int, right: int) -> tuple[int, str, int, int]:
-    if left + right > LIMIT:
+    if left + right > MAX_NUMBER:
         raise Misfit
     return left, "+", right, left + right
 
 
 def _subtract(left: int, right: int) -> tuple[int, str, int, int]:
-    if left - right < LEAST:
+    if left - right < MIN_NUMBER:
         raise Misfit
     return left, "-", right, left - right
 
 
 def _multiply(left: int, right: int) -> tuple[int, str, int, int]:
-    if left * right > LIMIT:
+    if left * right > MAX_NUMBER:
         raise Misfit
     return left, "*", right, left * right
 
 
 def _divide(left: int, right: int) -> tuple[int, str, int, int]:
-    if left % right or left // right < LEAST:
+    if left % right or left // right < MIN_NUMBER:
         raise Misfit
     return left, "/", right, left // right
 
@@ -122,11 +122,11 @@ def _two(numbers: tuple[int, ...], first: tuple[int, str, int, int], second: tup
 
 
 # Every function below takes the random numbers and the running amount, and returns a Move or raises Misfit.
-# First the kinds of sentences that open a story. They ignore the running amount, which is not there yet.
+# First the kinds of sentences that open a story. There is no running amount yet, so they ignore it.
 
 
 def start_count(rng, amount):
-    start = _draw(rng, 5, START_MAX)
+    start = _draw(rng, 5, MAX_START)
     return Move((start,), (), start)
 
 
@@ -137,58 +137,58 @@ def start_groups(rng, amount):
 
 def start_sum(rng, amount):
     left = _draw(rng, 3, 60)
-    right = _draw(rng, 3, min(60, LIMIT - left))
+    right = _draw(rng, 3, min(60, MAX_NUMBER - left))
     return _one((left, right), _add(left, right))
 
 
 def start_more(rng, amount):
     start = _draw(rng, 3, 60)
-    more = _draw(rng, 2, min(40, LIMIT - start))
+    more = _draw(rng, 2, min(40, MAX_NUMBER - start))
     return _one((start, more), _add(start, more))
 
 
 def start_times(rng, amount):
     factor = _draw(rng, 2, MAX_FACTOR)
-    start = _draw(rng, 2, min(30, LIMIT // factor))
+    start = _draw(rng, 2, min(30, MAX_NUMBER // factor))
     return _one((start, factor), _multiply(start, factor))
 
 
 def start_half(rng, amount):
-    start = 2 * _draw(rng, 2, LIMIT // 2)
+    start = 2 * _draw(rng, 2, MAX_NUMBER // 2)
     return _one((start,), _divide(start, 2))
 
 
 def start_split(rng, amount):
     parts = _draw(rng, 2, MAX_FACTOR)
-    start = parts * _draw(rng, 2, LIMIT // parts)
+    start = parts * _draw(rng, 2, MAX_NUMBER // parts)
     return _one((start, parts), _divide(start, parts))
 
 
 def sum_more(rng, amount):
     start = _draw(rng, 3, 45)
-    more = _draw(rng, 2, min(40, LIMIT - 2 * start))
+    more = _draw(rng, 2, min(40, MAX_NUMBER - 2 * start))
     return _two((start, more), _add(start, more), _add(start, start + more))
 
 
 def sum_fewer(rng, amount):
     start = _draw(rng, 5, 50)
-    fewer = _draw(rng, 2, start - LEAST)
+    fewer = _draw(rng, 2, start - MIN_NUMBER)
     return _two((start, fewer), _subtract(start, fewer), _add(start, start - fewer))
 
 
 def sum_twice(rng, amount):
-    start = _draw(rng, 2, LIMIT // 3)
+    start = _draw(rng, 2, MAX_NUMBER // 3)
     return _two((start,), _multiply(start, 2), _add(start, start * 2))
 
 
 def sum_times(rng, amount):
     factor = _draw(rng, 3, MAX_FACTOR - 1)
-    start = _draw(rng, 2, LIMIT // (factor + 1))
+    start = _draw(rng, 2, MAX_NUMBER // (factor + 1))
     return _two((start, factor), _multiply(start, factor), _add(start, start * factor))
 
 
 def sum_half(rng, amount):
-    start = 2 * _draw(rng, 2, LIMIT // 3)
+    start = 2 * _draw(rng, 2, MAX_NUMBER // 3)
     return _two((start,), _divide(start, 2), _add(start, start // 2))
 
 
@@ -196,22 +196,22 @@ def sum_half(rng, amount):
 
 
 def gain(rng, amount):
-    more = _draw(rng, 2, min(60, LIMIT - amount))
+    more = _draw(rng, 2, min(60, MAX_NUMBER - amount))
     return _one((more,), _add(amount, more))
 
 
 def lose(rng, amount):
-    fewer = _draw(rng, 2, amount - LEAST)
+    fewer = _draw(rng, 2, amount - MIN_NUMBER)
     return _one((fewer,), _subtract(amount, fewer))
 
 
 def gain_groups(rng, amount):
-    many, size = _groups(rng, min(60, LIMIT - amount))
+    many, size = _groups(rng, min(60, MAX_NUMBER - amount))
     return _two((many, size), _multiply(many, size), _add(amount, many * size))
 
 
 def lose_groups(rng, amount):
-    many, size = _groups(rng, amount - LEAST)
+    many, size = _groups(rng, amount - MIN_NUMBER)
     return _two((many, size), _multiply(many, size), _subtract(amount, many * size))
 
 
@@ -224,7 +224,7 @@ def half(rng, amount):
 
 
 def times(rng, amount):
-    factor = _draw(rng, 2, min(MAX_FACTOR, LIMIT // amount))
+    factor = _draw(rng, 2, min(MAX_FACTOR, MAX_NUMBER // amount))
     return _one((factor,), _multiply(amount, factor))
 
 
@@ -234,12 +234,12 @@ def share(rng, amount):
 
 
 def goal(rng, amount):
-    aim = _draw(rng, amount + LEAST, LIMIT)
+    aim = _draw(rng, amount + MIN_NUMBER, MAX_NUMBER)
     return _one((aim,), _subtract(aim, amount))
 
 
 def more_both(rng, amount):
-    more = _draw(rng, 2, min(40, LIMIT - 2 * amount))
+    more = _draw(rng, 2, min(40, MAX_NUMBER - 2 * amount))
     return _two((more,), _add(amount, more), _add(amount, amount + more))
 
 
@@ -289,7 +289,7 @@ class Setting(NamedTuple):
 # ({He}, {he}, {his}, {His}, {him}) can only mean {N}; {sib} and {aunt} are relatives of the other sex as well.
 # The remaining names in braces are the words of the setting: "bag/bags" fills {bag} and {bags} from one choice.
 
-WORLDS = {
+WORLDS: dict[str, dict] = {
     "collecting": {
         "words": {
             "t": "marbles stamps coins cards shells buttons pencils",
@@ -597,7 +597,7 @@ WORLDS = {
     },
 }
 
-# How many times as frequent a kind of sentence is as others in the same place. Bare questions are the most natural
+# How many times as often a kind of sentence is drawn as others in the same place. Bare questions are the most natural
 # closing, and divisions have fewer sentences than the other operations.
 WEIGHTS = {ask: 4, ask_start: 4, share: 2, half: 2}
 
@@ -615,12 +615,12 @@ def _setting(world: str, lines: dict) -> Setting:
         (tuple(slot.split("/")), tuple(tuple(choice.split("/")) for choice in choices.split()))
         for slot, choices in lines["words"].items()
     )
-    events = {1: [], 2: []}
+    events: dict[int, list[Sentence]] = {1: [], 2: []}
     for sentence in _sentences(world, "event", lines["events"]):
         events[len(sentence.answers)] += [sentence] * WEIGHTS.get(sentence.kind, 1)
     openings = _sentences(world, "opening", lines["openings"])
     closings = _sentences(world, "closing", lines["closings"])
-    plans = {steps: [] for steps in STEP_COUNTS}
+    plans: dict[int, list[Plan]] = {steps: [] for steps in STEP_COUNTS}
     for steps in STEP_COUNTS:
         for opening in openings:
             for closing in closings:
@@ -652,7 +652,7 @@ def _choice(rng: random.Random, choices):
 
 
 def _draft(rng: random.Random, steps: int) -> tuple[Setting, list[tuple[Sentence, Move]]]:
-    """Sentences and numbers of one story with so many steps; raises Misfit where the numbers do not work out."""
+    """Draw the sentences and numbers of a story with `steps` calculations; raises Misfit when no numbers fit."""
     setting = _choice(rng, SETTINGS_BY_STEPS[steps])
     opening, closing, between = _choice(rng, setting.plans[steps])
     story = [opening]
@@ -673,7 +673,7 @@ def _draft(rng: random.Random, steps: int) -> tuple[Setting, list[tuple[Sentence
 
 
 def _signature(moves: list[tuple[Sentence, Move]]) -> str:
-    """Which sentences and which numbers a story has, without its names and things."""
+    """The sentences and the numbers of a story as text, without its names and things."""
     return " ".join([f"{sentence.name}:{','.join(map(str, move.numbers))}" for sentence, move in moves])
 
 
@@ -698,8 +698,8 @@ def _write(rng: random.Random, setting: Setting, moves: list[tuple[Sentence, Mov
     for sentence, move in moves:
         question.append(sentence.question.format(*move.numbers, **slots))
         if move.calculations:
-            shown = [f"{x}{sign}{y}=<<{x}{sign}{y}={z}>>{z}" for x, sign, y, z in move.calculations]
-            answer += [text.format(*shown, **slots) for text in sentence.answers]
+            annotated = [f"{x}{sign}{y}=<<{x}{sign}{y}={z}>>{z}" for x, sign, y, z in move.calculations]
+            answer += [text.format(*annotated, **slots) for text in sentence.answers]
     result = moves[-1][1].amount
     steps = len(answer)
     answer.append(f"#### {result}")
@@ -712,7 +712,7 @@ def _stream(seed: int, split: str) -> Iterator[tuple[str, dict]]:
     while True:
         point = rng.random()
         steps = next(number for number, bound in zip(STEP_COUNTS, bounds) if point < bound)
-        # Retrying with the same number of steps keeps STEP_WEIGHTS exact although long stories fail more often.
+        # Long stories fail more often. Trying again with the same number of steps keeps the shares of STEP_WEIGHTS.
         while True:
             try:
                 setting, moves = _draft(rng, steps)
@@ -750,11 +750,12 @@ def take(count: int, seed: int, split: str = "train") -> list[dict]:
     """The first `count` problems with distinct questions of the stream problems(seed, split)."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count is {count!r}, but it must be an integer of at least 1")
-    distinct = {}
-    for problem in problems(seed, split):
+    distinct: dict[str, dict] = {}
+    stream = problems(seed, split)
+    while len(distinct) < count:
+        problem = next(stream)
         distinct.setdefault(problem["question"], problem)
-        if len(distinct) == count:
-            return list(distinct.values())
+    return list(distinct.values())
 
 
 # --- Command line -------------------------------------------------------------------------------------------------
@@ -775,7 +776,7 @@ def main(arguments: list[str] | None = None) -> None:
         "  python dataset/arithmetic.py --count 3\n"
         "      prints 3 training problems\n"
         "  python dataset/arithmetic.py --count 50 --seed 0 --split test --output dataset/arithmetic-50.jsonl\n"
-        "      writes the 50 test problems that are kept in the repository",
+        "      writes the 50 test problems that are part of the repository",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--count", type=int, default=50, help="how many problems, at least 1 (default: 50)")
@@ -783,21 +784,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--split",
         default="train",
-        help="train or test (default: train); the two share no problem: one story with one set of numbers"
-        f" in {TEST_SHARE} belongs to test, whatever its names and things",
+        help="train or test (default: train). The two share no problem, not even under other names: one in"
+        f" {TEST_SHARE} of all stories with their numbers belongs to test",
     )
     parser.add_argument("--output", metavar="FILE", help="the file to write (default: print to standard output)")
     options = parser.parse_args(arguments)
     try:
-        chosen = take(options.count, options.seed, options.split)
+        selection = take(options.count, options.seed, options.split)
     except ValueError as error:
         parser.error(f"--{error}")
-    lines = [json.dumps({"question": p["question"], "answer": p["answer"]}) + "\n" for p in chosen]
+    lines = [json.dumps({"question": p["question"], "answer": p["answer"]}) + "\n" for p in selection]
     if options.output is None:
         try:
             sys.stdout.writelines(lines)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader, such as head, has seen enough
+        except BrokenPipeError:  # the reader, such as head, has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:

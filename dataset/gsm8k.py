@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow
+
+from dpad.results.files import write_whole
 
 HUB_ID, CONFIGURATION, SPLIT = "openai/gsm8k", "main", "test"
 OUTPUT = Path(__file__).resolve().parent / "gsm8k-50.arrow"
@@ -31,13 +32,13 @@ def fetch(count: int) -> list[dict]:
     Raises:
         ValueError: the hub is out of reach and the cache does not hold the data set; in one sentence.
     """
-    import datasets  # here: it takes a second, which --help need not wait for
+    import datasets  # here, because it takes a second and --help does not need it
 
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its retries; one line is enough
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # otherwise it reports every retry
     try:
         rows = datasets.load_dataset(HUB_ID, CONFIGURATION, split=SPLIT)
-    except Exception as error:  # the libraries underneath raise many unrelated kinds, offline above all
+    except Exception as error:  # the libraries underneath raise many unrelated kinds, especially offline
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{HUB_ID} could not be fetched from the hub ({reason}); "
                          "is this machine online?") from error
@@ -62,15 +63,9 @@ def table(rows: Iterable[dict]) -> pyarrow.Table:
 
 def write(problems: pyarrow.Table, path: str | Path) -> None:
     """Write an Arrow IPC file, whole or not at all. Raises OSError when it cannot be written."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with write_whole(path) as temporary:
         with pyarrow.OSFile(str(temporary), "wb") as file, pyarrow.ipc.new_file(file, problems.schema) as writer:
             writer.write_table(problems)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: str | Path | None = None) -> list[dict]:

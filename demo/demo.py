@@ -128,6 +128,7 @@ def measure(
             name=name, from_scratch=options.from_scratch, command=shlex.join(command),
             progress=f"{number}/{len(settings)} {name}",
         )
+        assert record is not None  # this process is the only one
         record.pop("folder")
         yield record
 

@@ -1,52 +1,91 @@
-"""Make the README's pictures: the film of a denoising, and the web page in a light and a dark browser.
+"""Make the pictures in the README: the GIF of an answer being decoded, and the web UI in a light and a dark browser.
 
-    python demo/pictures.py          # needs demo/requirements.txt and Chromium; writes benchmarks/*.gif and *.png
+    python -m demo.pictures                            # into benchmarks/; needs demo/requirements.txt and Chromium
+    python -m demo.pictures --output /tmp/pictures
 
-The film is drawn from traces that are kept beside it: `python run.py trace benchmarks/denoising-*.jsonl --gif OUT`.
+The GIF is drawn from traces that are written beside it; to draw it again from them alone:
+
+    python run.py trace benchmarks/denoising-*.jsonl --gif denoising.gif
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from demo.app import EXAMPLES
 from dpad import ROOT
 from dpad.engine import completion, loading
-from dpad.interact import denoising
+from dpad.engine.configurations import CONFIGURATIONS
+from dpad.interact.gif import write_gif
+from dpad.interact.trace import Trace, Tracer
 
-OUTPUT = ROOT / "benchmarks"
-DPAD = {"dropout_strategy": "gaussian", "k_sigma": 3, "scale": 1.6, "early_termination": True}
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+GEN_LENGTH = 256
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync"]
+PORT = 7861
 
 
-def film(path: Path, vanilla: Path, dpad: Path) -> None:
-    """Vanilla above DPad, one token a forward, on one question and one clock; the traces are kept in two files."""
+def make_gif(folder: Path) -> None:
+    """Vanilla above DPad, one token a forward, on one question and one clock; the traces are kept as well."""
     loaded = loading.load("tiny", device="cpu")
-    text, traces = loaded.chat(EXAMPLES[0]), []
-    for settings, file in (({}, vanilla), (DPAD, dpad)):
-        options = completion.decoding_options(loading.FAMILIES["llada"], gen_length=256, **settings)
-        completion.complete(loaded, [text], options | {"gen_length": 32, "steps": 2, "suffix_sampler": None})  # warm
-        tracer = denoising.Tracer(denoising.head_of(loaded, EXAMPLES[0], options), loaded)
-        [answer] = completion.complete(loaded, [text], options, until=[loaded.tokenizer.eos_token], streamer=tracer)
-        traces.append(tracer.finish(answer))
-        traces[-1].write(file)
-    denoising.draw_gif(traces, path)
+    traces = []
+    for name, file in (("Vanilla", "denoising-1-vanilla.jsonl"), ("+DPad", "denoising-2-dpad.jsonl")):
+        trace = record(loaded, name)
+        trace.write(folder / file)
+        traces.append(trace)
+    write_gif(traces, folder / "denoising.gif")
 
 
-def screenshots(light: Path, dark: Path, port: int = 7861) -> None:
-    """The page in the middle of an answer with DPad (light), and a finished comparison (dark)."""
+def record(loaded: loading.LoadedModel, name: str) -> Trace:
+    """The trace of an example's answer with a named configuration."""
+    settings = loaded.family.settings.from_choices(CONFIGURATIONS[name].choices(GEN_LENGTH))
+    text = loaded.chat(EXAMPLES[0])
+    completion.warm_up(loaded, text, GEN_LENGTH)
+    tracer = Tracer(loaded, EXAMPLES[0], settings)
+    [answer] = completion.complete(loaded, [text], settings, until=[loaded.eos], streamer=tracer)
+    return tracer.finish(answer)
+
+
+def take_screenshots(folder: Path) -> None:
+    """The page in the middle of an answer with DPad (light), and with a finished comparison (dark)."""
     from playwright.sync_api import sync_playwright
 
-    server = subprocess.Popen([sys.executable, str(ROOT / "demo" / "app.py"), "--port", str(port)],
-                              stdout=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}/"
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        raise SystemExit(f"pictures.py: no browser is installed; it must be one of {', '.join(BROWSERS)}")
+
+    with serve() as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
+        scenes: dict[Literal["light", "dark"], Callable[[Page], None]] = {"light": show_answer, "dark": show_comparison}
+        for scheme, show in scenes.items():
+            page = browser.new_page(viewport={"width": 1240, "height": 980}, color_scheme=scheme)
+            page.goto(address)
+            page.wait_for_selector("#ask")
+            page.wait_for_timeout(1500)
+            show(page)
+            page.screenshot(path=folder / f"page-{scheme}.png")
+        browser.close()
+
+
+@contextmanager
+def serve() -> Iterator[str]:
+    """The web UI in a process of its own; yields its address."""
+    command = [sys.executable, str(ROOT / "demo" / "app.py"), "--port", str(PORT)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{PORT}/"
     try:
         for _ in range(300):
             try:
@@ -54,33 +93,37 @@ def screenshots(light: Path, dark: Path, port: int = 7861) -> None:
                 break
             except OSError:
                 time.sleep(0.3)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=next(filter(None, map(shutil.which, BROWSERS))),
-                                                 args=FLAGS)
-            for path, scheme in ((light, "light"), (dark, "dark")):
-                page = browser.new_page(viewport={"width": 1240, "height": 980}, color_scheme=scheme)
-                page.goto(address)
-                page.wait_for_selector("#ask")
-                page.wait_for_timeout(1500)
-                if scheme == "light":
-                    page.click("#ask")
-                    page.wait_for_function("+(document.querySelector('#left .trace') || {dataset: {}})"
-                                           ".dataset.forwards > 40", timeout=120_000)
-                else:
-                    page.get_by_role("radio", name="All", exact=True).check()
-                    page.wait_for_timeout(500)
-                    page.click("#compare")
-                    page.wait_for_selector("#message .faster", timeout=240_000)
-                    page.evaluate("document.querySelector('#message').scrollIntoView()")
-                    page.wait_for_timeout(500)
-                page.screenshot(path=path)
-            browser.close()
+        yield address
     finally:
         server.terminate()
         server.wait(30)
 
 
+def show_answer(page: Page) -> None:
+    page.click("#ask")
+    page.wait_for_function("+(document.querySelector('#left .trace') || {dataset: {}}).dataset.forwards > 40",
+                           timeout=120_000)
+
+
+def show_comparison(page: Page) -> None:
+    page.get_by_role("radio", name="All", exact=True).check()
+    page.wait_for_timeout(500)
+    page.click("#compare")
+    page.wait_for_selector("#message .verdict", timeout=240_000)
+    page.evaluate("document.querySelector('#message').scrollIntoView()")
+    page.wait_for_timeout(500)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="pictures.py", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--output", metavar="FOLDER", type=Path, default=ROOT / "benchmarks",
+                        help="where the pictures and the traces are written (default: %(default)s)")
+    folder = parser.parse_args().output
+    folder.mkdir(parents=True, exist_ok=True)
+    make_gif(folder)
+    take_screenshots(folder)
+    print(f"{folder}: denoising.gif, page-light.png, page-dark.png")
+
+
 if __name__ == "__main__":
-    film(OUTPUT / "denoising.gif", OUTPUT / "denoising-1-vanilla.jsonl", OUTPUT / "denoising-2-dpad.jsonl")
-    screenshots(OUTPUT / "page-light.png", OUTPUT / "page-dark.png")
-    print(f"{OUTPUT}: denoising.gif, page-light.png, page-dark.png")
+    main()

@@ -1,10 +1,26 @@
-"""Dream with suffix dropout: configuration, model and unmasking rules.
+"""Dream with suffix dropout: configuration, model, tokenizer, settings and unmasking rule.
 
-Imported, never run; importing it registers model type `Dream` with transformers' Auto classes.
+    from dream import DreamModel
+
+Imported, never run. The first use of a class here registers model type `Dream` with transformers' Auto classes.
 """
 
-from dream.configuration import DreamConfig
-from dream.modeling import DreamModel
-from dream.tokenization import DreamTokenizer
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dream.configuration import DreamConfig
+    from dream.modeling import DreamModel
+    from dream.tokenization import DreamTokenizer
 
 __all__ = ["DreamConfig", "DreamModel", "DreamTokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    """The classes, imported when they are first asked for: transformers takes seconds."""
+    if name in __all__:
+        from dream import modeling, tokenization
+
+        return getattr(tokenization if name == "DreamTokenizer" else modeling, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,8 @@ Imported, never run. `DreamConfig.from_pretrained(folder)` reads one; `Dream` is
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import AutoConfig, PretrainedConfig
 
 from dpad.engine.checks import check_config
@@ -31,7 +33,7 @@ class DreamConfig(PretrainedConfig):
         num_key_value_heads: int = 4, intermediate_size: int = 18944, vocab_size: int = 152064,
         max_position_embeddings: int = 131072, rope_theta: float = 1_000_000.0, rms_norm_eps: float = 1e-6,
         initializer_range: float = 0.02, tie_word_embeddings: bool = False, mask_token_id: int = 151666,
-        bos_token_id: int = 151643, eos_token_id: int = 151643, pad_token_id: int = 151643, **others,
+        bos_token_id: int = 151643, eos_token_id: int = 151643, pad_token_id: int = 151643, **others: Any,
     ):
         for name, value in FIXED.items():
             given = others.pop(name, value)
@@ -61,8 +63,9 @@ class DreamConfig(PretrainedConfig):
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
         self.mask_token_id = mask_token_id
-        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id,
-                         tie_word_embeddings=tie_word_embeddings, **others)
+        others |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id,
+                   "tie_word_embeddings": tie_word_embeddings}
+        super().__init__(**others)
 
 
 AutoConfig.register(DreamConfig.model_type, DreamConfig)

@@ -8,15 +8,14 @@ From the command line: python run.py generate -m dream-instruct --prompt "Write 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from dpad.engine.decoding import DecodingOutput, decode
-from dpad.engine.fields import setting, takes_settings
-from dpad.engine.settings import DecodingSettings, TokenIds
+from dpad.engine.fields import takes_settings
+from dpad.engine.settings import TokenIds
 from dpad.engine.unmasking import (
     UnmaskingRule,
     best_but_mask,
@@ -28,27 +27,10 @@ from dpad.engine.unmasking import (
     without_mask,
 )
 from dream.modeling import DreamModel
+from dream.settings import DreamSettings
 
 FIRST_TIME = 1.0  # of the fixed schedule: how much of a block is masked at its start
 LAST_TIME = 1e-3  # and at its end
-
-
-@dataclass(frozen=True, kw_only=True)
-class DreamSettings(DecodingSettings):
-    """Dream's settings: the shared ones, and how tokens and positions are drawn."""
-
-    family: ClassVar[str] = "Dream"
-
-    top_p: float | None = setting(None, "Dream: draw from the likeliest tokens that have this probability together",
-                                  above=0, maximum=1)
-    top_k: int | None = setting(None, "Dream: draw from this many of the likeliest tokens", minimum=1, unit="tokens")
-    alg_temp: float = setting(0.0, "Dream: above 0, draw the positions too, at this temperature", minimum=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.threshold is not None and self.alg_temp:
-            raise ValueError(f"alg_temp is {self.alg_temp!r} while threshold is {self.threshold!r}; give one of the "
-                             "two")
 
 
 class DreamRule(UnmaskingRule):

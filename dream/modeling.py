@@ -1,7 +1,7 @@
 """Dream as a transformers model: the weight names of the hub's checkpoints over the layers of transformer.py.
 
 Imported, never run. `DreamModel.from_pretrained(folder_or_hub_id)` loads Dream-v0-Base-7B and Dream-v0-Instruct-7B;
-AutoModel finds it too once `dream` is imported.
+AutoModel finds it too once this module is imported.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class DreamModel(MaskedDiffusionModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
-        self.model.embed_tokens = embedding
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value
 
 
 for auto_class in (AutoModel, AutoModelForMaskedLM):

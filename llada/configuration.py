@@ -5,6 +5,8 @@ Imported, never run. `LLaDAConfig.from_pretrained(folder)` reads one; `llada` is
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import AutoConfig, PretrainedConfig
 
 from dpad.engine.checks import check_config
@@ -53,7 +55,7 @@ class LLaDAConfig(PretrainedConfig):
         rms_norm_eps: float = 1e-5, include_bias: bool = False, include_qkv_bias: bool = False,
         weight_tying: bool = False, scale_logits: bool = False, input_emb_norm: bool = False,
         init_std: float = 0.02, mask_token_id: int = 126336, eos_token_id: int = 126081,
-        eot_id: int = 126348, pad_token_id: int | None = None, **others,
+        eot_id: int = 126348, pad_token_id: int | None = None, **others: Any,
     ):
         if others.get("multi_query_attention"):
             raise ValueError("config field multi_query_attention is on; set n_kv_heads to 1 instead")
@@ -97,10 +99,9 @@ class LLaDAConfig(PretrainedConfig):
         self.initializer_range = init_std
         self.mask_token_id = mask_token_id
         self.eot_id = eot_id
-        super().__init__(
-            eos_token_id=eos_token_id, pad_token_id=eos_token_id if pad_token_id is None else pad_token_id,
-            **others,
-        )
+        others["eos_token_id"] = eos_token_id
+        others["pad_token_id"] = eos_token_id if pad_token_id is None else pad_token_id
+        super().__init__(**others)
 
 
 AutoConfig.register(LLaDAConfig.model_type, LLaDAConfig)

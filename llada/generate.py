@@ -8,15 +8,14 @@ From the command line: python run.py generate -m tiny --prompt "Tom has 3 bags w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from dpad.engine.decoding import DecodingOutput, decode
-from dpad.engine.fields import setting, takes_settings
-from dpad.engine.settings import DecodingSettings, TokenIds
+from dpad.engine.fields import takes_settings
+from dpad.engine.settings import TokenIds
 from dpad.engine.unmasking import (
     UnmaskingRule,
     best_but_mask,
@@ -27,29 +26,7 @@ from dpad.engine.unmasking import (
     without_mask,
 )
 from llada.modeling import LLaDAModelLM
-
-
-@dataclass(frozen=True, kw_only=True)
-class LLaDASettings(DecodingSettings):
-    """LLaDA's settings: the shared ones, its remasking, Fast-dLLM's factor rule, and means against empty answers."""
-
-    family: ClassVar[str] = "LLaDA"
-
-    remasking: str = setting("low_confidence", "LLaDA: which positions are decoded first: the confident ones "
-                             "(low_confidence) or random ones", choices=("low_confidence", "random"))
-    factor: float | None = setting(None, "LLaDA: parallel decoding by Fast-dLLM's factor rule, instead of a threshold",
-                                   above=0)
-    suppress_eos: str | None = setting(None, "LLaDA, against empty answers: never decode EOS, or decode it and the end "
-                                       "of a turn last in a block", choices=("never", "last"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.threshold is not None and self.factor is not None:
-            raise ValueError(f"factor is {self.factor!r} while threshold is {self.threshold!r}; give one of the two")
-
-    @property
-    def parallel(self) -> bool:
-        return self.threshold is not None or self.factor is not None
+from llada.settings import LLaDASettings
 
 
 class LLaDARule(UnmaskingRule):

@@ -1,7 +1,7 @@
 """LLaDA as a transformers model: the weight names of the hub's checkpoints over the layers of transformer.py.
 
 Imported, never run. `LLaDAModelLM.from_pretrained(folder_or_hub_id)` loads LLaDA-8B-Base, LLaDA-8B-Instruct,
-LLaDA-1.5 or checkpoints/llada-tiny; AutoModel and AutoModelForCausalLM find it too once `llada` is imported.
+LLaDA-1.5 or checkpoints/llada-tiny; AutoModel and AutoModelForCausalLM find it too once this module is imported.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class LLaDAModelLM(MaskedDiffusionModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.transformer["wte"]
 
-    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
-        self.model.transformer["wte"] = embedding
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.transformer["wte"] = value
 
 
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):

@@ -12,9 +12,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 
 import pytest
 from conftest import ROOT
+
+from demo import app
+from dpad.engine import loading
+from dpad.engine.fields import setting
+from llada.settings import LLaDASettings
+from sampler import GaussianSampler
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -87,7 +94,7 @@ def choose(page, preset):
 
 
 def set_number(page, field, value):
-    """Type into a slider's number and wait until the page has taken it; a page under load may miss the first time."""
+    """Type a number and wait until its slider, if any, follows; a page under load may miss the first time."""
     number = page.locator(f"#{field} input[type=number]")
     slider = page.locator(f"#{field} input[type=range]")
     for _ in range(5):
@@ -95,7 +102,7 @@ def set_number(page, field, value):
         number.press("Enter")
         number.press("Tab")
         page.wait_for_timeout(500)
-        if slider.input_value() == str(value):
+        if not slider.count() or slider.input_value() == str(value):
             return
 
 
@@ -104,6 +111,33 @@ def finished(page, side="left"):
 
 
 pytestmark = needs_browser
+
+
+def test_every_setting_has_a_control(checkpoint_folder, monkeypatch):
+    """The controls are those of the family's settings; a field that a settings class gains has one at once."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Extended(LLaDASettings):
+        patience: int | None = setting(None, "steps without a change", minimum=1)
+
+    monkeypatch.setattr("llada.settings.LLaDASettings", Extended)
+    page = app.Page(app.Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
+    assert set(page.controls) == {entry.name for entry in Extended.choices()}
+    values = {name: control.value for name, control in page.controls.items()}
+    assert values["dropout_strategy"] == "gaussian" and values["patience"] == 0
+    choices = page.read_choices(tuple((values | {"patience": 5.0}).values()))
+    assert page.denoiser.make_settings(choices).patience == 5
+
+
+def test_vanilla_beside_the_settings(checkpoint_folder):
+    """A comparison keeps what is not one of the presets' settings, and settings without DPad get it."""
+    page = app.Page(app.Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
+    values = {name: control.value for name, control in page.controls.items()}
+    values |= {"dropout_strategy": "null", "threshold": 0.5, "cache": "dual", "block_length": 16, "factor": 0}
+    vanilla, other = page.choose(tuple(values.values()), with_vanilla=True)
+    assert vanilla == LLaDASettings(block_length=16)
+    assert other == LLaDASettings(block_length=16, threshold=0.5, cache="dual", early_termination=True,
+                                  suffix_sampler=GaussianSampler(256, 3, 1.6))
 
 
 def test_the_canvas_changes_while_the_model_decodes(visit):
@@ -133,9 +167,9 @@ def test_play_pause_and_scrub(visit):
     page.click("#ask")
     finished(page)
     page.wait_for_selector("#player")
-    number = page.locator("#scrub input[type=number]")
+    number = page.locator("#position input[type=number]")
     total = int(number.input_value())
-    set_number(page, "scrub", 1)
+    set_number(page, "position", 1)
     page.wait_for_selector('#left .trace[data-forwards="1"]')
     assert page.locator("#left .cells i.block").count()
     page.click("#play")
@@ -149,9 +183,9 @@ def test_comparison(visit):
     choose(page, "All")
     page.click("#compare")
     page.wait_for_selector("#right .trace")
-    page.wait_for_selector("#message .faster")
-    said = page.locator("#message").inner_text()
-    assert "faster than vanilla" in said and "of the positions in each forward" in said
+    page.wait_for_selector("#message .verdict")
+    verdict = page.locator("#message").inner_text()
+    assert "faster than vanilla" in verdict and "of the positions in each forward" in verdict
     assert "Vanilla" in page.locator("#left h3").inner_text()
     assert "DPad, threshold 0.9, prefix cache" in page.locator("#right h3").inner_text()
     assert page.locator("#left .trace").get_attribute("data-forwards") == "256"
@@ -167,7 +201,7 @@ def test_mistakes_are_said_and_change_nothing(visit):
     assert "the question is empty" in page.locator("#message").inner_text()
     page.fill("#question textarea", "<img src=x onerror=alert(1)> has 3 apples. How many apples?")
     page.click("#settings button")
-    set_number(page, "length", 64)
+    set_number(page, "gen_length", 64)
     page.click("#ask")
     page.wait_for_function("document.querySelector('#message').innerText.includes('window')")
     assert "window is 256" in page.locator("#message").inner_text()
@@ -218,9 +252,9 @@ def test_a_trace_is_saved_and_opened(visit, tmp_path):
     choose(page, "All")
     page.click("#ask")
     finished(page)
-    page.wait_for_selector("#save")
+    page.wait_for_selector("#download")
     with page.expect_download() as download:
-        page.click("#save")
+        page.click("#download")
     file = tmp_path / "trace.jsonl"
     download.value.save_as(file)
     wrong = tmp_path / "wrong.jsonl"

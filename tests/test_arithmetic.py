@@ -94,15 +94,15 @@ def test_numbers_keep_to_the_bounds(problems):
     """The difficulty is set by constants; a number outside of them would be a problem of another kind."""
     for problem in problems:
         numbers = [int(n) for n in re.findall(r"\d+", problem["question"] + " " + problem["answer"])]
-        assert arithmetic.LEAST <= min(numbers), problem
-        assert max(numbers) <= arithmetic.LIMIT, problem
+        assert arithmetic.MIN_NUMBER <= min(numbers), problem
+        assert max(numbers) <= arithmetic.MAX_NUMBER, problem
         for left, sign, right, _ in calculations(problem):
             assert sign != "*" or min(left, right) <= arithmetic.MAX_FACTOR, problem
 
 
 def test_numbers_cover_the_range(problems):
-    """Every number from LEAST to LIMIT occurs as a result, so that no part of the range goes untrained."""
-    assert {p["result"] for p in problems} == set(range(arithmetic.LEAST, arithmetic.LIMIT + 1))
+    """Every number from MIN_NUMBER to MAX_NUMBER occurs as a result, so that no part of the range goes untrained."""
+    assert {p["result"] for p in problems} == set(range(arithmetic.MIN_NUMBER, arithmetic.MAX_NUMBER + 1))
 
 
 def test_splits_share_no_story_with_the_same_numbers(signed):

@@ -1,10 +1,11 @@
-"""The benchmark: what it runs is what it says, its floor counts every weight product, its records make tables.
+"""The benchmark: what it runs is what it says, its roofline counts every weight product, its records make tables.
 
     bash tests/run.sh tests/test_bench.py
 """
 
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -14,91 +15,104 @@ import torch
 from conftest import ROOT
 
 import run
-from benchmarks import bench
+from benchmarks import bench, measurement, rooflines
+from benchmarks.measurement import Subject
+from benchmarks.workload import ROWS, Workload, choose_rows
 from dpad.engine import loading
+from dpad.engine.configurations import Configuration, classify
 from dpad.results import charts, records, tables
 from dream import DreamConfig
 from llada import LLaDAConfig
-from sampler import GaussianSampler
 
-WORK = bench.Workload(prompt_length=9, gen_length=64, block_length=16, steps_per_block=4, blocks=2,
-                      sampler=GaussianSampler(48, 3, 1.6))
-
-
+WORK = Workload(prompt_length=9, gen_length=64, block_length=16, steps_per_block=4, blocks=2, window=48)
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def subject(request, random_llada, random_dream):
-    """A model of random weights and its family."""
+    """A model of random weights of each family."""
     model = random_llada if request.param == "llada" else random_dream
-    return model, loading.FAMILIES[request.param]
+    return Subject("random", model, loading.FAMILIES[request.param])
 
 
 @pytest.fixture(scope="module")
-def record(random_llada):
-    return bench.measure("random", random_llada, loading.FAMILIES["llada"], bench.ROWS["caches"], [WORK], 2, "command")
+def random_subject(random_llada):
+    return Subject("random", random_llada, loading.FAMILIES["llada"])
+
+
+@pytest.fixture(scope="module")
+def record(random_subject):
+    return measurement.measure(random_subject, ROWS["caches"], [WORK], 2, "command")
 
 
 def test_shapes_are_the_real_models():
     """Guards the rows `8b` and `7b`: the configurations' defaults are LLaDA-8B's and Dream-7B's (SPEC of both)."""
-    llada, dream = LLaDAConfig(**bench.SHAPES["8b"][1]), DreamConfig(**bench.SHAPES["7b"][1])
+    llada, dream = LLaDAConfig(**measurement.SHAPES["8b"][1]), DreamConfig(**measurement.SHAPES["7b"][1])
     assert (llada.n_layers, llada.d_model, llada.n_heads, llada.mlp_hidden_size, llada.vocab_size) == (
         32, 4096, 32, 12288, 126464)
     assert (dream.num_hidden_layers, dream.hidden_size, dream.num_key_value_heads, dream.intermediate_size,
             dream.vocab_size) == (28, 3584, 4, 18944, 152064)
 
 
-@pytest.mark.parametrize("table", bench.ROWS)
+@pytest.mark.parametrize("table", ROWS)
 def test_rows_do_the_work_they_stand_for(subject, table):
     """Guards the settings of the rows: forwards, blocks entered and suffix kept follow from row and workload."""
-    model, family = subject
-    for row in bench.ROWS[table]:
-        output = bench.run(model, family, row, WORK)
-        blocks = WORK.blocks if row.stops else 4
+    for configuration in ROWS[table].values():
+        output = measurement.run(subject, configuration, WORK)
+        blocks = WORK.blocks if configuration.early_termination else 4
         assert len(output.kept_suffix) == blocks
-        steps = WORK.steps_per_block if row.parallel else WORK.block_length
-        if family.package == "llada":
+        steps = WORK.steps_per_block if configuration.parallel else WORK.block_length
+        if subject.family.package == "llada":
             assert output.forwards.tolist() == [blocks * steps]
-        assert (len(output.kept_suffix[0]) < 48) == row.dpad
+        assert (len(output.kept_suffix[0]) < 48) == configuration.dpad
         answer = output.sequences[0, WORK.prompt_length:]
-        ended = (answer == model.config.eos_token_id).nonzero().flatten()
-        assert (int(ended[0]) == 16 * (blocks - 1) if row.stops else len(ended) == 0)
+        ends = (answer == subject.model.config.eos_token_id).nonzero().flatten()
+        assert (int(ends[0]) == 16 * (blocks - 1) if configuration.early_termination else len(ends) == 0)
+
+
+def test_the_caches_table_compares_the_same_forwards():
+    """Guards the meaning of the table: all of its rows decode several tokens a forward, up to the answer's end."""
+    for name, configuration in ROWS["caches"].items():
+        assert configuration.parallel and not configuration.early_termination
+        assert name.endswith("DPad") == configuration.dpad
+        assert configuration.cache == ("prefix" if "Prefix" in name else "dual" if "Dual" in name else "none")
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-def test_watched_forwards_are_all_the_work(subject, cache):
-    """Guards the floor: the slots of the forwards seen are tokens_processed, and every decoded token was asked for."""
-    model, family = subject
-    row = bench.Row("row", dpad=True, cache=cache)
-    with bench.watched(model) as forwards:
-        output = bench.run(model, family, row, WORK)
+def test_observed_forwards_are_all_the_work(subject, cache):
+    """Guards the roofline: the observed forwards compute every slot that decoding counts, ask the head for every
+    decoded token, and give the same answer as the model itself."""
+    configuration = Configuration(dpad=True, parallel=True, cache=cache)
+    observed = rooflines.ObservedModel(subject.model)
+    output = measurement.run(subject, configuration, WORK, model=observed)
+    assert torch.equal(output.sequences, measurement.run(subject, configuration, WORK).sequences)
+    forwards = observed.forwards
     assert sum(forward.slots for forward in forwards) == output.tokens_processed
     assert len(forwards) == int(output.forwards[0])
     assert all(forward.keys >= forward.slots for forward in forwards)
     assert sum(forward.logits for forward in forwards) >= WORK.gen_length
     assert any(forward.keys > forward.slots for forward in forwards) == (cache != "none")
-    assert "hidden_states" not in vars(model) and "head" not in vars(model)
 
 
-def test_floor_is_every_weight_product_once(subject, monkeypatch):
+def test_roofline_is_every_weight_product_once(subject, monkeypatch):
     """Guards `Products`: each linear layer once a forward with the forward's slots, the head with its logits alone."""
-    model, _ = subject
-    seen = []
-    monkeypatch.setattr(bench.F, "linear", lambda x, weight: seen.append((len(x), weight)))
-    products = bench.Products(model)
-    products([bench.Forward(slots=5, keys=9, logits=3)])
+    model = subject.model
+    calls = []
+    monkeypatch.setattr(rooflines.F, "linear", lambda x, weight: calls.append((len(x), weight)))
+    products = rooflines.Products(model)
+    products.compute([rooflines.Forward(slots=5, keys=9, logits=3)])
     linears = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    assert len(seen) == len(linears) and {id(w) for _, w in seen} == {id(w) for w in linears}
-    assert [count for count, weight in seen if len(weight) == model.vocabulary_size] == [3]
-    assert {count for count, weight in seen if len(weight) != model.vocabulary_size} == {5}
-    seen.clear()
-    monkeypatch.setattr(bench, "FLOOR_FORWARDS", 2)
-    monkeypatch.setattr(bench, "timed", lambda device, call, forwards: call(forwards) or len(forwards))
-    alike, other = bench.Forward(slots=5, keys=9, logits=3), bench.Forward(slots=4, keys=9, logits=0)
-    assert products.seconds([alike, other, alike, alike]) == 4  # of three alike two are timed, and stand for them
+    assert len(calls) == len(linears) and {id(w) for _, w in calls} == {id(w) for w in linears}
+    assert [count for count, weight in calls if len(weight) == model.vocabulary_size] == [3]
+    assert {count for count, weight in calls if len(weight) != model.vocabulary_size} == {5}
+
+    monkeypatch.setattr(rooflines, "MAX_TIMED", 2)
+    monkeypatch.setattr(rooflines, "timed", lambda device, call, forwards: call(forwards) or len(forwards))
+    forward = rooflines.Forward(slots=5, keys=9, logits=3)
+    other = rooflines.Forward(slots=4, keys=9, logits=0)
+    assert products.seconds([forward, other, forward, forward]) == 4  # two of the three are timed, and stand for all
     assert products.bytes() == sum(w.numel() * w.element_size() for w in linears)
 
 
 def test_a_record_becomes_a_table_and_a_picture(record, tmp_path):
-    """Guards records and report.py: quotients are of the repeats, and every row is shown."""
+    """Guards records: quotients are of the repeats, settings say what a row is, and the table shows every row."""
     for row in record["rows"]:
         assert len(row["latency_s"]) == len(row["floor_s"]) == 2
         quotients = [a / b for a, b in zip(row["latency_s"], row["floor_s"])]
@@ -106,23 +120,24 @@ def test_a_record_becomes_a_table_and_a_picture(record, tmp_path):
         assert row["read_s"] is None
         assert row["full_ms"] > 0 and (row["cached_ms"] is None) == (row["cache"] == "none")
         assert row["replayed"] == (None if row["cache"] == "none" else 1)
+        assert classify(row) == ROWS["caches"][row["name"]]
     assert record["rows"][0]["speedup"] == 1
     assert json.loads(json.dumps(record))["settings"]["sampler"]["window"] == 48
     assert record["environment"]["commit"]
     table = tables.markdown_table([record])
-    assert all(f"| {row.name} |" in table for row in bench.ROWS["caches"])
+    assert all(f"| {name} |" in table for name in ROWS["caches"])
     assert "G = 64" in table and "in 4 steps" in table and "median of 2 runs" in table
     charts.draw([record], tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     assert tables.csv_table([record]).count("\n") == 7
-    assert [row["name"] for row in tables.summary_of(record)["rows"]] == [row.name for row in bench.ROWS["caches"]]
+    assert [row["name"] for row in tables.summary_of(record)["rows"]] == list(ROWS["caches"])
 
 
-def test_batches_are_compared_by_their_answers(random_llada):
+def test_batches_are_compared_by_their_answers(random_subject):
     """Guards --batch_size 1,2: a batch's time is shared by its rows, and the first row's answer stays what it was."""
     works = [dataclasses.replace(WORK, batch_size=size) for size in (1, 2)]
-    rows = bench.choose_rows("caches", ["Vanilla", "+DPad"])
-    record = bench.measure("random", random_llada, loading.FAMILIES["llada"], rows, works, 1, "command")
+    rows = choose_rows("caches", ["Vanilla", "+DPad"])
+    record = measurement.measure(random_subject, rows, works, 1, "command")
     assert [(row["name"], row["batch_size"]) for row in record["rows"]] == [
         ("Vanilla", 1), ("+DPad", 1), ("Vanilla", 2), ("+DPad", 2)]
     assert all(row["same_tokens"] and row["replayed"] is None for row in record["rows"])
@@ -133,12 +148,12 @@ def test_batches_are_compared_by_their_answers(random_llada):
     assert "| configuration | batch |" in table and "batch size 1, 2" in table
 
 
-def test_growth_times_the_same_blocks_at_every_length(random_llada, tmp_path):
+def test_growth_times_the_same_blocks_at_every_length(random_subject, tmp_path):
     """Guards the growth record: as many blocks for every length, each with every repeat."""
-    works = [bench.Workload(prompt_length=9, gen_length=length, block_length=16, steps_per_block=2, blocks=2,
-                            sampler=GaussianSampler(32, 3, 1.6)) for length in (32, 64)]
-    rows = bench.choose_rows("caches", ["Vanilla", "+DPad"])
-    record = bench.growth("random", random_llada, loading.FAMILIES["llada"], rows, works, 3, "command")
+    works = [Workload(prompt_length=9, gen_length=length, block_length=16, steps_per_block=2, blocks=2, window=32)
+             for length in (32, 64)]
+    rows = choose_rows("caches", ["Vanilla", "+DPad"])
+    record = measurement.growth(random_subject, rows, works, 3, "command")
     assert [(row["name"], row["gen_length"]) for row in record["rows"]] == [
         ("Vanilla", 32), ("Vanilla", 64), ("+DPad", 32), ("+DPad", 64)]
     assert all([len(block) for block in row["block_s"]] == [3, 3] for row in record["rows"])
@@ -148,9 +163,9 @@ def test_growth_times_the_same_blocks_at_every_length(random_llada, tmp_path):
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_profile_names_the_operators(random_llada):
+def test_profile_names_the_operators(random_subject):
     """Guards --profile: a dozen lines at most, the matrix products among them."""
-    text = bench.profile(random_llada, loading.FAMILIES["llada"], bench.Row("Vanilla"), WORK)
+    text = measurement.profile(random_subject, "Vanilla", ROWS["caches"]["Vanilla"], WORK)
     assert len(text.splitlines()) == 13 and "aten::" in text
 
 
@@ -161,34 +176,35 @@ def test_profile_names_the_operators(random_llada):
     (["--only", "Vanila"], "row is 'Vanila'; the rows of caches are Vanilla, "),
     (["--profile", "x"], "row is 'x'; the rows of caches are Vanilla, "),
     (["--gen_lengths", "64,x"], "--gen_lengths is '64,x'; it must be whole numbers with commas between them"),
-    (["--repeats", "0"], "repeats is 0; it must be at least 1"),
+    (["--repeats", "0"], "repeats is 0; it must be an integer of at least 1"),
     (["--batch_size", "1,2", "--profile", "+DPad"], "--batch_size is '1,2'; it must be one number with --profile"),
-    (["--batch_size", "0"], "batch_size is 0; it must be at least 1"),
+    (["--batch_size", "0"], "batch_size is 0; it must be an integer of at least 1"),
     (["-m", "9b"], "model is '9b'; it must be 8b, 7b, small (random weights), tiny, "),
     (["-k", "-1"], "k_sigma is -1.0; it must be a finite number above 0"),
-    (["--threshold", "2"], "threshold is 2.0; it must be a number above 0 and at most 1"),
+    (["--threshold", "2"], "threshold is 2.0; it must be a finite number above 0 and at most 1"),
 ])
-def test_bad_flags_end_in_one_line(capsys, monkeypatch, random_llada, flags, message):
-    """Guards people: what is wrong is said in one line, with status 2."""
+def test_bad_flags_end_in_one_line(capsys, monkeypatch, random_subject, flags, message):
+    """A mistake in the flags ends in one line that names it, with status 2."""
     if "-m" not in flags:
-        monkeypatch.setattr(bench, "make_model", lambda *_: (random_llada, loading.FAMILIES["llada"]))
+        monkeypatch.setattr(measurement, "make_subject", lambda *_: random_subject)
     assert run.main(["bench", *flags]) == 2
-    shown = capsys.readouterr().err.strip().splitlines()[-1]
-    assert shown.startswith("run.py: ") and message in shown
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("run.py: ") and message in line
 
 
 def test_command_line_measures_writes_and_ends_in_json(capsys, monkeypatch, tmp_path):
     """Guards `run.py bench` end to end on a small random shape."""
     shape = {"d_model": 32, "n_layers": 2, "n_heads": 2, "mlp_hidden_size": 48, "vocab_size": 300,
              "mask_token_id": 298, "eos_token_id": 297}
-    monkeypatch.setitem(bench.SHAPES, "small", ("llada", shape))
+    monkeypatch.setitem(measurement.SHAPES, "small", ("llada", shape))
     flags = ["--prompt_length", "8", "-l", "64", "--repeats", "1", "--rows", "figure", "--blocks", "1"]
     files = ["--output", str(tmp_path / "bench.json"), "--plot", str(tmp_path / "bench.png")]
     assert run.main(["bench", *flags, *files]) == 0
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert last["kind"] == "benchmark" and len(last["rows"]) == 7
-    kept = records.load([tmp_path / "bench.json"])
-    assert kept[0]["command"].startswith("python run.py bench --prompt_length 8") and (tmp_path / "bench.png").exists()
+    written = records.load([tmp_path / "bench.json"])
+    assert written[0]["command"].startswith("python run.py bench --prompt_length 8")
+    assert (tmp_path / "bench.png").exists()
 
 
 def test_the_gpu_script_asks_for_what_there_is():
@@ -196,26 +212,35 @@ def test_the_gpu_script_asks_for_what_there_is():
     text = (ROOT / "benchmarks" / "gpu.sh").read_text().replace("\\\n", " ")
     commands = [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("bench ")]
     assert len(commands) == 6
+    parser = run.parser_of("bench")
     for command in commands:
-        args = run.bench_parser().parse_args(command)
-        bench.choose_rows(args.rows, args.only.split(",") if args.only else None)
-        for length in run.integers("", args.gen_lengths or str(args.gen_length)):
-            bench.Workload(prompt_length=args.prompt_length, gen_length=length, steps_per_block=args.steps_per_block,
-                           batch_size=int(args.batch_size), blocks=args.blocks)
-        assert args.model in bench.SHAPES
+        args = parser.parse_args(command)
+        bench.plan(args)
+        assert args.model in measurement.SHAPES
 
 
 def test_agreement_script_runs(tmp_path):
     """Guards the other half of gpu.sh: on the CPU every answer agrees with the plain path in float32."""
-    command = [sys.executable, ROOT / "benchmarks" / "agreement.py", "--device", "cpu", "--limit", "1", "--output",
+    command = [sys.executable, "-m", "benchmarks.agreement", "--device", "cpu", "--limit", "1", "--output",
                tmp_path / "record.json"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "float32 equals the plain path in 72 of 72 runs of 1 answers" in shown
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in the tests' own process
+    printed = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=True).stdout
+    assert "float32 equals the plain path in 72 of 72 runs of 1 answers" in printed
     assert len(json.loads((tmp_path / "record.json").read_text())["rows"]) == 24
 
 
-def test_bench_needs_no_lm_eval():
-    """Guards machines without lm-eval or matplotlib: the benchmark must import and run there."""
+def test_bench_and_training_need_no_lm_eval():
+    """Guards machines without lm-eval or matplotlib: the benchmark and the training must import there."""
     program = ("import sys; sys.modules['lm_eval'] = None; sys.modules['datasets'] = sys.modules['matplotlib'] = None\n"
-               "from benchmarks import bench; from dpad.results import charts; from dpad.training import train; bench.make_model('tiny', 'cpu', None)")
+               "from benchmarks import bench, measurement\n"
+               "from dpad.results import tables\n"
+               "from dpad.training import train\n"
+               "measurement.make_subject('tiny', 'cpu', None)")
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_flags_need_no_torch():
+    """Guards a fast --help: the flags are there before anything heavy is imported."""
+    program = ("import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+               "import argparse; from benchmarks import bench; bench.add_flags(argparse.ArgumentParser())")
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

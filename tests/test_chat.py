@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import pytest
 from conftest import ROOT
 
-import run
 from dpad.engine import completion, loading
+from dpad.engine.fields import setting
 from dpad.interact import chat
+from llada.settings import LLaDASettings
+from sampler import GaussianSampler, UniformSampler
 
 QUESTION = "Mia bakes 24 rolls. She sells 9 rolls. How many rolls does Mia have now?"
 FLAGS = ["-d", "gaussian", "-k", "3", "-sc", "1.6", "-e", "-th", "0.9", "-l", "64", "--device", "cpu"]
@@ -38,15 +41,20 @@ def test_questions_from_a_pipe():
 
 
 MISTAKES = [
-    ("/settings threshold 2", "threshold is 2"), ("/settings window", "takes names with their values"),
-    ("/settings speed 3", "there is no setting 'speed'"), ("/settings cache fast", "must be none, prefix, dual"),
-    ("/settings block_size 48", "must divide gen_length"), ("/dance", "there is no command /dance"),
-    ("/settings early_termination maybe", "must be on or off"), ("/settings window many", "must be a number"),
+    ("/settings threshold 2", "threshold is '2'"),
+    ("/settings window", "takes names with their values"),
+    ("/settings speed 3", "there is no setting 'speed'"),
+    ("/settings cache fast", "must be one of none, prefix, dual"),
+    ("/settings block_size 48", "must divide gen_length"),
+    ("/dance", "there is no command /dance"),
+    ("/settings dropout_strategy window scale 2", "dropout_strategy window does not use it"),
+    ("/settings early_termination maybe", "must be on or off"),
+    ("/settings window many", "must be an integer of at least 1"),
 ]
 
 
 def test_a_mistake_changes_nothing(checkpoint_folder):
-    """What can not be set is said, the settings stay, and the conversation goes on."""
+    """A wrong command gets a message, the settings stay, and the conversation goes on."""
     typed = "\n".join([command for command, _ in MISTAKES] + ["/settings", ""])
     done = subprocess.run(line(checkpoint_folder), input=typed, capture_output=True, text=True)
     said = [text for text in done.stdout.splitlines() if not text.startswith("  ")][-len(MISTAKES):]
@@ -54,6 +62,13 @@ def test_a_mistake_changes_nothing(checkpoint_folder):
     for text, (_, message) in zip(said, MISTAKES, strict=True):
         assert message in text
     assert re.search(r"threshold +0\.9", done.stdout) and re.search(r"cache +none", done.stdout)
+
+
+def make_chat(model, **choices):
+    """A chat on the CPU through the chat template, without a terminal."""
+    loaded = loading.load(model, device="cpu")
+    settings = loaded.family.settings.from_choices(choices)
+    return chat.Chat(loaded, settings, use_chat_template=True, live=False, colour=False)
 
 
 def test_the_conversation_is_remembered(checkpoint_folder, monkeypatch):
@@ -65,25 +80,71 @@ def test_the_conversation_is_remembered(checkpoint_folder, monkeypatch):
         return [completion.Completion(f"Answer {len(asked)}.", "", 1, 3, 1.0, 1)]
 
     monkeypatch.setattr(completion, "complete", complete)
-    args = run.chat_parser().parse_args(["-m", str(checkpoint_folder), "--chat_template", "on"])
-    loaded = loading.load(str(checkpoint_folder), device="cpu")
-    talk = chat.Chat(loaded, args, run.decoding_from, run.watcher, show=False, colour=False)
+    talk = make_chat(str(checkpoint_folder))
     for question in ("One apple.", "Two apples."):
         talk.answer(question)
     assert [text in asked[1] for text in ("One apple.", "Answer 1.", "Two apples.")] == [True] * 3
-    talk.command(["reset"])
+    talk.obey(["reset"])
     talk.answer("Three apples.")
     assert "Two apples." not in asked[2] and "Answer" not in asked[2]
-    talk.command(["settings", "history", "off"])
+    talk.obey(["settings", "history", "off"])
     talk.answer("Four apples.")
-    assert "Three apples." not in asked[3] and asked[3] == loaded.chat("Four apples.")
+    assert "Three apples." not in asked[3] and asked[3] == talk.loaded.chat("Four apples.")
+
+
+def test_every_setting_is_listed(checkpoint_folder, capsys):
+    """/settings shows all settings of the model's family by their labels, with a dash where one does not apply."""
+    talk = make_chat(str(checkpoint_folder), dropout_strategy="window")
+    talk.obey(["settings"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    labels = [setting.label for setting in talk.loaded.family.settings.choices()]
+    assert [name for name, _ in lines] == [*labels, "history"]
+    values = dict(lines)
+    assert values["block_size"] == "32" and values["window"] == "256"
+    assert values["scale"] == "–" and values["steps"] == "none"
+    assert values["cache"] == "none" and values["early_termination"] == "off" and values["history"] == "on"
+
+
+@pytest.mark.parametrize("name", ["num_tokens", "number", "-nt", "--num_tokens"])
+def test_settings_have_the_names_of_flags_and_keywords(checkpoint_folder, name):
+    talk = make_chat(str(checkpoint_folder))
+    talk.change(["-d", "uniform", name, "12"])
+    assert talk.settings.suffix_sampler == UniformSampler(256, 12)
+
+
+def test_another_dropout_strategy(checkpoint_folder):
+    """It keeps the parameters that it shares with the one before, drops the others and has its own defaults."""
+    talk = make_chat(str(checkpoint_folder), dropout_strategy="gaussian", window=64, scale=1.6, threshold=0.9)
+    talk.change(["dropout_strategy", "uniform"])
+    assert talk.settings.suffix_sampler == UniformSampler(64, 0) and talk.settings.threshold == 0.9
+    talk.change(["dropout_strategy", "gaussian"])
+    assert talk.settings.suffix_sampler == GaussianSampler(64, 4.0, 2.0)
+
+
+def test_a_window_that_was_not_chosen_follows_the_length(checkpoint_folder):
+    talk = make_chat(str(checkpoint_folder), dropout_strategy="gaussian", scale=1.6)
+    for length, window in ((64, 64), (512, 256)):
+        talk.change(["gen_length", str(length)])
+        assert talk.settings.suffix_sampler == GaussianSampler(window, 4.0, 1.6)
+
+
+def test_a_new_setting_needs_no_change_here(checkpoint_folder, monkeypatch, capsys):
+    """A field that a settings class gains is listed and can be changed."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Extended(LLaDASettings):
+        patience: int = setting(3, "steps without a change", minimum=1)
+
+    monkeypatch.setattr("llada.settings.LLaDASettings", Extended)
+    talk = make_chat(str(checkpoint_folder))
+    talk.obey(["settings", "patience", "5"])
+    assert talk.settings.patience == 5 and re.search(r"patience +5", capsys.readouterr().out)
 
 
 def test_the_embedded_models_know_single_questions():
     """Guards their default: they were not trained on conversations."""
-    args = run.chat_parser().parse_args(["-m", "tiny"])
-    talk = chat.Chat(loading.load("tiny", device="cpu"), args, run.decoding_from, run.watcher, show=False, colour=False)
-    assert talk.template and not talk.history
+    talk = make_chat("tiny")
+    assert talk.use_chat_template and not talk.history
 
 
 class Terminal:

@@ -15,6 +15,7 @@ import pytest
 from helpers import ROOT
 
 import run
+from sampler import GaussianSampler, UniformSampler
 
 SHORT = ["-l", "32", "-b", "16", "-th", "0.02"]
 PROMPT = "Dan is 33 years old. Zoe is 38 years older than Dan. How old is Zoe?"
@@ -74,16 +75,21 @@ def test_help_is_fast_and_complete(arguments, tmp_path):
 
 def test_published_defaults():
     """The defaults of the published run.py, short and long names alike."""
-    args = run.evaluate_parser().parse_args([])
-    expected = {"name": "", "task": "gsm8k", "gen_length": 256, "block_length": 32, "num_fewshot": 0, "threshold": 0,
-                "model": "instruct", "dropout_strategy": "null", "k_sigma": 4, "scale": 2.0, "num_tokens": 0,
-                "use_cache": False, "dual_cache": False, "from_scratch": False, "early_termination": False}
+    args = run.parser_of("evaluate").parse_args([])
+    expected = {"name": "", "task": "gsm8k", "num_fewshot": 0, "model": "instruct", "from_scratch": False}
     assert {name: getattr(args, name) for name in expected} == expected
+    assert run.settings_from(args).as_choices().items() >= {
+        "gen_length": 256, "block_length": 32, "threshold": None, "dropout_strategy": "null", "cache": "none",
+        "early_termination": False}.items()
+    gaussian = run.settings_from(run.parser_of("evaluate").parse_args(["-d", "gaussian"]))
+    assert gaussian.suffix_sampler == GaussianSampler(window=256, k_sigma=4, scale=2.0)
+    uniform = run.settings_from(run.parser_of("evaluate").parse_args(["-d", "random"]))
+    assert uniform.suffix_sampler == UniformSampler(window=256, number=0)
     short = "-n x -t a -l 64 -b 8 -s 1 -th 0.5 -m tiny -d random -w 32 -k 3 -sc 1.5 -nt 2 -c -dc -re -e -p 29".split()
     long = "--name x --task a --gen_length 64 --block_size 8 --num_fewshot 1 --threshold 0.5 --model tiny " \
            "--dropout_strategy random --window 32 --k_sigma 3 --scale 1.5 --num_tokens 2 --use_cache --dual_cache " \
            "--from_scratch --early_termination --main_process_port 29".split()
-    assert run.evaluate_parser().parse_args(short) == run.evaluate_parser().parse_args(long)
+    assert run.parser_of("evaluate").parse_args(short) == run.parser_of("evaluate").parse_args(long)
 
 
 # --- generate ---------------------------------------------------------------------------------------------------------
@@ -213,7 +219,7 @@ def test_evaluation_prints_and_writes_its_record(model, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["-b", "7"], "block_length is 7; it must divide gen_length (32)"),
+    (["-b", "7"], "block_size is 7; it must divide gen_length (32)"),
     (["--steps", "3"], "steps is 3; it must be a multiple of the number of blocks (2)"),
     (["--steps", "64"], "at most one a token"),
     (["-th", "1.01"], "threshold is 1.01"),
@@ -221,13 +227,16 @@ def test_evaluation_prints_and_writes_its_record(model, capsys, tmp_path):
     (["-th", "0.9", "--factor", "1"], "give one of the two"),
     (["-d", "window", "-w", "64"], "window is 64; it must be at most gen_length (32)"),
     (["-d", "uniform", "-w", "0"], "window is 0"),
-    (["-d", "uniform", "-nt", "-1"], "number is -1"),
+    (["-d", "uniform", "-nt", "-1"], "num_tokens is -1"),
     (["-d", "attention"], "dropout_strategy is 'attention'; it must be one of"),
     (["-m", "nonsense"], "model is 'nonsense'"),
     (["-m", "./missing"], "model is './missing'"),
     (["--device", "tpu9"], "device is 'tpu9'"),
     (["--dtype", "float8"], "dtype is 'float8'; it must be one of"),
     (["-l", "many"], "argument -l/--gen_length: invalid int value: 'many'"),
+    (["-d", "gaussian", "-nt", "8"], "num_tokens is 8, but dropout_strategy gaussian does not use it"),
+    (["-k", "3"], "k_sigma is 3.0, but dropout_strategy null does not use it"),
+    (["--top_p", "0.9"], "top_p: not a setting of LLaDA"),
     (["-t", "missing.yaml"], "there is no task file 'missing.yaml'"),
     (["--limit", "0"], "limit is 0"),
     (["--batch_size", "-2"], "batch_size is -2"),
@@ -274,7 +283,7 @@ def test_unexpected_error_is_one_line_unless_debug(model, capsys, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("completion.complete", broken)
+    monkeypatch.setattr("dpad.engine.completion.complete", broken)
     arguments = ["generate", *model, *SHORT, "--prompt", "a"]
     assert "RuntimeError: boom (--debug shows where)" in refused(capsys, arguments, status=1)
     with pytest.raises(RuntimeError, match="boom"):
@@ -327,19 +336,3 @@ def test_interrupted_run_goes_on_where_it_stopped(model, tmp_path, capsys, sent,
         for name in ("parts", "whole")
     )
     assert parts == whole and len(parts) == len(kept) + 2
-
-
-def test_lm_eval_command_line(model, tmp_path):
-    """The adapter under lm-eval's own command line, by the command in llada/eval.py: answers, metrics and speed."""
-    arguments = f"checkpoint={model[1]},gen_length=32,block_length=16,threshold=0.02,dropout_strategy=gaussian"
-    done = subprocess.run(
-        [sys.executable, "-m", "llada.eval", "--model", "dpad_llada", "--model_args", arguments, "--device", "cpu",
-         "--tasks", "arithmetic-50", "--include_path", "dataset/tasks", "--apply_chat_template", "--limit", "2",
-         "--output_path", str(tmp_path), "--log_samples"],
-        cwd=ROOT, text=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    [path] = tmp_path.rglob("results_*.json")
-    results = json.loads(path.read_text())
-    assert results["config"]["speed"]["samples"] == 2 and results["config"]["decoding"]["threshold"] == 0.02
-    assert results["results"]["arithmetic-50"]["exact_match,strict-match"] == 0

@@ -14,7 +14,9 @@ import yaml
 
 from dataset import gsm8k
 from demo import demo
-from dpad.evaluation import harness
+from dpad.engine.configurations import PAPER_TABLE
+from dpad.evaluation import runs
+from dpad.evaluation.tasks import load_tasks
 from dpad.results import tables
 from dpad.results.records import load
 
@@ -105,7 +107,7 @@ def test_gsm8k_read_names_what_is_wrong(tmp_path):
 def test_gsm8k_split_asks_and_scores_as_gsm8k_does(tmp_path, monkeypatch):
     monkeypatch.setattr(gsm8k, "OUTPUT", tmp_path / "gsm8k.arrow")
     gsm8k.write(gsm8k.table(ROWS), gsm8k.OUTPUT)
-    task = harness.load_tasks("gsm8k-split")["tasks"]["gsm8k-split"]
+    task = load_tasks("gsm8k-split")["tasks"]["gsm8k-split"]
     documents = list(task.test_docs())
     assert [document["ans"] for document in documents] == [12, 1070000, 2.5]
     assert task.doc_to_text(documents[0]) == "Question: What is 3 * 4?\nAnswer:"
@@ -139,37 +141,13 @@ def test_gsm8k_split_without_its_file_is_one_sentence(tmp_path, monkeypatch, cap
 # --- demo/demo.py -------------------------------------------------------------------------------------------------
 
 
-def test_configurations_are_the_papers():
-    by_name = {name: demo.flags(name, "tiny", 512) for name in demo.names(512)}
-    assert list(by_name) == ["Vanilla", "+DPad", "+Parallel", "+Parallel+DPad", "+Parallel+PrefixCache",
-                             "+Parallel+PrefixCache+DPad"]
-    for name, chosen in by_name.items():
-        assert (chosen["block_length"], chosen["gen_length"]) == (32, 512)
-        assert chosen.get("threshold") == (0.9 if "Parallel" in name else None)
-        assert chosen.get("use_cache", False) == ("Cache" in name)
-        assert chosen.get("early_termination", False) == ("DPad" in name)
-        if "DPad" in name:
-            sampler = [chosen[key] for key in ("dropout_strategy", "k_sigma", "scale", "window")]
-            assert sampler == ["gaussian", 3, 1.6, 256]
-        else:
-            assert "dropout_strategy" not in chosen
-
-
-@pytest.mark.parametrize("model, k_sigma, scale", [
-    ("instruct", 4, 2.0), ("GSAI-ML/LLaDA-8B-Instruct", 4, 2.0), ("1.5", 3, 1.6), ("instruct/other", 3, 1.6),
-])
-def test_instruct_has_its_own_dropout(model, k_sigma, scale):
-    chosen = demo.flags("+DPad", model, 128)
-    assert (chosen["k_sigma"], chosen["scale"], chosen["window"]) == (k_sigma, scale, 128)
-
-
 def test_demo_measures_shows_and_keeps(tmp_path, capsys):
     command = ["--limit", "1", "--gen_length", "64", "--output", str(tmp_path)]
     assert demo.main(command) == 0
     out = capsys.readouterr().out
     folder = tmp_path / "arithmetic-50-tiny-64-first-1"
     records = load([folder / "records.json"])
-    assert [record["name"] for record in records] == demo.names(256)
+    assert [record["name"] for record in records] == list(PAPER_TABLE)
     for line in tables.terminal_table(records).splitlines():
         assert line in out
     assert tables.caption(records) in out and str(folder / "chart.png") in out
@@ -186,15 +164,15 @@ def test_demo_measures_shows_and_keeps(tmp_path, capsys):
 
 
 def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
-    evaluate, started = harness.evaluate, []
+    evaluate, started = runs.evaluate, []
 
-    def interrupted(loaded, task, *, name, **options):
+    def interrupted(loaded, task, settings, *, name, **options):
         started.append(name)
         if len(started) == 3:
-            raise harness.Interrupted("interrupted: go on")
-        return evaluate(loaded, task, name=name, **options)
+            raise runs.Interrupted("interrupted: go on")
+        return evaluate(loaded, task, settings, name=name, **options)
 
-    monkeypatch.setattr(harness, "evaluate", interrupted)
+    monkeypatch.setattr(runs, "evaluate", interrupted)
     assert demo.main(["--limit", "1", "--gen_length", "32", "--output", str(tmp_path)]) == 130
     assert "interrupted: go on" in capsys.readouterr().err
     kept = load([tmp_path / "arithmetic-50-tiny-32-first-1" / "records.json"])
@@ -202,7 +180,7 @@ def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--gen_length", "100"], "block_length is 32; it must divide gen_length (100)"),
+    (["--gen_length", "100"], "block_size is 32; it must divide gen_length (100)"),
     (["--limit", "0"], "--limit is 0; it must be at least 1"),
     (["--model", "no-such-model"], "model is 'no-such-model'"),
     (["--task", "no-such-task"], "there is no task 'no-such-task'"),
@@ -231,8 +209,11 @@ def test_demo_help_names_every_variable():
 def test_everything_else_works_without_gradio():
     """The page says in one line what it needs; nothing but the page imports Gradio."""
     program = ("import sys; sys.modules['gradio'] = None; sys.argv = ['app.py']\n"
-               "import run\nfrom benchmarks import bench\nfrom dpad.evaluation import harness\nfrom dpad.interact import chat\n"
-               "from dpad.results import charts, documents, paper\n"
+               "import run\n"
+               "from benchmarks import bench\n"
+               "from dpad.evaluation import runs\n"
+               "from dpad.interact import chat\n"
+               "from dpad.results import charts, documents\n"
                "from demo import app; sys.exit(app.main([]))")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1

@@ -11,7 +11,7 @@ import torch
 from helpers import SAMPLERS, left_padded, name_of, prompts_of
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
-from checkpoints import tiny
+from checkpoints import make
 from dpad.engine.settings import CACHE_MODES, TokenIds
 from dream import DreamConfig, DreamModel, DreamTokenizer
 from dream.generate import DreamRule, DreamSettings, generate, keep_top
@@ -151,8 +151,8 @@ def test_saved_shards_read_back(random_dream, tmp_path):
 def tokenizer_folder(tmp_path_factory):
     """A folder with vocab.json and merges.txt as the hub has them, from the embedded model's recipe."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    model, tokenizer = tiny.make("dream", seed=7)
-    tiny.save_tokenizer(tokenizer, folder)
+    model, tokenizer = make.make_model("dream", seed=7)
+    make.save_tokenizer(tokenizer, folder)
     model.config.save_pretrained(folder)
     return folder
 
@@ -175,7 +175,7 @@ def test_encodes_as_qwen2_does(tokenizer_folder):
 
 def test_a_saved_tokenizer_reads_back(tokenizer_folder):
     """Guards the numbers that vocab.json can not hold: after saving and loading every token has its id again."""
-    _, made = tiny.make("dream", seed=7)
+    _, made = make.make_model("dream", seed=7)
     assert DreamTokenizer.from_pretrained(tokenizer_folder).get_vocab() == made.get_vocab()
 
 

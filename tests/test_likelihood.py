@@ -1,6 +1,6 @@
 """Log-likelihoods: the estimate against exact enumeration on a toy, its laws, and multiple choice end to end.
 
-    bash tests/run.sh tests/test_likelihood.py
+    python -m pytest tests/test_likelihood.py
 """
 
 import itertools
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from dpad.engine import loading
 from dpad.engine.likelihood import SCHEMES, draw_masks, greedy_tokens, log_likelihood, predictions
-from dpad.evaluation import harness
+from dpad.evaluation.runs import evaluate
 from llada.generate import generate
+from llada.settings import LLaDASettings
 
 PROMPT = torch.tensor([3, 141, 59, 26])
 MASK = 510
@@ -100,9 +101,9 @@ def test_multiple_choice_task(checkpoint_folder, tmp_path):
     """A task that asks for log-likelihoods runs whole, resumes, and counts documents as samples."""
     loaded = loading.load(str(checkpoint_folder), device="cpu", dtype="float32")
     options = {"limit": 3, "output": tmp_path, "mc_samples": 4, "batch_size": 4, "progress": False}
-    record = harness.evaluate(loaded, "choices-local", **options)
+    record = evaluate(loaded, "choices-local", LLaDASettings(), **options)
     assert record["metrics"].keys() == {"acc", "acc_norm"} and record["samples"] == 3
     lines = (tmp_path / record["folder"] / "samples.jsonl").read_text().splitlines()
     assert len(lines) == 9
-    again = harness.evaluate(loaded, "choices-local", **options)
+    again = evaluate(loaded, "choices-local", LLaDASettings(), **options)
     assert again["reused"] == 9 and again["metrics"] == record["metrics"]

@@ -1,6 +1,6 @@
 """Several processes on one evaluation: same answers as one, a killed process fails the run, and it can go on.
 
-    bash tests/run.sh tests/test_processes.py
+    python -m pytest tests/test_processes.py
 """
 
 import json
@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+from dpad import ROOT
 from dpad.evaluation import processes
 
-FLAGS = ["-t", "arithmetic-50", "-th", "0.02", "-l", "64", "-b", "32", "--limit", "7", "--device", "cpu"]
+FLAGS = ["-t", "arithmetic-50", "-s", "2", "-th", "0.02", "-l", "64", "-b", "32", "--limit", "7", "--device", "cpu"]
 
 
 def command(checkpoint, output, *more):

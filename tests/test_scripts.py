@@ -16,8 +16,9 @@ import pytest
 from conftest import ROOT
 
 import run
+from dpad.engine.configurations import classify
 from dpad.results.paper import GRID, STAND_INS, reported
-from sampler import GaussianSampler
+from sampler import GaussianSampler, UniformSampler
 
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/scripts/*.sh"))
 TABLES = {  # script -> the authors' rows that it measures: key of paper.json and answer lengths
@@ -68,6 +69,12 @@ def house(tmp_path):
     return tmp_path
 
 
+def parse(row):
+    """The flags of a command line of `run.py`, and the decoding settings that they stand for."""
+    options = run.parser_of("evaluate").parse_args(row)
+    return options, run.settings_from(options)
+
+
 def called(house, script, cwd="/", **variables):
     """Run a script from elsewhere; its process, and the command lines of run.py."""
     (house / "calls").unlink(missing_ok=True)
@@ -83,11 +90,12 @@ def test_every_line_is_a_command_that_run_takes(house, script):
     done, calls = called(house, script)
     assert done.returncode == 0, done.stderr
     *rows, table = calls
-    assert table[0] == "table" and run.table_parser().parse_args(table[1:])
+    assert table[0] == "table" and run.parser_of("table").parse_args(table[1:])
+    records = []
     for row in rows:
-        options = run.evaluate_parser().parse_args(row)
-        assert run.decoding_from(options)["gen_length"] == options.gen_length
-    records = [run.evaluate_parser().parse_args(row).record for row in rows]
+        options, settings = parse(row)
+        assert settings.gen_length == options.gen_length
+        records.append(options.record)
     assert len(set(records)) == len(records) >= 7
 
 
@@ -96,38 +104,39 @@ def test_the_rows_are_the_papers(house, script):
     """Guards names and lengths: every row of the paper's table is measured once, under the name it has there."""
     key, lengths = TABLES[script]
     _, calls = called(house, script)
-    parsed = [run.evaluate_parser().parse_args(row) for row in calls[:-1]]
-    measured = [(options.task, options.gen_length, options.name) for options in parsed]
+    parsed = [parse(row) for row in calls[:-1]]
+    measured = [(options.task, options.gen_length, options.name) for options, _ in parsed]
     assert sorted(measured) == sorted(place for place in reported(key) if place[1] in lengths)
     assert calls[-1][calls[-1].index("--paper") + 1] == key
-    for options in parsed:
-        shots, *settings = SETTINGS[key, options.task, options.gen_length]
-        k, scale, window = settings[-1 if "Parallel" in options.name else 0]
+    for options, settings in parsed:
+        shots, *samplers = SETTINGS[key, options.task, options.gen_length]
+        k, scale, window = samplers[-1 if "Parallel" in options.name else 0]
         assert options.num_fewshot == shots
         if "DPad" in options.name:
-            assert (options.k_sigma, options.scale, options.window) == (k, scale, window)
-    for options in parsed:  # as the paper measured: every row with DPad terminates early
-        assert options.early_termination == ("DPad" in options.name or "Early" in options.name)
-        assert options.threshold == (0.9 if "Parallel" in options.name else 0)
-        assert options.use_cache == ("PrefixCache" in options.name)
-        assert (options.dropout_strategy == "gaussian") == ("DPad" in options.name)
+            assert settings.suffix_sampler == GaussianSampler(window, k, scale)
+    for options, settings in parsed:  # as the paper measured: every row with DPad terminates early
+        assert classify(settings.to_json()).name == options.name
+        assert settings.early_termination == ("DPad" in options.name or "Early" in options.name)
+        assert settings.threshold == (0.9 if "Parallel" in options.name else None)
 
 
 def test_the_heatmap_has_the_papers_cells(house):
     """36 cells of the Gaussian and 45 of the uniform sampler; WINDOWS takes some of their columns."""
     _, calls = called(house, "llada/scripts/heatmap.sh")
-    parsed = [run.evaluate_parser().parse_args(row) for row in calls[:-1]]
-    assert sum(options.name.startswith("uniform") for options in parsed) == 45
-    assert sum(options.name.startswith("gaussian") for options in parsed) == 36
-    for options in parsed:
-        sampler, window, kept = options.name.split("-")
-        assert (options.dropout_strategy, options.window) == (sampler, int(window)) and options.use_cache
-        assert (options.num_fewshot, options.gen_length, options.threshold) == (4, 512, 0)
-        if sampler == "uniform":
-            assert options.num_tokens == int(kept)
+    parsed = [parse(row) for row in calls[:-1]]
+    assert sum(options.name.startswith("uniform") for options, _ in parsed) == 45
+    assert sum(options.name.startswith("gaussian") for options, _ in parsed) == 36
+    for options, settings in parsed:
+        name, window, tokens = options.name.split("-")
+        sampler = settings.suffix_sampler
+        assert (sampler.window, settings.cache, settings.threshold) == (int(window), "prefix", None)
+        assert (options.num_fewshot, settings.gen_length) == (4, 512)
+        if name == "uniform":
+            assert sampler == UniformSampler(int(window), int(tokens))
         else:  # the scale, of one decimal, that keeps about so many on average
-            mean = GaussianSampler(int(window), options.k_sigma, options.scale).retention(int(window)).sum().item()
-            assert min(GRID, key=lambda size: abs(size - mean)) == int(kept)  # the cell that the figure puts it into
+            assert isinstance(sampler, GaussianSampler) and sampler.k_sigma == 3
+            mean = sampler.retention(int(window)).sum().item()
+            assert min(GRID, key=lambda size: abs(size - mean)) == int(tokens)  # the cell that the figure puts it into
     _, calls = called(house, "llada/scripts/heatmap.sh", WINDOWS="64")
     assert [row[row.index("-n") + 1] for row in calls[:-1]] == ["uniform-64-32", "uniform-64-64", "gaussian-64-32"]
 
@@ -137,7 +146,7 @@ def test_the_embedded_models_answer_stand_ins(house):
     for script, model in (("llada/scripts/main_1.5.sh", "tiny"), ("dream/scripts/main_base.sh", "dream-tiny")):
         _, calls = called(house, script, MODEL=model, LIMIT="4", NUM_PROCESSES="2")
         for row in calls[:-1]:
-            options = run.evaluate_parser().parse_args(row)
+            options, _ = parse(row)
             assert options.task in STAND_INS and (options.limit, options.num_processes) == (4, 2)
             assert options.model == model and options.num_fewshot == 0
 

@@ -1,58 +1,58 @@
 """Coding tasks for lm-eval: HumanEval and MBPP from the hub, and a dozen problems of our own in the form of each.
 
-Named by the task files beside it, never run. To see a task at work, offline:
+The task files beside this one name these functions. To see a task at work, offline:
 
     python run.py -t humaneval-local -m tiny --limit 3
 
-lm-eval's own files for these tasks run the programs inside its process and need the network for that; here they are
-run by sandbox.py, after all generation is done, and every answer is scored twice: as it is (`pass@1_raw`) and cleaned
-as postprocess_code.py says (`pass@1`).
+lm-eval's own versions of these tasks run the model's programs inside lm-eval's process and download the code for that.
+Here sandbox.py runs the programs, after all generation is done, and every answer is scored twice: as the model wrote it
+(`pass@1_raw`) and cleaned by postprocess_code.py (`pass@1`).
 """
-
-import json
 
 from datasets import Dataset, load_dataset
 
-from dpad import ROOT
+from dataset import read_problems
 from dpad.evaluation import sandbox
-from postprocess_code import before, clean, program
+from postprocess_code import clean, program, raw_program
 
-FEWSHOT = 3
-HUMANEVAL = ("task_id", "prompt", "entry_point", "test", "canonical_solution")
-MBPP = ("task_id", "text", "code", "test_list")
+FEWSHOT_PROBLEMS = 3
+MBPP_FEWSHOT_IDS = (2, 3, 4)
+HUMANEVAL_COLUMNS = ("task_id", "prompt", "entry_point", "test", "canonical_solution")
+MBPP_COLUMNS = ("task_id", "text", "code", "test_list")
 
 
-def humaneval(**metadata) -> dict:
+def humaneval(**metadata: object) -> dict[str, Dataset]:
     """HumanEval's 164 problems, from the hub (Chen et al., arXiv 2107.03374)."""
     return {"test": load_dataset("openai/openai_humaneval", split="test")}
 
 
-def mbpp(**metadata) -> dict:
-    """MBPP's 500 test problems, from the hub, and the three that its authors prompt with (arXiv 2108.07732)."""
-    shown = load_dataset("google-research-datasets/mbpp", "full", split="prompt")
-    shown = shown.filter(lambda problem: problem["task_id"] in (2, 3, 4))
-    return {"train": shown, "test": load_dataset("google-research-datasets/mbpp", "full", split="test")}
+def mbpp(**metadata: object) -> dict[str, Dataset]:
+    """MBPP's 500 test problems, from the hub, and the authors' three few-shot examples (arXiv 2108.07732)."""
+    examples = load_dataset("google-research-datasets/mbpp", "full", split="prompt")
+    examples = examples.filter(lambda problem: problem["task_id"] in MBPP_FEWSHOT_IDS)
+    return {"train": examples, "test": load_dataset("google-research-datasets/mbpp", "full", split="test")}
 
 
-def humaneval_local(**metadata) -> dict:
+def humaneval_local(**metadata: object) -> dict[str, Dataset]:
     """dataset/programs.jsonl in HumanEval's form."""
-    return {"test": _own(HUMANEVAL)}
+    return {"test": _own_problems(HUMANEVAL_COLUMNS)}
 
 
-def mbpp_local(**metadata) -> dict:
-    """The same in MBPP's form; the first ones are for few-shot examples."""
-    problems = _own(MBPP)
-    return {"train": problems.select(range(FEWSHOT)), "test": problems.select(range(FEWSHOT, len(problems)))}
-
-
-def _own(columns: tuple[str, ...]) -> Dataset:
-    lines = (ROOT / "dataset" / "programs.jsonl").read_text(encoding="utf-8").splitlines()
-    return Dataset.from_list([{column: json.loads(line)[column] for column in columns} for line in lines])
-
-
-def score(doc: dict, results: list[str]) -> dict:
-    """Whether the answer's program passes the problem's tests: cleaned, and as it is."""
-    programs = {
-        "pass@1": program(clean(results[0], doc), doc), "pass@1_raw": program(before(doc) + results[0], doc),
+def mbpp_local(**metadata: object) -> dict[str, Dataset]:
+    """dataset/programs.jsonl in MBPP's form; the first problems are the few-shot examples."""
+    problems = _own_problems(MBPP_COLUMNS)
+    return {
+        "train": problems.select(range(FEWSHOT_PROBLEMS)),
+        "test": problems.select(range(FEWSHOT_PROBLEMS, len(problems))),
     }
-    return {name: float(sandbox.run_program(text) == "passed") for name, text in programs.items()}
+
+
+def _own_problems(columns: tuple[str, ...]) -> Dataset:
+    problems = read_problems("programs.jsonl")
+    return Dataset.from_list([{column: problem[column] for column in columns} for problem in problems])
+
+
+def score(doc: dict, results: list[str]) -> dict[str, float]:
+    """Whether the answer's program passes the problem's tests: cleaned, and as the model wrote it."""
+    programs = {"pass@1": program(clean(results[0], doc), doc), "pass@1_raw": raw_program(results[0], doc)}
+    return {metric: float(sandbox.run_program(text) == "passed") for metric, text in programs.items()}

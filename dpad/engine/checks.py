@@ -30,9 +30,10 @@ def check_number(
     name: str, value: object, *, minimum: float | None = None, above: float | None = None, maximum: float | None = None
 ) -> None:
     """Raise ValueError unless `value` is a finite number of at least `minimum`, above `above` and at most `maximum`."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if (
-        not is_number
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not math.isfinite(value)
         or (minimum is not None and value < minimum)
         or (above is not None and value <= above)
         or (maximum is not None and value > maximum)

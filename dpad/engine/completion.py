@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from dpad.engine import cuda_graphs
 from dpad.engine.loading import LoadedModel
@@ -83,9 +82,7 @@ def complete(
     return completions
 
 
-def cut(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], eos_id: int, until: Sequence[str]
-) -> tuple[str, str, int]:
+def cut(tokenizer: Any, ids: list[int], eos_id: int, until: Sequence[str]) -> tuple[str, str, int]:
     """The answer's text before the first stop string, its raw text, and its number of tokens that are not EOS."""
     length = len(ids)
     while length and ids[length - 1] == eos_id:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from sampler import WINDOW
 
 BLOCK_LENGTH = 32
 THRESHOLD = 0.9  # +Parallel unmasks all tokens that are at least this confident
-WINDOW = 256
 LONG_ANSWER = 1024  # from this length on the paper has its long-sequence figure instead of its main tables
 
 
@@ -63,7 +65,7 @@ class Configuration:
     def choices(
         self, gen_length: int, *, k_sigma: float = 3, scale: float = 1.6, window: int = WINDOW,
         threshold: float = THRESHOLD,
-    ) -> dict:
+    ) -> dict[str, Any]:
         """The configuration's settings, as `DecodingSettings.from_choices` takes them.
 
         Args:
@@ -71,7 +73,7 @@ class Configuration:
             k_sigma, scale, window: of the Gaussian sampler, where the configuration has DPad.
             threshold: the confidence from which on tokens are unmasked, where the configuration is parallel.
         """
-        choices = {
+        choices: dict[str, Any] = {
             "gen_length": gen_length,
             "block_length": BLOCK_LENGTH,
             "cache": self.cache,
@@ -120,7 +122,7 @@ def names_for(gen_length: int) -> tuple[str, ...]:
     return LONG_SEQUENCES if gen_length >= LONG_ANSWER else PAPER_TABLE
 
 
-def dpad_parameters(model: str) -> dict[str, float]:
+def dpad_parameters(model: str) -> dict[str, Any]:
     """The sampler's `k_sigma` and `scale` for a model: the paper has others for LLaDA-Instruct than for all the rest.
 
     Args:

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -93,20 +94,22 @@ class Step:
 class ReusedCache(SlotCache):
     """A cache that calls use one after the other; its buffers are allocated anew when a call does not fit into them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.buffer = None
+        self.buffer = _no_buffer()
         self.rows = 0
         self.length = 0
 
     def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
         """Make room for a call."""
-        buffer = self.buffer
-        if buffer is not None and (buffer.dtype, buffer.device) == (model.dtype, model.device):
-            if rows <= buffer.shape[2] and capacity <= buffer.shape[4]:
-                return
-        self.buffer = buffer = None  # frees the old buffer before the new one is allocated
+        if (self.buffer.dtype, self.buffer.device) == (model.dtype, model.device) and self._holds(rows, capacity):
+            return
+        self.buffer = _no_buffer()  # frees the old buffer before the new one is allocated
         self.buffer = self.allocate(model, rows, capacity)
+
+
+    def _holds(self, rows: int, capacity: int) -> bool:
+        return rows <= self.buffer.shape[2] and capacity <= self.buffer.shape[4]
 
 
 class GraphedCache(ReusedCache):
@@ -115,37 +118,42 @@ class GraphedCache(ReusedCache):
     The last slot of the buffers takes the keys and values of queries that only pad a bucket.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.weights = None
-        self.stream = None  # of recordings
+        self.weights: tuple | None = None  # the dtype and addresses that the recordings were made with
+        self.stream: torch.cuda.Stream | None = None  # of recordings
         self.steps: OrderedDict[tuple[int, int, int], Step] = OrderedDict()
         self.version = 0
         self.window: tuple[int, int] | None = None  # rows and slots of the step that is running, both bucketed
-        self.pool = None
+        self.pool: Any = None  # of the recordings' memory
 
     def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
         """Make room for a call; graphs and buffers are kept if it fits and the weights are where they were."""
-        rows, capacity = power_of_two(rows), round_up(capacity + 1, CAPACITY_BUCKET)
+        rows = power_of_two(rows)
+        capacity = round_up(capacity + 1, CAPACITY_BUCKET)
         weights = (model.dtype, *(weight.data_ptr() for weight in model.parameters()))
-        if weights == self.weights and rows <= self.buffer.shape[2] and capacity <= self.buffer.shape[4]:
+        if weights == self.weights and self._holds(rows, capacity):
             return
         if weights == self.weights:
             # Keep room for earlier calls too, so that calls of two shapes do not rebuild the buffers in turn; but many
             # short rows and a few long ones must not become many long ones.
-            old_rows, old_capacity = self.buffer.shape[2], self.buffer.shape[4]
-            both_rows, both_capacity = max(rows, old_rows), max(capacity, old_capacity)
-            if both_rows * both_capacity <= 2 * max(old_rows * old_capacity, rows * capacity):
-                rows, capacity = both_rows, both_capacity
+            old_rows = self.buffer.shape[2]
+            old_capacity = self.buffer.shape[4]
+            slots = max(old_rows * old_capacity, rows * capacity)
+            if max(rows, old_rows) * max(capacity, old_capacity) <= 2 * slots:
+                rows = max(rows, old_rows)
+                capacity = max(capacity, old_capacity)
         self.steps.clear()
-        self.weights = self.pool = self.buffer = None  # frees the old buffers before the new ones are allocated
+        self.weights = None
+        self.pool = None
+        self.buffer = _no_buffer()  # frees the old buffers before the new ones are allocated
         self.buffer = self.allocate(model, rows, capacity).zero_()  # slots behind the mask must not hold NaN
         self.weights = weights  # set last: if memory runs out above, the buffers count as missing
 
     def begin(self, rows: int, length: int) -> None:
         super().begin(rows, length)
         self.version += 1
-        # A step reads up to its bucket's end. What lies there is masked, but by adding -inf: NaN would come through.
+        # A step reads up to its bucket's end. Slots there are masked by adding -inf, which a NaN would survive.
         self.buffer[:, :, :rows, :, length : round_up(length, KEY_BUCKET)] = 0
 
     def keep(self, rows: list[int]) -> None:
@@ -155,6 +163,7 @@ class GraphedCache(ReusedCache):
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.window is None:
             return super().write(layer, start, keys, values)
+        assert isinstance(start, Tensor)
         rows, length = self.window
         stored = self.buffer[layer, :, :rows]
         stored[0].index_copy_(2, start, keys)
@@ -162,7 +171,7 @@ class GraphedCache(ReusedCache):
         return stored[0, :, :, :length], stored[1, :, :, :length]
 
     def forward(self, model: MaskedDiffusionModel, ids: Tensor, positions: Tensor, key_mask: Tensor | None,
-                start: int | Tensor) -> Tensor:
+                start: int) -> Tensor:
         if start == 0:  # a block's first step computes every slot: few large kernels, of a new shape in every block
             return super().forward(model, ids, positions, key_mask, start)
         rows, count = ids.shape
@@ -177,6 +186,7 @@ class GraphedCache(ReusedCache):
         else:
             self._run(model, step)
         step.runs += 1
+        assert step.hidden is not None
         return step.hidden[:rows, :count]
 
     def _step(self, rows: int, count: int) -> Step:
@@ -213,7 +223,7 @@ class GraphedCache(ReusedCache):
         step.filled = self.version
 
     def _run(self, model: MaskedDiffusionModel, step: Step) -> None:
-        self.window = step.key_mask.shape
+        self.window = step.key_mask.shape[0], step.key_mask.shape[1]
         try:
             step.hidden = model.hidden_states(step.ids, step.positions, step.key_mask, self, step.places)
         finally:
@@ -229,6 +239,11 @@ class GraphedCache(ReusedCache):
             self._run(model, step)
         self.pool, step.replay = graph.pool(), graph.replay
         step.replay()  # recording computed nothing
+
+
+def _no_buffer() -> Tensor:
+    """A buffer of no rows and no capacity."""
+    return torch.empty((0,) * 6)
 
 
 # By model and kind; no cache refers to its model.

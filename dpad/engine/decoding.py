@@ -43,11 +43,12 @@ class DecodingOutput(ModelOutput):
     tokens_processed: slots computed in all, over rows and forwards; padding is not counted.
     """
 
-    sequences: Tensor | None = None
-    forwards: Tensor | None = None
-    decided_at: Tensor | None = None
-    kept_suffix: list[list[int]] | None = None
-    tokens_processed: int | None = None
+    # ModelOutput wants defaults; every field is always set.
+    sequences: Tensor = None  # type: ignore[assignment]
+    forwards: Tensor = None  # type: ignore[assignment]
+    decided_at: Tensor = None  # type: ignore[assignment]
+    kept_suffix: list[list[int]] = None  # type: ignore[assignment]
+    tokens_processed: int = None  # type: ignore[assignment]
 
 
 @torch.no_grad()

@@ -122,12 +122,11 @@ def setting(
     return dataclasses.field(default=default, metadata={"setting": metadata})
 
 
-@functools.cache
 def settings_of(cls: type) -> tuple[Setting, ...]:
     """The settings among a dataclass's fields, in their order."""
     annotations = typing.get_type_hints(cls)
     settings = []
-    for field in dataclasses.fields(cls):
+    for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
         if "setting" in field.metadata:
             kinds = typing.get_args(annotations[field.name]) or (annotations[field.name],)
             [kind] = [kind for kind in kinds if kind is not types.NoneType]

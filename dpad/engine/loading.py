@@ -22,7 +22,7 @@ from dpad.engine.checks import check_choice
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from transformers import BatchEncoding
 
     from dpad.engine.decoding import DecodingOutput
     from dpad.engine.settings import DecodingSettings
@@ -36,8 +36,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Family:
     """A family of models: its classes, the names of its checkpoints, and the conventions of its published numbers.
 
-    name: `model_type` in config.json. package: has `generate`, with the two classes below. model_class, settings_class,
-    rule_class: names of classes there. names: what people type -> folder or hub id. raw_prompt: parts of the names of
+    name: `model_type` in config.json. package: holds model_class, settings_class (in settings.py) and rule_class (in
+    generate.py). names: what people type -> folder or hub id. raw_prompt: parts of the names of
     checkpoints whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: put
     BOS before a raw prompt. stop_strings: cut answers at a task's stop strings; otherwise at EOS alone. likelihood: how
     its published likelihoods draw masks, one of likelihood.SCHEMES.
@@ -62,7 +62,7 @@ class Family:
     @property
     def settings(self) -> type[DecodingSettings]:
         """The class of its decoding settings."""
-        return getattr(import_module(f"{self.package}.generate"), self.settings_class)
+        return getattr(import_module(f"{self.package}.settings"), self.settings_class)
 
     @property
     def rule(self) -> type[UnmaskingRule]:
@@ -123,7 +123,7 @@ class LoadedModel:
     checkpoint: str
     family: Family
     model: MaskedDiffusionModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any  # a PreTrainedTokenizerBase; its methods are typed for one text and for many alike
     chat_template: bool
 
     @property
@@ -202,7 +202,7 @@ def load(
     options = _hub_options(checkpoint, revision)
     family = _family_of(name, checkpoint, options)
     with _quiet_if_small(checkpoint):
-        # Straight to the device: a GPU machine need not have room for the weights in its main memory.
+        # Straight to the device: the machine's main memory may be too small for the weights.
         model = family.model.from_pretrained(checkpoint, dtype=dtype, device_map={"": device}, **options).eval()
     tokenizer = _tokenizer(checkpoint, options)
     return LoadedModel(
@@ -214,7 +214,7 @@ def load(
 def measured_raw(checkpoint: str, family: Family) -> bool:
     """Whether the published numbers of a checkpoint (folder or hub id) were measured on the raw prompt.
 
-    By the last part of its name, as in the authors' code; --chat_template on or off says otherwise.
+    The last part of its name decides, as in the authors' code; --chat_template overrides it.
     """
     return any(part in Path(checkpoint).name.lower() for part in family.raw_prompt)
 
@@ -233,7 +233,7 @@ def family_of(name: str, revision: str | None = None) -> Family:
 
 
 def resolve(name: str) -> str:
-    """The folder or hub id that a name stands for; ValueError when it can be neither."""
+    """The folder or hub id that a name stands for; ValueError when it stands for neither."""
     if name in NAMES:
         return NAMES[name]
     if Path(name).is_dir():
@@ -247,7 +247,7 @@ def resolve(name: str) -> str:
 def placement(
     device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
-    """Where a model's weights go and in which type: `load`'s defaults filled in; ValueError as there."""
+    """The device and type of a model's weights, with `load`'s defaults filled in; ValueError as there."""
     import torch
 
     device = _device(device)
@@ -256,10 +256,10 @@ def placement(
         torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else "bfloat16"
-    if isinstance(dtype, str):
-        check_choice("dtype", dtype, DTYPES)
-        dtype = getattr(torch, dtype)
-    return device, dtype
+    if isinstance(dtype, torch.dtype):
+        return device, dtype
+    check_choice("dtype", dtype, DTYPES)
+    return device, getattr(torch, dtype)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -274,12 +274,12 @@ def _device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda or another device that this installation of "
                          "torch can use") from error
     if place.type == "mps":
-        raise ValueError("device is 'mps'; it must be one with float64, which confidences are computed in: cpu or cuda")
+        raise ValueError("device is 'mps', which has no float64 to compute confidences in; it must be cpu or cuda")
     return place
 
 
 def _hub_options(checkpoint: str, revision: str | None) -> dict[str, Any]:
-    """Arguments of transformers' loaders: which revision, and whether the local cache is all there is."""
+    """Arguments of transformers' loaders: the revision, and whether only the local cache can be used."""
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     if not Path(checkpoint).is_dir():
         options["local_files_only"] = not _hub_answers(checkpoint, revision)
@@ -287,9 +287,9 @@ def _hub_options(checkpoint: str, revision: str | None) -> dict[str, Any]:
 
 
 def _hub_answers(checkpoint: str, revision: str | None) -> bool:
-    """Whether the hub can be asked for this model; False when it is out of reach and only the local cache is left.
+    """Whether the hub can be asked for this model; False when it is out of reach, so that only the cache is left.
 
-    Asked once and at once: transformers' own calls would try again for half a minute a file before they gave up.
+    One short request decides. transformers' own calls would retry for half a minute per file before giving up.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -303,7 +303,7 @@ def _hub_answers(checkpoint: str, revision: str | None) -> bool:
         raise ValueError(f"revision is {revision!r}; model {checkpoint!r} has no such branch, tag or commit") from error
     except HfHubHTTPError as error:
         raise ValueError(f"the hub refuses model {checkpoint!r}: {str(error).splitlines()[0]}") from error
-    except Exception:  # whatever the HTTP library of the day raises (it has changed twice): the hub did not answer
+    except Exception:  # connection errors of any HTTP library that huggingface_hub may use: the hub did not answer
         return False
 
 
@@ -319,7 +319,7 @@ def _family_of(name: str, checkpoint: str, options: dict) -> Family:
         if Path(checkpoint).is_dir():
             raise ValueError(f"checkpoint {checkpoint!r} has a config.json that cannot be read") from error
         raise ValueError(f"model {name!r}: there is no such folder, {checkpoint} is not in the local cache, and the "
-                         "hub is out of reach. `-m tiny` needs none of them") from error
+                         "hub is out of reach; `-m tiny` works offline") from error
     model_type = str(config.get("model_type", "unnamed")).lower()
     if model_type not in FAMILIES:
         raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {model_type!r}; the families here "
@@ -329,10 +329,11 @@ def _family_of(name: str, checkpoint: str, options: dict) -> Family:
 
 @contextmanager
 def _quiet_if_small(checkpoint: str) -> Iterator[None]:
-    """Leave out transformers' progress bar for a checkpoint that loads in a moment."""
+    """Hide transformers' progress bar for a checkpoint that loads in a moment."""
     from transformers.utils import logging
 
-    small = Path(checkpoint).is_dir() and sum(f.stat().st_size for f in Path(checkpoint).glob("*.safetensors")) < 1e9
+    folder = Path(checkpoint)
+    small = folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 1e9
     was_enabled = logging.is_progress_bar_enabled()
     if small:
         logging.disable_progress_bar()
@@ -343,7 +344,7 @@ def _quiet_if_small(checkpoint: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokenizer(checkpoint: str, options: dict) -> PreTrainedTokenizerBase:
+def _tokenizer(checkpoint: str, options: dict) -> Any:
     from transformers import AutoTokenizer
 
     try:

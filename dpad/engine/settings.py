@@ -140,8 +140,10 @@ class DecodingSettings:
 
 def sampler_name(sampler: SuffixSampler | None) -> str:
     """What --dropout_strategy calls a sampler; the class's name where it has none there."""
-    names = {kind: name for name, kind in SAMPLERS.items()}
-    return names.get(type(sampler), type(sampler).__name__)
+    for name, kind in SAMPLERS.items():
+        if type(sampler) is kind:
+            return name
+    return type(sampler).__name__
 
 
 def _parameters(sampler: SuffixSampler | None) -> dict[str, Any]:

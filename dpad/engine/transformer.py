@@ -11,9 +11,10 @@ H heads, K key-value heads (K divides H), D head size, E model width, V vocabula
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,13 +65,13 @@ class SlotCache:
     queries attend to all `length` slots (DPad, section 4; Fast-dLLM's prefix and dual caches).
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, capacity: int):
+    def __init__(self, model: MaskedDiffusionModel, rows: int, capacity: int):
         self.buffer = self.allocate(model, rows, capacity)
         self.rows = rows
         self.length = 0
 
     @staticmethod
-    def allocate(model: PreTrainedModel, rows: int, capacity: int) -> Tensor:
+    def allocate(model: MaskedDiffusionModel, rows: int, capacity: int) -> Tensor:
         """Room for keys and values, [layers, 2, R, K, capacity, D]."""
         shape = (model.layer_count, 2, rows, model.kv_head_count, capacity, model.head_size)
         with torch.inference_mode(False):  # it may serve a later call, which is not in that mode
@@ -83,6 +84,7 @@ class SlotCache:
 
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [R, K, Q, D] at slots [start, start + Q) of a layer; return all its slots, [R, K, length, D]."""
+        assert isinstance(start, int)
         stored = self.buffer[layer, :, : self.rows]
         stored[0, :, :, start : start + keys.shape[2]] = keys
         stored[1, :, :, start : start + keys.shape[2]] = values
@@ -260,7 +262,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         return MaskedLMOutput(logits=self.head(hidden))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args, **options):
+    def from_pretrained(cls, folder: str | Path, *args: Any, **options: Any) -> Any:  # type: ignore[override]
         """Load a checkpoint folder or hub id, sharded or not, from safetensors alone and without remote code.
 
         Takes transformers' options (`dtype`, `device_map`, `revision`, ...). Unlike transformers' own, a weight that
@@ -278,12 +280,13 @@ class MaskedDiffusionModel(PreTrainedModel):
             raise ValueError(f"checkpoint {str(folder)!r} is neither an existing folder nor a hub id (owner/name)")
         options |= {"trust_remote_code": False, "use_safetensors": True}
         if path.is_dir():
+            assert cls.config_class is not None
             check_model_type(path, cls.config_class.model_type)
         wants_info = options.pop("output_loading_info", False)
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        load: Callable[..., Any] = super().from_pretrained
         try:
-            model, info = super().from_pretrained(
-                folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
+            model, info = load(folder, *args, **options)
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"checkpoint {str(folder)!r} could not be loaded: {reason}") from error

@@ -1,16 +1,17 @@
-"""The journal of answers: one JSON line per request, on disk as soon as the request is finished.
+"""The journal of answers: one JSON line per answer, on disk as soon as the answer is finished.
 
-A run that stops for any reason keeps every finished answer, and the same command goes on from there. Used by
-harness.py, never run; `cat results/*/answers-0.jsonl` shows journals.
+A run that stops for any reason keeps every finished answer, and the same command goes on from there. Used by runs.py
+and adapter.py; to see a journal: `cat results/*/answers-0.jsonl`
 
-What makes that safe: one process at a time holds a journal (flock); a line is one write to a file opened for appending,
-followed by fsync; a line without its end, which a killed process leaves, is cut off on opening; anything else that is
-not a line of this format is refused with its line number, because answers that were silently lost would be counted as
-new work and answers that were silently wrong would be counted as results.
+Why that is safe: only one process at a time holds a journal (flock). A line is a single write to a file opened for
+appending, followed by fsync. If a killed process left a line without its end, that line is cut off on opening. Any
+other line that is not an answer is refused with its line number: skipping it would count an old answer as new work, and
+believing it would count a damaged answer as a result.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -19,8 +20,30 @@ from pathlib import Path
 from typing import Any
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer and what it cost; the fields are the keys of a journal's line.
+
+    key: names the request, with everything that its answer depends on. task, doc_id, repeat: whose answer it is; a
+    document has several when a task asks for several or, in multiple choice, one for each choice. answer: the text, or
+    [log-likelihood, whether greedy decoding would write it]. raw: the text before the cut. forwards, tokens, seconds,
+    tokens_processed: as in engine/completion.py.
+    """
+
+    key: str
+    task: str
+    doc_id: int
+    repeat: int
+    answer: Any
+    raw: str
+    forwards: int
+    tokens: int
+    seconds: float
+    tokens_processed: int
+
+
 def digest(value: Any, length: int = 16) -> str:
-    """The first `length` hexadecimal digits of a hash of a JSON value; equal values give equal digests."""
+    """The first `length` hexadecimal digits of a hash of a JSON value; equal values have equal digests."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
@@ -31,47 +54,51 @@ class Journal:
     Args:
         folder: made if it is missing.
         rank: this process among several; each writes its own file and reads all of them.
-        from_scratch: forget what is there.
+        from_scratch: delete the answers that are there.
 
     Attributes:
-        answers: dict from key to answer, of all ranks' files.
+        answers: dict from key to Answer, of all ranks' files.
 
     Raises:
-        ValueError: another process holds the journal, or a line is corrupt.
+        ValueError: another process holds the journal, or a line is not an answer.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, rank: int = 0, from_scratch: bool = False):
+    def __init__(self, folder: str | Path, rank: int = 0, from_scratch: bool = False) -> None:
         self.folder = Path(folder)
         self.path = self.folder / f"answers-{rank}.jsonl"
+        self.answers: dict[str, Answer] = {}
+
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             self._lock()
             if from_scratch:
-                for path in self.folder.glob("answers-*.jsonl"):
+                for path in self._files():
                     os.truncate(path, 0)
             self._cut_unfinished_line()
-            self.answers = self.read()
+            self.refresh()
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
-    def append(self, answer: dict) -> None:
-        """Put an answer, a dict with a "key", on disk; when this returns it is there to stay."""
-        line = (json.dumps(answer, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    def append(self, answer: Answer) -> None:
+        """Put an answer on disk; when this returns, it has reached the disk."""
+        text = json.dumps(dataclasses.asdict(answer), ensure_ascii=False)
+        line = (text + "\n").encode("utf-8", "backslashreplace")
+
         written = os.write(self._file, line)
         if written != len(line):
             raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written; is the disk full?")
         os.fsync(self._file)
-        self.answers[answer["key"]] = answer
 
-    def read(self) -> dict[str, dict]:
-        """The answers that are on disk, of all ranks."""
-        answers = {}
-        for path in sorted(self.folder.glob("answers-*.jsonl")):
-            answers |= _read(path)
-        return answers
+        self.answers[answer.key] = answer
+
+    def refresh(self) -> None:
+        """Read the answers again that are on disk, of all ranks."""
+        self.answers = {}
+        for path in self._files():
+            self.answers |= _read(path)
 
     def close(self) -> None:
         os.close(self._file)
@@ -79,15 +106,18 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("answers-*.jsonl"))
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{self.folder} is in use by another run: wait for that one or choose another "
-                             "--output or --name") from None
+            raise ValueError(f"{self.folder} is in use by another run: wait for it to end, or choose another --output "
+                             "or --name") from None
 
     def _cut_unfinished_line(self) -> None:
         """Remove what follows the last line end: the start of a line whose writer was killed."""
@@ -97,14 +127,14 @@ class Journal:
             os.fsync(self._file)
 
 
-def _read(path: Path) -> dict[str, dict]:
+def _read(path: Path) -> dict[str, Answer]:
     answers = {}
     *lines, _unfinished = path.read_bytes().split(b"\n")  # unfinished: another rank is writing it
     for number, line in enumerate(lines, start=1):
         try:
-            answer = json.loads(line)
-            answers[answer["key"]] = answer
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{path}, line {number} is corrupt: repair or delete that line, or start over with "
-                             "--from_scratch") from None
+            answer = Answer(**json.loads(line))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}, line {number} is corrupt or comes from another version of this program: repair "
+                             "or delete that line, or start over with --from_scratch") from None
+        answers[answer.key] = answer
     return answers

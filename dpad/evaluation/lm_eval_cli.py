@@ -1,68 +1,90 @@
-"""What lm-eval's own command line needs to build a model of this repository from `--model_args`.
+"""Models of this repository under lm-eval's own command line, as `--model dpad`.
 
-The families' eval.py register their models with it, and are run: see llada/eval.py.
+    python -m dpad.evaluation.lm_eval_cli --model dpad --tasks arithmetic-50 --include_path dataset/tasks \
+        --model_args checkpoint=tiny,gen_length=256,dropout_strategy=gaussian \
+        --apply_chat_template --fewshot_as_multiturn False
+
+All of lm-eval's flags work. (`lm_eval --model dpad` alone does not know the name, because lm-eval 0.4.13 finds only
+models in modules that were imported.) run.py is the shorter way, and keeps a journal by default.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
+from lm_eval.api.registry import register_model
 
-from dpad.engine import loading
-from dpad.engine.completion import decoding_options
-from dpad.evaluation.harness import DiffusionLM, run_folder
+from dpad.engine.loading import Family, family_of, load
+from dpad.engine.settings import DecodingSettings
+from dpad.evaluation.adapter import DiffusionLM, describe_settings
 from dpad.evaluation.journal import Journal
+from dpad.evaluation.runs import run_folder
 
 
+@register_model("dpad")
 class CommandLineLM(DiffusionLM):
-    """What `--model_args` takes, all optional:
+    """A model from `--model_args`, which are all optional:
 
-    checkpoint (or pretrained): a name of models.py, a folder or a hub id. revision: on the hub. dtype. journal: a
-    folder to keep finished answers in, so that the same command goes on after an interruption. prompt_limit,
-    mc_samples: see harness.DiffusionLM. Then the settings of
-    `completion.decoding_options`, which are run.py's flags: gen_length, block_length, threshold, dropout_strategy, ...
-
-    A subclass names its `family` (a key of loading.FAMILIES) and the `default` checkpoint.
+    checkpoint (or pretrained): a name such as tiny or instruct, a folder, or a hub id. revision: on the hub. dtype.
+    journal: a folder in which finished answers are kept, so that the same command goes on after an interruption.
+    prompt_limit, mc_samples: see DiffusionLM. All others are decoding settings by their names or flags: gen_length,
+    block_length (or block_size), threshold, dropout_strategy, ...
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
 
-    family: str
-    default: str
-
-    def __init__(self, checkpoint: str | None = None, pretrained: str | None = None, revision: str | None = None,
-                 dtype: str | None = None, device: str | None = None, batch_size: int | str = 1,
-                 max_batch_size: int | None = None, journal: str | None = None,
-                 prompt_limit: int | None = None, mc_samples: int = 128, **settings):
+    def __init__(
+        self, checkpoint: str | None = None, pretrained: str | None = None, revision: str | None = None,
+        dtype: str | None = None, device: str | None = None, batch_size: int | str = 1,
+        max_batch_size: int | None = None, journal: str | None = None, prompt_limit: int | None = None,
+        mc_samples: int = 128, **choices: Any,
+    ) -> None:
         if checkpoint and pretrained:
             raise ValueError("checkpoint and pretrained mean the same; give one")
-        if not str(batch_size).isdecimal() and batch_size != "auto":
-            raise ValueError(f'batch_size is {batch_size!r}; it must be an integer of at least 1, or "auto"')
-        try:
-            options = decoding_options(loading.FAMILIES[self.family], **settings)
-        except TypeError as error:
-            raise ValueError(f"model_args: {str(error).removeprefix('decoding_options() ')}") from error
+        name = str(checkpoint or pretrained or "instruct")  # lm-eval reads a name such as 1.5 as a number
+        settings = settings_from(family_of(name, revision), choices)
         if device and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # lm-eval's default is cuda:0; without a GPU its own models take the CPU as well
-        name = str(checkpoint or pretrained or self.default)  # lm-eval reads a name such as 1.5 as a number
-        loaded = loading.load(name, device=device, dtype=dtype, revision=revision)
-        if loaded.family != self.family:
-            raise ValueError(f"checkpoint {loaded.checkpoint!r} is a {loaded.family} model, not a {self.family} one")
-        super().__init__(loaded, options, batch_size=batch_size if batch_size == "auto" else int(batch_size),
-                         prompt_limit=prompt_limit, mc_samples=mc_samples)
-        if journal:
-            self.journal = Journal(run_folder(journal, "", "lm-eval", loaded, self.settings))
+
+        loaded = load(name, device=device, dtype=dtype, revision=revision)
+        answering: dict[str, Any] = {
+            "batch_size": int(batch_size) if str(batch_size).isdecimal() else batch_size,
+            "prompt_limit": prompt_limit,
+            "mc_samples": mc_samples,
+        }
+        description = describe_settings(loaded, settings, **answering)
+        saved = Journal(run_folder(journal, "", "lm-eval", loaded, description)) if journal else None
+        super().__init__(loaded, settings, **answering, journal=saved)
 
 
-def main(program: str) -> int:
-    """lm-eval's command line; an argument that cannot be used is one line that begins with `program`, and status 2."""
+def settings_from(family: Family, choices: dict[str, Any]) -> DecodingSettings:
+    """Decoding settings from model_args, in which lm-eval has turned numbers and True into Python's values."""
+    entries = {entry.label: entry for entry in family.settings.choices()}
+    entries |= {entry.name: entry for entry in family.settings.choices()}
+    values = {}
+    for key, value in choices.items():
+        if key in entries:
+            entry = entries[key]
+            values[entry.name] = entry.parse(str(value))
+        else:
+            values[key] = value  # from_choices says that there is no such setting
+    return family.settings.from_choices(values)
+
+
+def main() -> int:
+    """lm-eval's command line; an argument that cannot be used ends it with one line and status 2."""
     from lm_eval.__main__ import cli_evaluate
 
     try:
         cli_evaluate()
     except ValueError as error:
-        print(f"{program}:", " ".join(str(error).split()), file=sys.stderr)
+        print("lm_eval_cli:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""A conversation on the terminal: live drafts, settings that change between turns, what each answer cost.
+"""A conversation on the terminal: live drafts, settings that can change between answers, and the cost of each answer.
 
     python run.py chat -m tiny              # /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends
     printf 'Question one\\nQuestion two\\n' | python run.py chat -m tiny
@@ -8,182 +8,210 @@ Imported by run.py, never run.
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpad import ROOT
-from dpad.engine import completion
-from dpad.engine.decoding import CACHE_MODES
+from dpad.engine import completion, prompts
+from dpad.engine.fields import Setting, settings_of
+from dpad.interact import terminal
+from dpad.interact.canvas import describe_settings
+
+if TYPE_CHECKING:
+    from dpad.engine.loading import LoadedModel
+    from dpad.engine.settings import DecodingSettings
 
 HELP = """\
 Type a question. Commands:
   /settings                     show how answers are decoded
-  /settings NAME VALUE ...      change that, from the next answer on; names as in the list
+  /settings NAME VALUE ...      change settings, from the next answer on; names as in the list
   /reset                        forget the conversation
-  /help, /quit                  this text; the end (also Ctrl-D)
+  /help, /quit                  show this text; end (also Ctrl-D)
 Ctrl-C stops an answer."""
-ON, OFF = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 EMBEDDED = ROOT / "checkpoints"
+HISTORY = Setting(name="history", kind=bool, default=True, help="whether the model sees the conversation so far",
+                  flags=("--history",))
+BOLD = "1"
+DIM = "2"
 
 
 class Chat:
     """A conversation with a loaded model.
 
-    args: the flags of `run.py chat`; `decode` turns them into keyword arguments of the model's generate call.
-    show: whether drafts may be drawn over each other (a terminal). colour: dim what is not the answer.
+    Args:
+        settings: how the first answers are decoded; `/settings` changes them.
+        use_chat_template: whether questions go through the model's chat template.
+        live: whether drafts may be drawn over each other (a terminal).
+        colour: whether everything but the answers may be dimmed.
     """
 
-    def __init__(self, loaded, args: argparse.Namespace, decode: Callable[[argparse.Namespace], dict], watcher,
-                 *, show: bool, colour: bool):
-        self.loaded, self.args, self.decode, self.watcher = loaded, args, decode, watcher
-        self.show, self.colour = show, colour
+    def __init__(
+        self, loaded: LoadedModel, settings: DecodingSettings, *, use_chat_template: bool, live: bool, colour: bool
+    ) -> None:
+        self.loaded = loaded
+        self.settings = settings
+        self.use_chat_template = use_chat_template
+        self.live = live
+        self.colour = colour
         self.turns: list[dict[str, str]] = []
-        self.template = completion.check_chat_template(loaded, {"auto": None, "on": True, "off": False}[
-            args.chat_template])
-        # The embedded models were trained on single questions; a base model has no form for a conversation.
-        self.history = self.template and not Path(loaded.checkpoint).is_relative_to(EMBEDDED)
+        # The embedded models were trained on single questions, and a base model has no format for a conversation.
+        self.history = use_chat_template and not Path(loaded.checkpoint).is_relative_to(EMBEDDED)
 
-    # --- What the user types ---
+    # --- Input ---
 
     def run(self) -> None:
         """Read lines until the input ends."""
         self.note(f"{self.loaded.name}: {self.summary()}. /help lists the commands.")
         if not self.history:
-            self.note("Each question stands alone: this model knows no conversations" +
-                      (" (/settings history on)." if self.template else "."))
-        while (line := self.read()) is not None:
+            hint = " (/settings history on changes that)" if self.use_chat_template else ""
+            self.note(f"The model sees each question alone, without the conversation before it{hint}.")
+
+        while (line := self.read_line()) is not None:
             try:
                 if line.startswith("/"):
-                    if not self.command(line[1:].split()):
+                    if not self.obey(line[1:].split()):
                         return
                 elif line:
                     self.answer(line)
             except ValueError as error:
                 self.note(str(error))
 
-    def read(self) -> str | None:
-        """The next line without its spaces around; None at the end of the input, or after Ctrl-C at the prompt."""
+    def read_line(self) -> str | None:
+        """The next line, stripped; None at the end of the input, or after Ctrl-C at the prompt."""
+        interactive = sys.stdin.isatty()
         try:
-            return input(self.painted("> ", "1") if sys.stdin.isatty() else "").strip()
+            return input(self.paint("> ", BOLD) if interactive else "").strip()
         except (EOFError, KeyboardInterrupt):
-            if sys.stdin.isatty():
+            if interactive:
                 print()
             return None
 
-    def command(self, words: list[str]) -> bool:
-        """Obey a command; False when it ends the conversation."""
-        name, *rest = words or ["help"]
+    def obey(self, words: list[str]) -> bool:
+        """Carry out a command; False if it ends the conversation."""
+        name, *arguments = words or ["help"]
         if name in ("quit", "exit"):
             return False
+
         if name == "reset":
             self.turns.clear()
-            self.note("The conversation starts anew.")
+            self.note("The conversation starts over.")
         elif name == "settings":
-            if rest:
-                self.change(rest)
-            for key, value in self.settings().items():
-                self.note(f"  {key:<18} {value}")
+            if arguments:
+                self.change(arguments)
+            self.list_settings()
         elif name == "help":
             self.note(HELP)
         else:
-            raise ValueError(f"there is no command /{name}; /help lists them")
+            raise ValueError(f"there is no command /{name}; /help lists the commands")
         return True
 
     # --- Settings ---
 
-    def settings(self) -> dict[str, object]:
-        args = self.args
-        return {
-            "sampler": args.dropout_strategy, "window": args.window or min(256, args.gen_length),
-            "k_sigma": args.k_sigma, "scale": args.scale, "num_tokens": args.num_tokens, "threshold": args.threshold,
-            "cache": "dual" if args.dual_cache else "prefix" if args.use_cache else "none",
-            "early_termination": "on" if args.early_termination else "off", "gen_length": args.gen_length,
-            "block_size": args.block_length, "temperature": args.temperature, "seed": args.seed,
-            "history": "on" if self.history else "off",
-        }
+    def available(self) -> list[Setting]:
+        """What can be set: the settings of the model's family, and whether there is a history."""
+        return [*self.loaded.family.settings.choices(), HISTORY]
+
+    def list_settings(self) -> None:
+        values = self.settings.as_choices() | {HISTORY.name: self.history}
+        settings = self.available()
+        width = max(len(setting.label) for setting in settings)
+        for setting in settings:
+            applies = setting.name in values  # parameters of other dropout strategies do not
+            self.note(f"  {setting.label:<{width}}  {show_value(values[setting.name]) if applies else '–'}")
 
     def change(self, words: list[str]) -> None:
-        """Set name after name to value after value; all of them, or none and a ValueError."""
+        """Set names to values, given in turn: all of them, or none and a ValueError."""
         if len(words) % 2:
             raise ValueError("/settings takes names with their values, such as: /settings threshold 0.9 cache prefix")
-        changed, history = argparse.Namespace(**vars(self.args)), self.history
-        for name, text in zip(words[::2], words[1::2]):
-            if name not in self.settings():
-                raise ValueError(f"there is no setting {name!r}; those are {', '.join(self.settings())}")
-            value = self.parsed(name, text)
-            if name == "history":
-                if value and not self.template:
-                    raise ValueError("history needs a chat template, which this model does not use")
-                history = value
-            elif name == "cache":
-                changed.use_cache, changed.dual_cache = value == "prefix", value == "dual"
-            else:
-                target = {"sampler": "dropout_strategy", "block_size": "block_length"}.get(name, name)
-                setattr(changed, target, value)
-        self.decode(changed)  # says what does not go together
-        self.args, self.history = changed, history
 
-    @staticmethod
-    def parsed(name: str, text: str):
-        try:
-            if name in ("history", "early_termination"):
-                if text.lower() not in ON + OFF:
-                    raise ValueError
-                return text.lower() in ON
-            if name == "cache":
-                return CACHE_MODES[CACHE_MODES.index(text)]
-            if name == "sampler":
-                return text
-            if name in ("k_sigma", "scale", "threshold", "temperature"):
-                return float(text)
-            return int(text)
-        except ValueError:
-            allowed = {"history": "on or off", "early_termination": "on or off", "cache": ", ".join(CACHE_MODES)}
-            raise ValueError(f"{name} is {text!r}; it must be {allowed.get(name, 'a number')}") from None
+        changes = {}
+        for name, text in zip(words[::2], words[1::2]):
+            setting = self.find_setting(name)
+            changes[setting.name] = setting.parse(text)
+        history = changes.pop(HISTORY.name, self.history)
+        if history and not self.use_chat_template:
+            raise ValueError("history needs a chat template, which this model does not use")
+
+        self.settings = apply_changes(self.settings, changes)
+        self.history = history
+
+    def find_setting(self, name: str) -> Setting:
+        """The setting of this name: its label, its keyword in `generate`, or a flag of the command line."""
+        settings = self.available()
+        for setting in settings:
+            if name in (setting.label, setting.name, *setting.flags):
+                return setting
+        raise ValueError(f"there is no setting {name!r}; the settings are "
+                         f"{', '.join(setting.label for setting in settings)}")
 
     def summary(self) -> str:
         """The settings that matter most, in a line."""
-        now = self.settings()
-        sampler = {"null": "the whole suffix", "gaussian": f"DPad with a window of {now['window']}"}.get(
-            now["sampler"], f"{now['sampler']} suffix, window {now['window']}")
-        parallel = f"threshold {now['threshold']:g}" if now["threshold"] else "one token a forward"
-        return f"{sampler}, {parallel}, cache {now['cache']}, {now['gen_length']} tokens"
+        return f"{describe_settings(self.settings.to_json())}, {self.settings.gen_length} tokens"
 
     # --- Answers ---
 
     def answer(self, question: str) -> None:
-        """Answer a question, show how it comes about, and what it cost."""
+        """Answer a question; show how the answer comes about and what it cost."""
         turns = [*(self.turns if self.history else []), {"role": "user", "content": question}]
-        tokenizer = self.loaded.tokenizer
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) if self.template \
-            else self.loaded.raw(question)
-        completion.check_prompt(self.loaded, text, self.args.gen_length)
-        eos = tokenizer.convert_ids_to_tokens(self.loaded.model.config.eos_token_id)
+        text = self.encode_turns(turns)
+        prompts.check_prompt(self.loaded, text, self.settings.gen_length)
+
+        streamer = terminal.live_view(self.loaded, self.colour) if self.live else None
         try:
-            [found] = completion.complete(self.loaded, [text], self.decode(self.args), until=[eos],
-                                          streamer=self.watcher(self.loaded, self.colour) if self.show else None)
+            [answer] = completion.complete(self.loaded, [text], self.settings, until=[self.loaded.eos],
+                                           streamer=streamer)
         except KeyboardInterrupt:
             print()
             self.note("Stopped; the question is forgotten.")
             return
-        if not self.show:
-            print(found.text)
-        self.turns = [*turns, {"role": "assistant", "content": found.text}]
-        rate = found.tokens / found.seconds
-        self.note(f"[{found.forwards} forwards · {found.tokens} tokens · {rate:.1f} tokens/s · {found.seconds:.2f} s]")
 
-    # --- The terminal ---
+        if not self.live:
+            print(answer.text)
+        self.turns = [*turns, {"role": "assistant", "content": answer.text}]
+        self.note(terminal.cost(answer))
 
-    def painted(self, text: str, code: str) -> str:
+    def encode_turns(self, turns: list[dict[str, str]]) -> str:
+        """The text of a conversation that the model continues."""
+        if not self.use_chat_template:
+            return self.loaded.raw(turns[-1]["content"])
+        return self.loaded.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    # --- Output ---
+
+    def paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
 
     def note(self, text: str) -> None:
-        print(self.painted(text, "2"), flush=True)
+        print(self.paint(text, DIM), flush=True)
 
 
-def wants_colour() -> bool:
-    """Whether standard output is a terminal that may be coloured (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def apply_changes(settings: DecodingSettings, changes: dict[str, object]) -> DecodingSettings:
+    """The settings with some choices changed.
+
+    Parameters of the suffix sampler that have their default values keep following the defaults, such as a window that
+    depends on the answer's length. The others stay, unless a new dropout strategy does not have them.
+
+    Raises:
+        ValueError: a value is not allowed, values do not fit together, or the strategy does not have a parameter.
+    """
+    family = type(settings)
+    values = settings.as_choices()
+    sampler_names = {parameter.name for parameter in settings_of(type(settings.suffix_sampler))}
+    others = {name: value for name, value in values.items() if name not in sampler_names}
+    defaults = family.from_choices(others).as_choices()
+
+    new = {name: changes.get(name, value) for name, value in others.items()}
+    applicable = family.from_choices(new).as_choices()
+    parameters = {name: values[name] for name in sampler_names
+                  if name in applicable and values[name] != defaults[name]}
+    return family.from_choices(new | parameters | changes)
+
+
+def show_value(value: object) -> str:
+    """A setting's value as `Setting.parse` reads it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)

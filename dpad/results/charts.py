@@ -15,6 +15,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ VERMILLION = "#D55E00"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, "#CC79A7", "#56B4E9")
 COLOUR_NAMES = {GREY: VANILLA.name, ORANGE: "without DPad", BLUE: "with DPad"}
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "x",
@@ -68,7 +69,9 @@ STYLE = {
     "xtick.labelsize": 10,
     "ytick.labelsize": 11,
 }
-LEGEND_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderaxespad": 0.2, "handlelength": 1.4}
+LEGEND_ABOVE: dict[str, Any] = {
+    "loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderaxespad": 0.2, "handlelength": 1.4,
+}
 
 
 def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> list[Path]:
@@ -92,11 +95,11 @@ def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> lis
     pictures: list[tuple[str, Callable[[Path], None]]] = []
     for group in group_evaluations(evaluations):
         name = f"{Path(group[0]['task']).stem}-{group[0]['settings'].get('gen_length')}"
-        pictures.append((name, lambda file, group=group: bar_chart(group, file)))
+        pictures.append((name, partial(bar_chart, group)))
     for record in records:
         if record["kind"] in ("benchmark", "growth"):
             chart = roofline_chart if record["kind"] == "benchmark" else growth_chart
-            pictures.append((record["kind"], lambda file, record=record, chart=chart: chart(record, file)))
+            pictures.append((record["kind"], partial(chart, record)))
 
     if not pictures:
         raise ValueError(f"there is no chart of records of the kind {records[0]['kind']!r}")
@@ -168,19 +171,19 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
             left = figure.subplots()
         _draw_latencies(left, rows)
 
-        first = rows[0]
-        figure.suptitle(f"{first.model} on {first.task}, {count_samples(first.samples)}, G = {first.gen_length}, "
-                        f"{first.hardware}")
+        first = records[0]
+        figure.suptitle(f"{first['model']} on {first['task']}, {count_samples(first['samples'])}, "
+                        f"G = {first['settings'].get('gen_length')}, {hardware_line(first)}")
 
 
 def _draw_latencies(axes: Axes, rows: Sequence[Row]) -> None:
-    latencies = [row.latency_s for row in rows]
+    latencies = [row.record["latency_s"] for row in rows]
     colours = [colour_of(row.configuration) for row in rows]
     axes.barh(range(len(rows)), latencies, height=0.66, color=colours)
 
     for place, row in enumerate(rows):
         speedup = "" if row.speedup is None or row.configuration.is_baseline else f"  ({times(row.speedup)})"
-        _annotate_bar(axes, row.latency_s, place, f"{seconds(row.latency_s)} s{speedup}")
+        _annotate_bar(axes, latencies[place], place, f"{seconds(latencies[place])} s{speedup}")
 
     low = min(latencies)
     high = max(latencies)
@@ -192,7 +195,7 @@ def _draw_latencies(axes: Axes, rows: Sequence[Row]) -> None:
     else:
         axes.set_xlim(0, high * 1.38)
     axes.set_xlabel(f"latency (seconds per sample{', logarithmic' if logarithmic else ''})")
-    _name_bars(axes, [row.name for row in rows])
+    _name_bars(axes, [row.record["name"] for row in rows])
     _explain_colours(axes, {colour: name for colour, name in COLOUR_NAMES.items() if colour in colours})
 
 
@@ -268,7 +271,7 @@ def roofline_chart(record: dict, path: str | Path) -> None:
             row["name"] + (f", batch {row['batch_size']}" if len(sizes) > 1 else "") for row in rows
         ])
         names = {colour: name for colour, name in COLOUR_NAMES.items() if colour in colours}
-        _explain_colours(axes, names | {DARK: "roofline: its matrix products alone"})
+        _explain_colours(axes, names | {DARK: "roofline: the matrix products alone"})
         figure.suptitle(f"{record['model']}, G = {record['settings']['gen_length']}, "
                         f"batch size {', '.join(map(str, sizes))}, {hardware_line(record)}")
 
@@ -311,29 +314,31 @@ def length_chart(records: Sequence[dict], path: str | Path) -> None:
         ValueError: no record has vanilla decoding to compare with.
     """
     speedups: dict[str, dict[int, list[float]]] = {}
-    rows = evaluation_rows(records)
-    for row in rows:
-        if row.speedup is not None and row.gen_length is not None and not row.configuration.is_baseline:
-            speedups.setdefault(row.name, {}).setdefault(row.gen_length, []).append(row.speedup)
+    for row in evaluation_rows(records):
+        if row.speedup is not None and not row.configuration.is_baseline:
+            by_length = speedups.setdefault(row.record["name"], {})
+            by_length.setdefault(row.record["settings"]["gen_length"], []).append(row.speedup)
     if not speedups:
         raise ValueError(f"no record has one of {VANILLA.name} of the same task, model and length beside it")
 
-    with picture(path, 7.5, 4.2) as figure:
+    lines = [
+        (name, sorted((length, statistics.fmean(values)) for length, values in by_length.items()))
+        for name, by_length in speedups.items()
+    ]
+    lines.sort(key=lambda line: -line[1][-1][1])  # the legend beside the chart has the order of the lines' right ends
+
+    with picture(path, 9.5, 4.2) as figure:
         axes = figure.subplots()
-        for number, (name, by_length) in enumerate(speedups.items()):
-            points = sorted((length, statistics.fmean(values)) for length, values in by_length.items())
-            axes.plot(*zip(*points), marker="osD^vPX*"[number % 8], linewidth=1.8, label=name,
-                      color=PALETTE[number % len(PALETTE)])
-            axes.annotate(times(points[-1][1]), points[-1], xytext=(6, 0), textcoords="offset points", va="center",
-                          fontsize=9)
+        for number, (name, points) in enumerate(lines):
+            axes.plot(*zip(*points), marker="osD^vPX*"[number % 8], linewidth=1.8,
+                      color=PALETTE[number % len(PALETTE)], label=f"{name}  ({times(points[-1][1])})")
         _scale_lengths(axes, {length for by_length in speedups.values() for length in by_length})
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}×")
         axes.axhline(1, color=GREY, linewidth=1)
         axes.set_ylabel(f"speedup over {VANILLA.name}")
-        axes.margins(x=0.12)  # room for the numbers
-        axes.legend(fontsize=9, frameon=True, framealpha=0.9, edgecolor="none")
-        figure.suptitle(f"{rows[0].model}, {rows[0].task}, {rows[0].hardware}")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        figure.suptitle(f"{records[0]['model']}, {records[0]['task']}, {hardware_line(records[0])}")
 
 
 def heatmap(records: Sequence[dict], path: str | Path) -> None:
@@ -374,7 +379,7 @@ def _heatmap_panels(rows: Sequence[Row], label: str) -> dict[str, dict[tuple[int
     """For each sampler the metric by window and kept tokens, these as the nearest of the paper's grid."""
     panels: dict[str, dict[tuple[int, int], float]] = {}
     for row in rows:
-        sampler = row.settings.get("suffix_sampler")
+        sampler = row.record["settings"].get("suffix_sampler")
         metric = row.metrics.get(label)
         if sampler and sampler["name"] in ("gaussian", "uniform") and metric and metric.value is not None:
             mean = kept_tokens(sampler)

@@ -13,9 +13,8 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from dpad.engine.configurations import LONG_SEQUENCES, VANILLA, Configuration, classify
 from dpad.results import paper
@@ -43,38 +42,31 @@ def render(records: Sequence[dict], model: str | None = None, form: str = "termi
         form: "terminal", "markdown" or "csv" (a single table of all evaluations, plain numbers in full precision).
 
     Raises:
-        ValueError: see `paper.reported` and `evaluation_rows`; or there are no records.
+        ValueError: there are no records; see `paper.reported` and `evaluation_rows`.
     """
-    if not records:
-        raise ValueError("there are no records to show")
-
     reported = paper.reported(model) if model else {}
     parts = []
-    for kind in dict.fromkeys(record["kind"] for record in records):
+    for kind in _kinds_of(records):
         group = [record for record in records if record["kind"] == kind]
         if form == "csv":
             parts.append(csv_table(group, reported).rstrip("\n"))
         elif kind == "evaluation":
-            parts += [_titled_table(table, reported, form) for table in group_evaluations(group)]
-            parts.append(_interval_note(model))
+            for table in group_evaluations(group):
+                heading = f"**{title(table)}**\n" if form == "markdown" else title(table)
+                parts.append(f"{heading}\n{FORMATS[form](*evaluation_table(table, reported, intervals=True))}")
+            parts.append(_explain_columns(model))
         else:
-            parts.append(f"{FORMATS[form](table_of(group))}\n\n{caption(group)}")
+            parts.append(f"{FORMATS[form](*table_of(group))}\n\n{caption(group)}")
     return "\n\n".join(parts)
 
 
-def _titled_table(records: Sequence[dict], reported: Mapping[tuple, dict], form: str) -> str:
-    table = evaluation_table(records, reported, intervals=True)
-    if form == "markdown":
-        return f"**{title(records)}**\n\n{as_markdown(table)}"
-    return f"{title(records)}\n{as_columns(table)}"
-
-
-def _interval_note(model: str | None) -> str:
-    note = f"[ ]: 95 % interval (Wilson).{' paper: as reported by the authors for ' if model else ''}"
+def _explain_columns(model: str | None) -> str:
+    text = "[ ]: 95 % interval (Wilson)."
     if model:
         source = paper.read()
-        note += f"{source['models'][model]['title']} on an {source['hardware']} ({source['source']})."
-    return note
+        text += (f" paper: as reported by the authors for {source['models'][model]['title']} on an "
+                 f"{source['hardware']} ({source['source']}).")
+    return text
 
 
 def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
@@ -83,12 +75,12 @@ def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
     Args:
         names: names of rows still to come, so that the columns stay where they are while a table grows.
     """
-    return as_columns(table_of(records), names)
+    return as_columns(*table_of(records), names)
 
 
 def markdown_table(records: Sequence[dict]) -> str:
     """One table as Markdown, with the caption under it."""
-    return f"{as_markdown(table_of(records))}\n\n{caption(records)}"
+    return f"{as_markdown(*table_of(records))}\n\n{caption(records)}"
 
 
 def csv_table(records: Sequence[dict], reported: Mapping[tuple, dict] | None = None) -> str:
@@ -97,12 +89,11 @@ def csv_table(records: Sequence[dict], reported: Mapping[tuple, dict] | None = N
     Of evaluations: plain numbers in full precision, empty where unknown, the authors' in columns that begin with
     paper_. Of other kinds: the cells of the table as they are.
     """
-    _check_kind(records)
-    if records[0]["kind"] == "evaluation":
-        lines = _evaluation_values(evaluation_rows(records, reported or {}))
+    if _kind_of(records) == "evaluation":
+        lines = _evaluation_values(evaluation_rows(records, reported))
     else:
-        table = table_of(records)
-        lines = [table.headings, *table.cells]
+        headings, cells = table_of(records)
+        lines = [headings, *cells]
 
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
@@ -115,76 +106,55 @@ def table_of(records: Sequence[dict]) -> Table:
     Raises:
         ValueError: there are no records, or they are of different kinds; see `evaluation_rows`.
     """
-    _check_kind(records)
-    return KINDS[records[0]["kind"]].table(records)
+    return KINDS[_kind_of(records)].table(records)
 
 
 def caption(records: Sequence[dict]) -> str:
-    """What the numbers of one table were measured with: model, task, samples, G, hardware, dtype, commit.
-
-    Raises:
-        ValueError: there are no records, or they are of different kinds.
-    """
-    _check_kind(records)
-    return KINDS[records[0]["kind"]].caption(records)
+    """What the numbers of one table were measured with: model, task, samples, G, hardware, dtype, commit."""
+    return KINDS[_kind_of(records)].caption(records)
 
 
-def _check_kind(records: Sequence[dict]) -> None:
+def _kinds_of(records: Sequence[dict]) -> list[str]:
+    """The different kinds, in the records' order; ValueError where there are no records."""
     if not records:
         raise ValueError("there are no records to show")
-    kinds = dict.fromkeys(record["kind"] for record in records)
+    return list(dict.fromkeys(record["kind"] for record in records))
+
+
+def _kind_of(records: Sequence[dict]) -> str:
+    """The kind of all records; ValueError where they have several."""
+    kinds = _kinds_of(records)
     if len(kinds) > 1:
         raise ValueError(f"records of different kinds ({', '.join(kinds)}) do not make one table")
+    return kinds[0]
 
 
 # --- Evaluations ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric of an evaluation, in percent where it is a share of the samples.
+class Metric(NamedTuple):
+    """A metric of an evaluation, in percent where it is a share of the samples; None where something is unknown."""
 
-    Attributes:
-        value: None where it could not be computed.
-        error: the standard error, None where the record has none.
-        interval: the 95 % interval, of shares only.
+    value: float | None = None
+    error: float | None = None  # the standard error
+    interval: tuple[float, float] | None = None  # of 95 %, of shares only
+
+
+class Row(NamedTuple):
+    """An evaluation's record, and what tables and charts derive from it.
+
+    speedup: the latency of vanilla decoding over this one's; None where no vanilla record has the same task, model,
+    answer length and hardware. metrics: by label. reported: the authors' row of the same benchmark, length and name.
     """
 
-    value: float | None
-    error: float | None
-    interval: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the tables and charts show of an evaluation.
-
-    Attributes:
-        latency_s: seconds per sample, mean.
-        speedup: the latency of vanilla decoding over this one's; None where no vanilla record has the same task,
-            model, answer length and hardware.
-        tps: answer tokens per second.
-        nfe: forwards per sample.
-        reported: the authors' row of the same benchmark, answer length and name.
-    """
-
-    name: str
-    task: str
-    model: str
-    gen_length: int | None
-    hardware: str
-    samples: int
-    settings: dict
-    latency_s: float
+    record: dict
     speedup: float | None
-    tps: float | None
-    nfe: float | None
     metrics: dict[str, Metric]
     reported: dict | None
 
     @property
     def configuration(self) -> Configuration:
-        return classify(self.settings)
+        return classify(self.record["settings"])
 
 
 def evaluation_rows(records: Sequence[dict], reported: Mapping[tuple, dict] | None = None) -> list[Row]:
@@ -196,43 +166,32 @@ def evaluation_rows(records: Sequence[dict], reported: Mapping[tuple, dict] | No
     Raises:
         ValueError: there are no records, or two of them could be the baseline of a speedup.
     """
-    if not records:
-        raise ValueError("there are no records to show")
-
-    comparable: dict[tuple, list[dict]] = {}
+    _kind_of(records)
+    groups: dict[tuple, list[dict]] = {}
     for record in records:
-        comparable.setdefault(_comparison_key(record), []).append(record)
-    baselines = {key: _baseline_latency(group) for key, group in comparable.items()}
+        groups.setdefault(_comparison_key(record), []).append(record)
+    baselines = {key: _baseline_latency(group) for key, group in groups.items()}
 
     rows = []
     for record in records:
-        task, model, gen_length, hardware = key = _comparison_key(record)
-        latency = record["latency_s"]
-        baseline = baselines[key]
-        rows.append(Row(
-            name=record["name"],
-            task=task,
-            model=model,
-            gen_length=gen_length,
-            hardware=hardware,
-            samples=record["samples"],
-            settings=record["settings"],
-            latency_s=latency,
-            speedup=baseline / latency if baseline and latency else None,
-            tps=record.get("tps"),
-            nfe=record.get("nfe"),
-            metrics={
-                METRIC_LABELS.get(name, name): _metric(entry, record["samples"])
-                for name, entry in record["metrics"].items()
-            },
-            reported=(reported or {}).get((paper.STAND_INS.get(task, task), gen_length, record["name"])),
-        ))
+        baseline = baselines[_comparison_key(record)]
+        speedup = baseline / record["latency_s"] if baseline and record["latency_s"] else None
+        metrics = {
+            METRIC_LABELS.get(name, name): _metric(entry, record["samples"])
+            for name, entry in record["metrics"].items()
+        }
+        place = paper.STAND_INS.get(record["task"], record["task"]), _gen_length(record), record["name"]
+        rows.append(Row(record, speedup, metrics, (reported or {}).get(place)))
     return rows
+
+
+def _gen_length(record: dict) -> int | None:
+    return record["settings"].get("gen_length")
 
 
 def _comparison_key(record: dict) -> tuple:
     """What must agree before two latencies may be compared."""
-    return record["task"], record["model"], record["settings"].get("gen_length"), hardware_line(record)
+    return record["task"], record["model"], _gen_length(record), hardware_line(record)
 
 
 def _baseline_latency(records: Sequence[dict]) -> float | None:
@@ -247,13 +206,14 @@ def _baseline_latency(records: Sequence[dict]) -> float | None:
 
 
 def _metric(entry: dict, samples: int) -> Metric:
-    value = entry.get("value")
-    error = entry.get("stderr")
+    value, error = entry.get("value"), entry.get("stderr")
+    if value is None:
+        return Metric()
     factor = scale(entry)
     return Metric(
-        value=None if value is None else factor * value,
-        error=factor * error if isinstance(error, (int, float)) else None,
-        interval=share_interval(value, samples) if factor == 100 else None,
+        factor * value,
+        factor * error if isinstance(error, (int, float)) else None,
+        share_interval(value, samples) if factor == 100 else None,
     )
 
 
@@ -279,7 +239,7 @@ def group_evaluations(records: Sequence[dict]) -> list[list[dict]]:
     all others."""
     groups: dict[tuple, list[dict]] = {}
     for record in records:
-        groups.setdefault((record["task"], record["model"], record["settings"].get("gen_length")), []).append(record)
+        groups.setdefault((record["task"], record["model"], _gen_length(record)), []).append(record)
 
     order = {name: place for place, name in enumerate(LONG_SEQUENCES)}
     return [sorted(group, key=lambda record: order.get(record["name"], len(order))) for group in groups.values()]
@@ -291,7 +251,7 @@ def title(records: Sequence[dict]) -> str:
     counts = sorted({record["samples"] for record in records})
     samples = count_samples(counts[0] if len(counts) == 1 else f"{counts[0]}–{counts[-1]}")
     return (f"{first['task']}, {first['settings'].get('num_fewshot') or 0}-shot, {first['model']}, "
-            f"G = {first['settings'].get('gen_length')}, {samples}, {hardware_line(first)}")
+            f"G = {_gen_length(first)}, {samples}, {hardware_line(first)}")
 
 
 def metric_labels(rows: Sequence[Row]) -> list[str]:
@@ -311,25 +271,26 @@ def evaluation_table(
     """
     rows = evaluation_rows(records, reported)
     labels = metric_labels(rows)
-    columns: dict[str, Callable[[Row], str]] = {
-        "model": lambda row: row.model,
-        "task": lambda row: row.task,
-        "G": lambda row: str(row.gen_length),
-        "hardware": lambda row: row.hardware,
-    }
-    varying = {name: text for name, text in columns.items() if len({text(row) for row in rows}) > 1}
-    compared = any(row.reported for row in rows)
     their_labels = [label for label in labels if any(label in row.reported["metrics"] for row in rows if row.reported)]
+    parameters = {
+        "model": [row.record["model"] for row in rows],
+        "task": [row.record["task"] for row in rows],
+        "G": [str(_gen_length(row.record)) for row in rows],
+        "hardware": [hardware_line(row.record) for row in rows],
+    }
+    varying = {name: values for name, values in parameters.items() if len(set(values)) > 1}
 
     headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *_percent(labels)]
+    compared = any(row.reported for row in rows)
     if compared:
         headings += ["paper: latency (s)", "speedup", *_percent(their_labels)]
 
     cells = []
-    for row in rows:
-        line = [row.name, *(text(row) for text in varying.values())]
-        line += [seconds(row.latency_s), times(row.speedup), number(row.tps), number(row.nfe)]
-        line += [_metric_text(row.metrics.get(label), intervals) for label in labels]
+    for index, row in enumerate(rows):
+        record = row.record
+        line = [record["name"], *(values[index] for values in varying.values())]
+        line += [seconds(record["latency_s"]), times(row.speedup), number(record.get("tps")), number(record.get("nfe"))]
+        line += [_metric_text(row.metrics.get(label, Metric()), intervals) for label in labels]
         if compared:
             theirs = row.reported or {"latency_s": None, "speedup": None, "metrics": {}}
             line += [number(theirs["latency_s"], 2), times(theirs["speedup"])]
@@ -342,17 +303,14 @@ def _percent(labels: Sequence[str]) -> list[str]:
     return [f"{label} (%)" for label in labels]
 
 
-def _metric_text(metric: Metric | None, intervals: bool) -> str:
-    if metric is None:
-        return number(None)
+def _metric_text(metric: Metric, intervals: bool) -> str:
     if metric.interval is None or not intervals:
         return number(metric.value)
-    low, high = metric.interval
-    return f"{number(metric.value)} [{low:.1f}, {high:.1f}]"
+    return f"{number(metric.value)} [{metric.interval[0]:.1f}, {metric.interval[1]:.1f}]"
 
 
 def _evaluation_values(rows: Sequence[Row]) -> list[list]:
-    """Heading and values of evaluations for CSV."""
+    """Headings and values of evaluations for CSV."""
     labels = metric_labels(rows)
     lines: list[list] = [[
         "name", "model", "task", "G", "hardware", "samples", "latency_s", "speedup", "tps", "nfe",
@@ -360,10 +318,11 @@ def _evaluation_values(rows: Sequence[Row]) -> list[list]:
         "paper_latency_s", "paper_speedup", *(f"paper_{label}" for label in labels),
     ]]
     for row in rows:
-        line = [row.name, row.model, row.task, row.gen_length, row.hardware, row.samples, row.latency_s, row.speedup,
-                row.tps, row.nfe]
+        record = row.record
+        line = [record["name"], record["model"], record["task"], _gen_length(record), hardware_line(record)]
+        line += [record["samples"], record["latency_s"], row.speedup, record.get("tps"), record.get("nfe")]
         for label in labels:
-            metric = row.metrics.get(label) or Metric(None, None, None)
+            metric = row.metrics.get(label, Metric())
             line += [metric.value, *(metric.interval or (None, None))]
         theirs = row.reported or {"metrics": {}}
         line += [theirs.get("latency_s"), theirs.get("speedup"), *(theirs["metrics"].get(label) for label in labels)]
@@ -372,24 +331,55 @@ def _evaluation_values(rows: Sequence[Row]) -> list[list]:
 
 
 def _evaluation_caption(records: Sequence[dict]) -> str:
-    settings = [record["settings"] for record in records]
+    def settings(name: str) -> str:
+        return _join(record["settings"].get(name) for record in records)
+
+    shots = _join(record["settings"].get("num_fewshot") or 0 for record in records)
     return (
-        f"Model {_join(r['model'] for r in records)}, task {_join(r['task'] for r in records)} "
-        f"({_join(entry.get('num_fewshot') or 0 for entry in settings)}-shot), "
-        f"{_join(r['samples'] for r in records)} samples, G = {_join(s.get('gen_length') for s in settings)}, "
-        f"batch size {_join(s.get('batch_size') for s in settings)}, "
-        f"{_join(hardware_line(r) for r in records)}, {_join(s.get('dtype') for s in settings)}, "
-        f"commit {_join(_commit(r) for r in records)}."
+        f"Model {_join(record['model'] for record in records)}, task {_join(record['task'] for record in records)} "
+        f"({shots}-shot), {_join(record['samples'] for record in records)} samples, G = {settings('gen_length')}, "
+        f"batch size {settings('batch_size')}, {_join(map(hardware_line, records))}, {settings('dtype')}, "
+        f"commit {_join(map(_commit, records))}."
     )
 
 
-def _join(values: Any) -> str:
+def _join(values: Iterable[object]) -> str:
     """The different values in their order."""
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
 
 
-def _commit(record: dict) -> str | None:
-    return record.get("environment", {}).get("commit")
+def _commit(record: dict) -> str:
+    return record.get("environment", {}).get("commit") or "unknown"
+
+
+def summary(record: dict) -> str:
+    """The record of one evaluation in the few lines that a person wants to read first."""
+    lines = [(name, _metric_summary(entry)) for name, entry in record["metrics"].items()]
+    lines += [
+        ("latency", f"{record['latency_s']:.3f} s a sample (median {record['latency_median_s']:.3f} s)"),
+        ("throughput", f"{record['tps']:.1f} answer tokens/s"),
+        ("NFE", f"{record['nfe']:.1f} forwards a sample"),
+    ]
+    for label, key in (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")):
+        if record[key]:
+            lines.append((label, f"{record[key]} of {record['samples']}"))
+
+    reused = f", {record['reused']} of them answered earlier" if record["reused"] else ""
+    width = max(len(label) for label, _ in lines)
+    return "\n".join([
+        f"{record['task']} · {record['model']} · {count_samples(record['samples'])}{reused}",
+        *(f"  {label:<{width}}  {value}" for label, value in lines),
+        f"written to {record['folder']}: record.json, samples.jsonl",
+    ])
+
+
+def _metric_summary(entry: dict) -> str:
+    """A metric with its standard error: 50.0% ± 7.0%."""
+    if entry["value"] is None:
+        return number(None)
+    unit = "%" if scale(entry) == 100 else ""
+    values = [entry["value"]] if entry["stderr"] is None else [entry["value"], entry["stderr"]]
+    return " ± ".join(f"{scale(entry) * value:.1f}{unit}" for value in values)
 
 
 # --- Benchmarks -------------------------------------------------------------------------------------------------------
@@ -414,20 +404,17 @@ def benchmark_table(records: Sequence[dict]) -> Table:
         columns["read (s)"] = lambda row: number(row["read_s"], 3)
     columns["memory (GB)"] = lambda row: number(row.get("peak_memory") and row["peak_memory"] / 2**30, 2)
 
-    settings: dict[str, Callable[[dict, dict], object]] = {
-        "model": lambda record, row: record["model"],
-        "G": lambda record, row: record["settings"]["gen_length"],
-        "batch": lambda record, row: row.get("batch_size", record["settings"]["batch_size"]),
+    parameters = {
+        "model": [record["model"] for record, _ in rows],
+        "G": [str(record["settings"]["gen_length"]) for record, _ in rows],
+        "batch": [str(row.get("batch_size", record["settings"]["batch_size"])) for record, row in rows],
     }
-    varying = {name: value for name, value in settings.items() if len({value(*pair) for pair in rows}) > 1}
-    return Table(
-        ["configuration", *varying, *columns],
-        [
-            [row["name"], *(str(value(record, row)) for value in varying.values()),
-             *(text(row) for text in columns.values())]
-            for record, row in rows
-        ],
-    )
+    varying = {name: values for name, values in parameters.items() if len(set(values)) > 1}
+    cells = [
+        [row["name"], *(values[index] for values in varying.values()), *(text(row) for text in columns.values())]
+        for index, (_, row) in enumerate(rows)
+    ]
+    return Table(["configuration", *varying, *columns], cells)
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -483,29 +470,20 @@ def _describe_benchmark(record: dict) -> str:
         f"Model {record['model']}, prompt {work['prompt_length']}, G = {answer}, blocks of {work['block_length']} in "
         f"{steps}{end}, batch size {_join(batch_sizes(record))}, DPad window {sampler['window']}, "
         f"k {sampler['k_sigma']:g}, scale {sampler['scale']:g}; median of {record['repeats']} runs; "
-        f"{hardware_line(record)}, {work['dtype']}, commit {_commit(record) or 'unknown'}."
+        f"{hardware_line(record)}, {work['dtype']}, commit {_commit(record)}."
     )
 
 
 def summary_of(record: dict) -> dict:
     """A benchmark or growth record in one line of JSON: for each row its time, and what that is relative to."""
     if record["kind"] == "growth":
-        rows = [
-            {"name": row["name"], "gen_length": row["gen_length"], "block_ms": round(block_ms(row), 3)}
-            for row in record["rows"]
-        ]
+        rows = [{"name": row["name"], "gen_length": row["gen_length"], "block_ms": round(block_ms(row), 3)}
+                for row in record["rows"]]
     else:
-        rows = [
-            {
-                "name": row["name"],
-                "batch_size": row.get("batch_size", record["settings"]["batch_size"]),
-                "latency_s": round(statistics.median(row["latency_s"]), 5),
-                "speedup": round(row["speedup"], 3),
-                "floor_speedup": round(row["floor_speedup"], 3),
-                "times_floor": round(row["ratio"], 3),
-            }
-            for row in record["rows"]
-        ]
+        rows = [{"name": row["name"], "batch_size": row.get("batch_size", record["settings"]["batch_size"]),
+                 "latency_s": round(statistics.median(row["latency_s"]), 5), "speedup": round(row["speedup"], 3),
+                 "floor_speedup": round(row["floor_speedup"], 3), "times_floor": round(row["ratio"], 3)}
+                for row in record["rows"]]
     return {"kind": record["kind"], "model": record["model"], "rows": rows}
 
 
@@ -540,7 +518,7 @@ def _agreement_caption(records: Sequence[dict]) -> str:
     return " ".join(
         f"Answers / tokens (%) that equal the plain path's: float32 runs those of float32 on the CPU without graphs, "
         f"bfloat16 with graphs those of bfloat16 without; {record['problems']} problems, {hardware_line(record)}, "
-        f"commit {_commit(record) or 'unknown'}."
+        f"commit {_commit(record)}."
         for record in records
     )
 
@@ -582,24 +560,24 @@ KINDS = {
 # --- Text -------------------------------------------------------------------------------------------------------------
 
 
-def as_columns(table: Table, names: Sequence[str] = ()) -> str:
-    """Aligned columns under a rule; the first is as wide as the longest of `names`, too."""
-    widths = [max(map(len, column)) for column in zip(table.headings, *table.cells)]
+def as_columns(headings: Sequence[str], cells: Sequence[Sequence[str]], names: Sequence[str] = ()) -> str:
+    """Aligned columns under a rule; the first is at least as wide as the longest of `names`."""
+    widths = [max(map(len, column)) for column in zip(headings, *cells)]
     widths = [max(widths[0], *map(len, names), 0), *(max(width, 7) for width in widths[1:])]
 
-    def align(line: list[str]) -> str:
+    def align(line: Sequence[str]) -> str:
         return "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
 
-    heading = align(table.headings)
-    return "\n".join([heading, "─" * len(heading), *map(align, table.cells)])
+    heading = align(headings)
+    return "\n".join([heading, "─" * len(heading), *map(align, cells)])
 
 
-def as_markdown(table: Table) -> str:
-    lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)], *table.cells]
+def as_markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"terminal": as_columns, "markdown": as_markdown}
+FORMATS: dict[str, Callable[[list[str], list[list[str]]], str]] = {"terminal": as_columns, "markdown": as_markdown}
 
 
 def number(value: float | None, digits: int = 1) -> str:

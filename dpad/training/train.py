@@ -1,20 +1,17 @@
 """Train a small masked diffusion model on arithmetic word problems; made checkpoints/llada-tiny and dream-tiny.
 
-    python -m dpad.training.train --output checkpoints/llada-tiny            # from nothing
+    python -m dpad.training.train --output checkpoints/llada-tiny            # from random weights
     python -m dpad.training.train --family dream --output checkpoints/dream-tiny
-    python -m dpad.training.train --output checkpoints/llada-tiny --resume   # go on where an interrupted run stopped
-    python -m dpad.training.train --output checkpoints/llada-tiny --card     # renew the folder's README.md and curve.png from its log
+    python -m dpad.training.train --output checkpoints/llada-tiny --resume   # continue an interrupted run
 
     torchrun --nproc_per_node 2 -m dpad.training.train --threads 1 --output …   # the same run, shared by two processes
 
-The loss is masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's without the dropout): every answer
-token is masked with probability t ~ U(0, 1) and loss = sum over masked tokens of cross-entropy / t, over the answer's
-length. Some samples are masked that way all over. The others are masked as decoding meets them (a clean prefix, one
-block masked with probability t, everything after it masked; the loss over the block), or where there is most to learn
-(the results of sums, the names of people; see NOISE_SHAPES). A result and its repetition behind the annotation
-(`=12>>12`) share their noise: or else most sums could be copied instead of worked out. Answers are padded with EOS, as
-LLaDA's are, to canvases of mixed lengths up to 1024. The folder ends as a checkpoint in the layout of the hub's, with
-its tokenizer, and `train.jsonl` holds the curve: loss and accuracy on held-out problems.
+The loss is that of masked-diffusion fine-tuning (LLaDA, arXiv 2502.09992, eq. 5; DPad's without the dropout): answer
+tokens are masked with probability t ~ U(0, 1), and loss = sum over masked tokens of cross-entropy / t, over the number
+of answer tokens. data.py says which problems and which noise a step gets.
+
+The output folder becomes a checkpoint in the layout of those on the hub, with its tokenizer and its card
+(checkpoints/card.py); `train.jsonl` in it holds the curve: loss and accuracy on held-out problems.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -31,164 +28,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from checkpoints import tiny
-from dataset import arithmetic
+from checkpoints import card, make
 from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.results import files
 from dpad.results.records import environment
+from dpad.training.data import EASY_SHARE, LESSONS_UNTIL, Batch, Stream
+from dpad.training.parallel import Processes
 
-# Total lengths (prompt and canvas). Most samples get the shortest that fits, the others room for a canvas of 256, 512
-# or 1024 answer tokens, so that the model knows what a long tail of EOS, or of masks, looks like.
-TIGHT_LENGTHS = (96, 128, 160, 192, 256, 320)
-LONG_LENGTHS = {384: 0.05, 640: 0.01, 1152: 0.006}
-BLOCK = 32
-NEXT = 8
-# Where the noise of a sample lies, and how often, before and after LESSONS_UNTIL of the run: all over the answer; in
-# one block, after a clean prefix and before masks alone, as decoding meets it; on the NEXT tokens from a result on,
-# between the same; on results; on the names of people. The last two are lessons: the words around never
-# give away a sum, or a name that is one of many, and both are too little of an answer's loss to be learned from it.
-NOISE_SHAPES = {"everywhere": (0.2, 0.15), "block": (0.4, 0.75), "next": (0.2, 0.1), "results": (0.05, 0.0),
-                "names": (0.15, 0.0)}
-LESSONS_UNTIL = 0.35
-BARE_SUMS = (0.5, 0.05)  # the share of samples that are bare sums, before and after: stories teach words, not sums
-MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
-MICROBATCH_TOKENS = 2048
-EASY_SHARE = 0.25  # of the run, at its start, has problems of one and two steps alone: copying and sums come first
+# --- Loss and optimizers ----------------------------------------------------------------------------------------------
 
 
-class Stream:
-    """The training data as a function of the step: the same seed gives step i the same batches after any restart."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_step: int, seed: int, split: str,
-                 easy_steps: int = 0, lesson_steps: int = 0):
-        self.tokenizer, self.tokens_per_step, self.seed, self.split = tokenizer, tokens_per_step, seed, split
-        self.easy_steps, self.lesson_steps = easy_steps, lesson_steps
-        self.eos_id, self.mask_id = tokenizer.eos_token_id, tokenizer.mask_token_id
-        self.numbers = {token for text, token in tokenizer.get_vocab().items() if text.isdecimal()}
-        self.equals = tokenizer.convert_tokens_to_ids("=")
-        self.close = tokenizer.convert_tokens_to_ids(">>")
-        self.names = torch.tensor(tokenizer.convert_tokens_to_ids([*arithmetic.GIRLS, *arithmetic.BOYS]))
-
-    def step(self, number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Microbatches of one optimizer step: (noisy input [R, T], target [R, T], loss weight [R, T]), T ascending."""
-        rng = random.Random(f"{self.seed}-{self.split}-{number}")
-        by_length: dict[int, list[tuple[list[int], list[int], bool]]] = {}
-        tokens, late = 0, number >= self.lesson_steps
-        for problem in arithmetic.problems(rng.getrandbits(48), self.split):
-            if number < self.easy_steps and problem["steps"] > 2:
-                continue
-            bare = self.split == "train" and rng.random() < BARE_SUMS[late]
-            if bare:
-                problem = drill(rng)
-            prompt, answer = self.encode(problem, rng)
-            length = self.total_length(len(prompt) + len(answer), rng, number >= self.easy_steps)
-            by_length.setdefault(length, []).append((prompt, answer, bare))
-            tokens += length
-            if tokens >= self.tokens_per_step:
-                break
-        batches = []
-        for length, samples in sorted(by_length.items()):
-            rows = max(1, MICROBATCH_TOKENS // length)
-            for first in range(0, len(samples), rows):
-                batches.append(self.collate(samples[first : first + rows], length, rng, late))
-        return batches
-
-    def encode(self, problem: dict, rng: random.Random) -> tuple[list[int], list[int]]:
-        """Prompt and answer ids: half of the questions as they are, half in the words of lm-eval's GSM8K prompt."""
-        question = problem["question"]
-        content = question if rng.random() < 0.5 else f"Question: {question}\nAnswer:"
-        chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        encode = self.tokenizer.backend_tokenizer.encode
-        return encode(chat).ids, encode(problem["answer"]).ids
-
-    @staticmethod
-    def total_length(used: int, rng: random.Random, long: bool) -> int:
-        draw = rng.random() if long else 1.0
-        for length, share in LONG_LENGTHS.items():
-            if draw < share:
-                return length
-            draw -= share
-        return next((length for length in TIGHT_LENGTHS if length > used), max(LONG_LENGTHS))
-
-    def collate(self, samples: list, length: int, rng: random.Random, late: bool) -> tuple[Tensor, Tensor, Tensor]:
-        shares = [share[late] for share in NOISE_SHAPES.values()]
-        target = torch.full((len(samples), length), self.eos_id)
-        noisy, weight = target.clone(), torch.zeros(len(samples), length)
-        for row, (prompt, answer, bare) in enumerate(samples):
-            start, end = len(prompt), len(prompt) + len(answer)
-            target[row, :end] = torch.tensor(prompt + answer)
-            # Spread t evenly over the rows: the same distribution as independent draws, with less variance.
-            t = MIN_NOISE + (1 - MIN_NOISE) * (row + rng.random()) / len(samples)
-            shape = "results" if bare else rng.choices(list(NOISE_SHAPES), shares)[0]
-            result = self.results(target[row], start)
-            name = torch.isin(target[row], self.names) & (torch.arange(length) >= start)
-            if shape == "names" and not name.any():
-                shape = "everywhere"
-            first, last = start, length  # the tokens that the loss is over
-            if shape == "block":
-                first += BLOCK * rng.randrange((end - start) // BLOCK + 1)  # up to the block of the first EOS
-                last = min(first + BLOCK, length)
-            elif shape == "next":
-                behind = result[1:] & (target[row, :-1] == self.equals)
-                first = 1 + rng.choice(behind.nonzero().flatten().tolist())
-                last, t = min(first + NEXT, length), 1.0
-            noise = torch.rand(length, generator=torch.Generator().manual_seed(rng.getrandbits(48)))
-            masked = self.tie_results(noise, prompt + answer) < t
-            masked[:first], masked[last:] = False, True
-            tokens = last - first
-            if shape in ("results", "names"):
-                only = result if shape == "results" else name
-                masked, tokens = masked & only, int(only.sum())
-            noisy[row] = torch.where(masked, self.mask_id, target[row])
-            weight[row, first:last] = masked[first:last] / (t * tokens)
-        return noisy, target, weight
-
-    def results(self, ids: Tensor, start: int) -> Tensor:
-        """Which tokens from `start` on are a result or its repetition: bool [T]; they follow = or >>."""
-        results, inside = torch.zeros(len(ids), dtype=torch.bool), False
-        for place, token in enumerate(ids[start:].tolist(), start):
-            inside = token in (self.equals, self.close) or inside and token in self.numbers
-            results[place] = inside and token in self.numbers
-        return results
-
-    def tie_results(self, noise: Tensor, ids: list[int]) -> Tensor:
-        """Give a result that follows `>>` the noise that it has before, in place."""
-        for place in (place for place, token in enumerate(ids) if token == self.close):
-            start = place
-            while ids[start - 1] in self.numbers:
-                start -= 1
-            size = place - start
-            if ids[place + 1 : place + 1 + size] == ids[start:place]:
-                noise[place + 1 : place + 1 + size] = noise[start:place]
-        return noise
-
-
-def drill(rng: random.Random, count: int = 16) -> dict:
-    """Bare sums, `12+5=17`, in the form of a problem: the numbers and operations that the stories use.
-
-    The question does not name them: `Stream.collate` leaves all but the results in sight.
-    """
-    sums = []
-    for sign in rng.choices("+-*/", (7, 7, 3, 3), k=count):
-        small = rng.randint(2, arithmetic.MAX_FACTOR)
-        large = rng.randint(2, arithmetic.LIMIT // small)
-        total = rng.randint(4, arithmetic.LIMIT)
-        part = rng.randint(2, total - 2)
-        part = rng.choice((part, total - part)) if sign == "+" else part
-        sums.append({
-            "+": (f"{part}+{total - part}", total), "-": (f"{total}-{part}", total - part),
-            "*": rng.choice([(f"{small}*{large}", small * large), (f"{large}*{small}", small * large)]),
-            "/": rng.choice([(f"{small * large}/{small}", large), (f"{small * large}/{large}", small)]),
-        }[sign])
-    lines = [f"{text}={result}" for text, result in sums]
-    return {"question": "What are these sums?", "answer": "\n".join(lines)}
-
-
-def masked_loss(model: MaskedDiffusionModel, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def masked_loss(model: MaskedDiffusionModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Sum over rows of the weighted loss, and which masked tokens of positive weight were predicted right (bool)."""
     noisy, target, weight = batch
     positions = torch.arange(noisy.shape[1]).expand(noisy.shape)
@@ -196,179 +48,206 @@ def masked_loss(model: MaskedDiffusionModel, batch: tuple[Tensor, Tensor, Tensor
         hidden = model.hidden_states(noisy, positions)
         rows, places = weight.nonzero(as_tuple=True)
         logits = model.head(hidden[rows, places - model.prediction_offset]).float()  # [masked, V]
-    wanted = target[rows, places]
-    loss = (F.cross_entropy(logits, wanted, reduction="none") * weight[rows, places]).sum()
-    return loss, logits.detach().argmax(-1) == wanted
+    labels = target[rows, places]
+    loss = (F.cross_entropy(logits, labels, reduction="none") * weight[rows, places]).sum()
+    return loss, logits.detach().argmax(-1) == labels
 
 
 @torch.no_grad()
 def held_out(model: MaskedDiffusionModel, stream: Stream, steps: int) -> dict[str, float]:
-    """Loss and accuracy on masked tokens of test problems, EOS left out of the accuracy (it is easy and most)."""
-    loss, rows, right, count = 0.0, 0, 0, 0
+    """Loss and accuracy on masked tokens of test problems; the accuracy leaves out EOS, which is frequent and easy."""
+    loss = 0.0
+    rows = 0
+    correct = 0
+    count = 0
     for batch in (batch for number in range(steps) for batch in stream.step(number)):
-        batch_loss, correct = masked_loss(model, batch)
-        real = (batch[1] != stream.eos_id)[batch[2] > 0]
-        loss, rows = loss + batch_loss.item(), rows + len(batch[0])
-        right, count = right + int(correct[real].sum()), count + int(real.sum())
-    return {"held_out_loss": loss / rows, "held_out_accuracy": right / count}
+        batch_loss, is_right = masked_loss(model, batch)
+        is_text = (batch.target != stream.eos_id)[batch.weight > 0]
+        loss += batch_loss.item()
+        rows += len(batch.noisy)
+        correct += int(is_right[is_text].sum())
+        count += int(is_text.sum())
+    return {"held_out_loss": loss / rows, "held_out_accuracy": correct / count}
 
 
 def make_optimizers(model: MaskedDiffusionModel, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embedding, head and norms (the split that Muon's authors advise)."""
-    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    matrices = [p for layer in model.layers for p in layer.parameters() if p.ndim == 2]
+    matrix_ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in matrix_ids]
     return [
         torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Warm-up over 200 steps, constant, then down to 2% over the last two fifths of the run."""
+def rate_factor(step: int, steps: int) -> float:
+    """Learning rate over its peak: warm-up over 200 steps, constant, down to 2% over the last two fifths of the run."""
     return min(1.0, (step + 1) / 200, max(0.02, (steps - step) / (0.4 * steps)))
 
 
+# --- State and log ----------------------------------------------------------------------------------------------------
+
+
+class State:
+    """train-state.pt: everything that a resumed run needs to be the run that was interrupted."""
+
+    def __init__(self, path: Path, model: MaskedDiffusionModel, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.path = path
+        self.model = model
+        self.optimizers = optimizers
+
+    def save(self, step: int, seconds: float) -> None:
+        """Write the state after `step` steps, which took `seconds` in all."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": step,
+            "seconds": seconds,
+        }
+        with files.write_whole(self.path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self) -> tuple[int, float]:
+        """Restore model and optimizers; returns the steps and seconds that are behind them."""
+        state = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        return state["step"], state["seconds"]
+
+
+class Log:
+    """train.jsonl: one line for each start of the run, with its command, and one for each point of the curve."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        """first_step: the step that the run starts or resumes at; entries of later steps are dropped."""
+        self.path = path
+        entries = map(json.loads, files.read_lines(path)) if first_step else ()
+        self.entries = [entry for entry in entries if entry.get("step", 0) <= first_step]
+
+    def add(self, entry: dict) -> None:
+        self.entries.append(entry)
+        files.write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
+
+
+# --- The run ----------------------------------------------------------------------------------------------------------
+
+
 def train(options: argparse.Namespace) -> None:
-    rank, ranks = processes()
+    """Train as the flags of `main` say.
+
+    Raises:
+        ValueError: the output folder holds a finished checkpoint, or an unfinished run that is not to be resumed.
+    """
+    processes = Processes()
+    leads = processes.rank == 0  # this process writes the files
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
-    folder = Path(options.output)
-    state_file, log_file = folder / "train-state.pt", folder / "train.jsonl"
-    if state_file.exists() and not options.resume:
-        raise ValueError(f"--output {str(folder)!r} holds an unfinished run: add --resume to go on with it, or name "
-                         "another folder")
-    if (folder / "model.safetensors").exists() and not state_file.exists():
-        raise ValueError(f"--output {str(folder)!r} holds a finished checkpoint: name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()  # transformers draws one for every file that it writes
-    model, tokenizer = tiny.make(options.family, options.seed)
-    if rank == 0:
-        tiny.save_tokenizer(tokenizer, folder)
+
+    folder = Path(options.output)
+    state_file = folder / "train-state.pt"
+    check_folder(folder, state_file, options.resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = make.make_model(options.family, options.seed)
     optimizers = make_optimizers(model, options.rate)
     stream = Stream(tokenizer, options.tokens_per_step, options.seed, "train",
                     easy_steps=int(EASY_SHARE * options.steps), lesson_steps=int(LESSONS_UNTIL * options.steps))
     test_stream = Stream(tokenizer, 16_384, options.seed, "test")
-    first, seconds = 0, 0.0
-    if options.resume and state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        first, seconds = state["step"], state["seconds"]
-    if rank == 0:
-        kept = log_file.read_text().splitlines() if first else []
-        log_file.write_text("".join(f"{line}\n" for line in kept if json.loads(line).get("step", 0) <= first))
-        write_line(log_file, {
-            "command": "python " + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "from_step": first,
-            "processes": ranks, "settings": vars(options), "parameters": sum(p.numel() for p in model.parameters()),
-            "environment": environment(),
-        })
-    started, loss_sum, samples = time.monotonic() - seconds, 0.0, 0
-    bar = tqdm(range(first, options.steps), initial=first, total=options.steps, unit="step", disable=rank > 0)
+
+    state = State(state_file, model, optimizers)
+    first_step, seconds = state.load() if options.resume and state_file.exists() else (0, 0.0)
+    if leads:
+        make.save_tokenizer(tokenizer, folder)
+        log = Log(folder / "train.jsonl", first_step)
+        log.add(describe_start(options, model, first_step, processes.count))
+
+    started = time.monotonic() - seconds
+    loss = 0.0  # over the samples since the last line of the log
+    samples = 0
+    bar = tqdm(range(first_step, options.steps), initial=first_step, total=options.steps, unit="step",
+               disable=not leads)
     for step in bar:
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = options.rate * rate_at(step, options.steps)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = options.rate * rate_factor(step, options.steps)
+
         batches = stream.step(step)
-        rows = sum(len(batch[0]) for batch in batches)
-        step_loss = 0.0
-        for batch in share(batches, rank, ranks):
-            loss, _ = masked_loss(model, batch)
-            (loss / rows).backward()
-            step_loss += loss.item()
-        loss_sum, samples = loss_sum + sum_over_processes(model, step_loss, ranks), samples + rows
+        rows = sum(len(batch.noisy) for batch in batches)
+        my_loss = 0.0
+        for batch in processes.share(batches):
+            batch_loss, _ = masked_loss(model, batch)
+            (batch_loss / rows).backward()
+            my_loss += batch_loss.item()
+        loss += processes.sum(model, my_loss)
+        samples += rows
+
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+
         done = step + 1
-        if rank == 0 and (done % options.log_every == 0 or done == options.steps):
-            entry = {"step": done, "seconds": round(time.monotonic() - started), "loss": round(loss_sum / samples, 4)}
+        if leads and (done % options.log_every == 0 or done == options.steps):
+            entry = {"step": done, "seconds": round(time.monotonic() - started), "loss": round(loss / samples, 4)}
             entry |= {name: round(value, 4) for name, value in held_out(model, test_stream, 2).items()}
-            write_line(log_file, entry)
+            log.add(entry)
             bar.set_postfix(loss=entry["loss"], accuracy=entry["held_out_accuracy"])
-            save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": done,
-                  "seconds": time.monotonic() - started}, state_file)
+            state.save(done, time.monotonic() - started)
             model.save_pretrained(folder)
-            loss_sum, samples = 0.0, 0
-    if ranks > 1:
-        torch.distributed.destroy_process_group()
-    if rank == 0:
-        model.bfloat16().save_pretrained(folder)  # as the hub's checkpoints are; half the size of a clone
+            loss = 0.0
+            samples = 0
+
+    processes.leave()
+    if leads:
+        model.bfloat16().save_pretrained(folder)  # as the hub's checkpoints are, and half the size
         state_file.unlink(missing_ok=True)
-        tiny.write_card(folder)
-        print(f"{folder}: {options.steps} steps; README.md and curve.png tell how it went")
+        card.write_card(folder)
+        print(f"{folder}: {options.steps} steps; README.md and curve.png in it describe the run")
 
 
-def processes() -> tuple[int, int]:
-    """This process's rank and the number of processes; torchrun sets both."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    torch.distributed.init_process_group("gloo")
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+def check_folder(folder: Path, state_file: Path, resume: bool) -> None:
+    """Raise ValueError when a run would overwrite another one's results."""
+    if state_file.exists() and not resume:
+        raise ValueError(f"--output {str(folder)!r} holds an unfinished run: add --resume to continue it, or name "
+                         "another folder")
+    if (folder / "model.safetensors").exists() and not state_file.exists():
+        raise ValueError(f"--output {str(folder)!r} holds a finished checkpoint: name another folder")
 
 
-def share(batches: list, rank: int, ranks: int) -> list:
-    """The microbatches that one of `ranks` processes computes: the largest first, each to whoever has the least."""
-    loads, mine = [0] * ranks, []
-    for batch in sorted(batches, key=lambda batch: -batch[0].numel()):
-        receiver = loads.index(min(loads))
-        loads[receiver] += batch[0].numel()
-        if receiver == rank:
-            mine.append(batch)
-    return mine
-
-
-def sum_over_processes(model: MaskedDiffusionModel, loss: float, ranks: int) -> float:
-    """Add up the gradients in place, and return the sum of the losses."""
-    if ranks == 1:
-        return loss
-    weights = list(model.parameters())
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights] + [torch.tensor([loss])]
-    flat = torch.cat([part.flatten() for part in parts])
-    torch.distributed.all_reduce(flat)
-    for weight, part in zip(weights, flat.split([part.numel() for part in parts])):
-        weight.grad = part.view_as(weight).clone()
-    return flat[-1].item()
-
-
-def save(state: dict, file: Path) -> None:
-    """Write by a temporary file, so that a stop at any moment leaves a whole one."""
-    temporary = file.with_suffix(".part")
-    torch.save(state, temporary)
-    os.replace(temporary, file)
-
-
-def write_line(file: Path, entry: dict) -> None:
-    with file.open("a") as handle:
-        handle.write(json.dumps(entry) + "\n")
+def describe_start(options: argparse.Namespace, model: MaskedDiffusionModel, first_step: int, processes: int) -> dict:
+    """The log's entry for the start of a run, or for its continuation."""
+    return {
+        "command": shlex.join(["python", "-m", "dpad.training.train", *sys.argv[1:]]),
+        "from_step": first_step,
+        "processes": processes,
+        "settings": vars(options),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "environment": environment(),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m dpad.training.train", description=str(__doc__).partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--output", required=True, help="folder of the checkpoint")
-    parser.add_argument("--family", choices=sorted(tiny.FAMILIES), default="llada", help="which model to train")
-    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --output")
-    parser.add_argument("--card", action="store_true", help="train nothing; renew README.md and curve.png in --output")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the checkpoint is written")
+    parser.add_argument("--family", choices=sorted(make.FAMILIES), default="llada", help="which model to train")
+    parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --output")
     parser.add_argument("--steps", type=int, default=6500, help="optimizer steps")
     parser.add_argument("--tokens_per_step", type=int, default=6_000, help="tokens of one optimizer step")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
-    parser.add_argument("--log_every", type=int, default=200, help="steps between lines of the curve and saved states")
+    parser.add_argument("--seed", type=int, default=1234, help="seed of weights, problems and noise")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each process")
+    parser.add_argument("--log_every", type=int, default=200, help="steps between points of the curve and saved states")
     options = parser.parse_args()
     try:
         for name in ("steps", "tokens_per_step", "threads", "log_every"):
             if getattr(options, name) < 1:
                 raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
-        if options.card:
-            tiny.write_card(Path(options.output))
-        else:
-            train(options)
-    except (ValueError, FileNotFoundError) as error:
+        train(options)
+    except ValueError as error:
         raise SystemExit(f"train.py: {error}") from error
 
 

@@ -2,9 +2,9 @@
 # The paper's long-sequence figure for Dream-v0-Base-7B: HumanEval, answers of 1024 and 2048 tokens, six configurations.
 #
 #     bash dream/scripts/long_seq.sh                             the paper's model, from the hub
-#     MODEL=dream-tiny LIMIT=4 bash dream/scripts/long_seq.sh    offline: our own problems, a small model
+#     MODEL=dream-tiny LIMIT=4 bash dream/scripts/long_seq.sh    offline: small problems, an embedded model
 #
-# LIMIT, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. The same command goes on after an interruption.
+# LIMIT, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. After an interruption, the same command continues.
 source "$(dirname "${BASH_SOURCE[0]}")/../../benchmarks/rows.sh"
 begin long_seq-dream dream-base dream-base
 

@@ -2,9 +2,9 @@
 # The paper's main table for Dream-v0-Base-7B: GSM8K, MATH, HumanEval and MBPP, four configurations each.
 #
 #     bash dream/scripts/main_base.sh                             the paper's model, from the hub
-#     MODEL=dream-tiny LIMIT=4 bash dream/scripts/main_base.sh    offline: our own problems, a small model
+#     MODEL=dream-tiny LIMIT=4 bash dream/scripts/main_base.sh    offline: small problems, an embedded model
 #
-# LIMIT, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. The same command goes on after an interruption.
+# LIMIT, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. After an interruption, the same command continues.
 source "$(dirname "${BASH_SOURCE[0]}")/../../benchmarks/rows.sh"
 begin main_base dream-base dream-base
 

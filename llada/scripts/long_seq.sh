@@ -2,9 +2,9 @@
 # The paper's long-sequence figure for LLaDA-1.5: GSM8K, 1-shot, answers of 1024 tokens, seven configurations.
 #
 #     bash llada/scripts/long_seq.sh                       the paper's model, from the hub
-#     MODEL=tiny LIMIT=4 bash llada/scripts/long_seq.sh    offline: our own problems, a small model
+#     MODEL=tiny LIMIT=4 bash llada/scripts/long_seq.sh    offline: small problems, an embedded model
 #
-# LIMIT, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. The same command goes on after an interruption.
+# LIMIT, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. After an interruption, the same command continues.
 source "$(dirname "${BASH_SOURCE[0]}")/../../benchmarks/rows.sh"
 begin long_seq 1.5 llada-1.5
 

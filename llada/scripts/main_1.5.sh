@@ -2,9 +2,9 @@
 # The paper's main table for LLaDA-1.5: GSM8K, MATH, HumanEval and MBPP, four configurations each.
 #
 #     bash llada/scripts/main_1.5.sh                       the paper's model, from the hub
-#     MODEL=tiny LIMIT=4 bash llada/scripts/main_1.5.sh    offline: our own problems, a small model
+#     MODEL=tiny LIMIT=4 bash llada/scripts/main_1.5.sh    offline: small problems, an embedded model
 #
-# LIMIT, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. The same command goes on after an interruption.
+# LIMIT, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. After an interruption, the same command continues.
 source "$(dirname "${BASH_SOURCE[0]}")/../../benchmarks/rows.sh"
 begin main_1.5 1.5 llada-1.5
 

@@ -1,6 +1,6 @@
-"""Traces: what is recorded is what happened, files are read back or refused, the GIF has the frames it should.
+"""Traces: they record what happened, their files are read back or refused, and the GIF has the right frames.
 
-    bash tests/run.sh tests/test_denoising.py
+    bash tests/run.sh tests/test_trace.py
 """
 
 import json
@@ -10,7 +10,9 @@ from PIL import Image
 
 import run
 from dpad.engine import completion, loading
-from dpad.interact import denoising
+from dpad.interact.canvas import canvas_after
+from dpad.interact.gif import write_gif
+from dpad.interact.trace import Tracer, read_trace
 from sampler import GaussianSampler
 
 PROMPT = "Tom has 3 bags with 4 apples in each bag. How many apples does Tom have?"
@@ -23,17 +25,18 @@ def loaded(checkpoint_folder):
 
 def record(loaded, **options):
     options = {"gen_length": 96, "block_length": 16, "steps": 24, "seed": 3} | options
-    tracer = denoising.Tracer(denoising.head_of(loaded, PROMPT, options), loaded)
-    [answer] = completion.complete(loaded, [PROMPT], options, streamer=tracer)
-    return tracer.finish(answer), options
+    settings = loaded.family.settings(**options)
+    tracer = Tracer(loaded, PROMPT, settings)
+    [answer] = completion.complete(loaded, [PROMPT], settings, streamer=tracer)
+    return tracer.finish(answer), settings
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_a_trace_is_what_happened(loaded, cache):
     """Every token, the forward that decided it, the slots computed and the kept suffix are those of the output."""
-    trace, options = record(loaded, cache=cache, suffix_sampler=GaussianSampler(48, 3, 1.6))
+    trace, settings = record(loaded, cache=cache, suffix_sampler=GaussianSampler(48, 3, 1.6))
     inputs = loaded.encode_text([PROMPT])
-    output = loaded.generate(loaded.model, **inputs, **options)
+    output = loaded.generate(**inputs, settings=settings)
     prompt = inputs["input_ids"].shape[1]
     decided = {place: (token, number) for number, entry in enumerate(trace.forwards)
                for place, token, _, _ in entry["decided"]}
@@ -47,18 +50,18 @@ def test_a_trace_is_what_happened(loaded, cache):
     assert trace.tail["forwards"] == len(trace.forwards)
 
 
-def test_the_view_tells_the_kinds_apart(loaded):
+def test_the_canvas_tells_the_kinds_apart(loaded):
     """At first all is masks, the suffix either kept or dropped; at last all is decided."""
     trace, _ = record(loaded, suffix_sampler=GaussianSampler(48, 3, 1.6))
-    first = denoising.view(trace, 0)
-    kinds = [cell[0] for cell in first.cells]
+    first = canvas_after(trace, 0)
+    kinds = [cell.kind for cell in first.cells]
     kept = set(trace.forwards[0]["kept"])
-    assert kinds[:16] == ["block"] * 16 and first.suffix == 80 and first.kept == len(kept)
+    assert kinds[:16] == ["block"] * 16 and first.suffix == 80 and first.kept_suffix == len(kept)
     assert all(kinds[place] == ("kept" if place in kept else "dropped") for place in range(16, 96))
-    last = denoising.view(trace, len(trace.forwards))
-    assert last.done and {cell[0] for cell in last.cells} == {"decided"} and 0 < last.share < 1
-    middle = denoising.view(trace, 6)
-    assert middle.block == 1 and sum(cell[0] == "decided" for cell in middle.cells) == 24
+    last = canvas_after(trace, len(trace.forwards))
+    assert last.done and {cell.kind for cell in last.cells} == {"decided"} and 0 < last.share < 1
+    middle = canvas_after(trace, 6)
+    assert middle.block == 1 and sum(cell.kind == "decided" for cell in middle.cells) == 24
 
 
 def test_early_termination_fills(loaded, monkeypatch):
@@ -66,18 +69,18 @@ def test_early_termination_fills(loaded, monkeypatch):
     trace, _ = record(loaded)
     monkeypatch.setattr(loaded.model.config, "eos_token_id", trace.forwards[5]["decided"][0][1])
     trace, _ = record(loaded, early_termination=True)
-    kinds = {cell[0] for cell in denoising.view(trace, len(trace.forwards)).cells}
+    kinds = {cell.kind for cell in canvas_after(trace, len(trace.forwards)).cells}
     assert kinds == {"decided", "filled"}
 
 
 def test_only_one_prompt(loaded):
-    tracer = denoising.Tracer(denoising.head_of(loaded, PROMPT, {"gen_length": 32}), loaded)
-    with pytest.raises(ValueError, match="a trace is of one prompt; there are 2"):
-        completion.complete(loaded, [PROMPT, PROMPT], {"gen_length": 32, "steps": 2}, streamer=tracer)
+    settings = loaded.family.settings(gen_length=32, steps=2)
+    with pytest.raises(ValueError, match="the batch has 2 prompts; a trace can record only one"):
+        completion.complete(loaded, [PROMPT, PROMPT], settings, streamer=Tracer(loaded, PROMPT, settings))
 
 
 def test_the_command_line_writes_reads_and_draws(checkpoint_folder, tmp_path, capsys):
-    """generate --trace, then trace --gif with two of them: a film of the size and length that was asked for."""
+    """generate --trace, then trace --gif with two of them: a GIF of the size and length that was asked for."""
     flags = ["-m", str(checkpoint_folder), "--device", "cpu", "-l", "64", "--steps", "8", "--prompt", PROMPT]
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     assert run.main(["generate", *flags, "--trace", str(files[0])]) == 0
@@ -85,26 +88,30 @@ def test_the_command_line_writes_reads_and_draws(checkpoint_folder, tmp_path, ca
     gif = tmp_path / "new" / "out.gif"
     assert run.main(["trace", *map(str, files), "--gif", str(gif), "--seconds", "3"]) == 0
     assert "Vanilla: 8 forwards" in capsys.readouterr().out
-    with Image.open(gif) as film:
-        assert film.n_frames > 2 and film.width > 1000
-        lasts = []
-        for number in range(film.n_frames):
-            film.seek(number)
-            lasts.append(film.info["duration"])
-    assert sum(lasts) == pytest.approx(5000, abs=400)
-    again = denoising.read(files[1])
+    with Image.open(gif) as image:
+        assert image.n_frames > 2 and image.width > 1000
+        durations = []
+        for number in range(image.n_frames):
+            image.seek(number)
+            durations.append(image.info["duration"])
+    assert sum(durations) == pytest.approx(5000, abs=400)
+    again = read_trace(files[1])
     again.write(tmp_path / "c.jsonl")
     assert (tmp_path / "c.jsonl").read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda lines: lines[:-1], "no whole trace"), (lambda lines: ["{}", *lines[1:]], "line 1: not a line of a trace"),
-    (lambda lines: [lines[0], "nonsense", *lines[2:]], "line 2: not a line of a trace"), (lambda lines: [], "no whole"),
+    (lambda lines: lines[:-1], "not a complete trace"),
+    (lambda lines: [], "not a complete trace"),
+    (lambda lines: ["{}", *lines[1:]], "line 1: not a line of a trace"),
+    (lambda lines: [lines[0], "nonsense", *lines[2:]], "line 2: not a line of a trace"),
     (lambda lines: [lines[0], json.dumps({"block": "<script>"}), *lines[2:]], "line 2: not a line"),
+    (lambda lines: [lines[0], change(lines[1], kept=5), *lines[2:]], "line 2: not a line"),
     (lambda lines: [lines[0], change(lines[1], decided=[[0, 5, "x", "high"]]), *lines[2:]], "line 2: not a line"),
     (lambda lines: [change(lines[0], settings=[]), *lines[1:]], "line 1: not a line"),
+    (lambda lines: [change(lines[0], settings={"suffix_sampler": {"name": []}}), *lines[1:]], "line 1: not a line"),
     (lambda lines: [change(lines[0], settings={"threshold": "x"}), *lines[1:]], "line 1: not a line"),
-    (lambda lines: [*lines[:-1], change(lines[-1], answer=5)], "no whole trace"),
+    (lambda lines: [*lines[:-1], change(lines[-1], answer=5)], "not a complete trace"),
 ])
 def test_what_is_no_trace_is_refused(loaded, tmp_path, spoil, message):
     trace, _ = record(loaded)
@@ -112,7 +119,7 @@ def test_what_is_no_trace_is_refused(loaded, tmp_path, spoil, message):
     trace.write(file)
     file.write_text("\n".join(spoil(file.read_text().splitlines())))
     with pytest.raises(ValueError, match=message):
-        denoising.read(file)
+        read_trace(file)
     assert run.main(["trace", str(file)]) == 2
 
 
@@ -125,13 +132,13 @@ def test_lines_end_with_newlines_alone(loaded, tmp_path):
     trace, _ = record(loaded)
     trace.head["prompt"] = trace.tail["answer"] = "one\u2028two\x85three"
     trace.write(tmp_path / "trace.jsonl")
-    assert denoising.read(tmp_path / "trace.jsonl") == trace
+    assert read_trace(tmp_path / "trace.jsonl") == trace
 
 
-def test_a_film_needs_sensible_numbers(loaded, tmp_path):
+def test_a_gif_needs_sensible_numbers(loaded, tmp_path):
     trace, _ = record(loaded)
     for seconds, frames in ((0, 10), (100, 10), (3, 1)):
-        with pytest.raises(ValueError, match="a GIF lasts"):
-            denoising.draw_gif([trace], tmp_path / "x.gif", seconds, frames)
-    with pytest.raises(ValueError, match="with a forward at least"):
-        denoising.draw_gif([], tmp_path / "x.gif")
+        with pytest.raises(ValueError, match="a GIF (lasts|has)"):
+            write_gif([trace], tmp_path / "x.gif", seconds, frames)
+    with pytest.raises(ValueError, match="at least one forward"):
+        write_gif([], tmp_path / "x.gif")

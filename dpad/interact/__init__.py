@@ -1,0 +1,1 @@
+"""What people use live: prompts on the command line, the chat, traces of a denoising."""

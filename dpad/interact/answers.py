@@ -1,0 +1,125 @@
+"""Answers to prompts from a flag, a file or standard input: what `run.py generate` does.
+
+    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples?"
+    python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json
+
+Imported by run.py, never run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from dpad.engine import completion
+from dpad.engine.completion import Completion
+from dpad.engine.loading import LoadedModel
+from dpad.engine.prompts import check_chat_template, check_prompt
+from dpad.engine.settings import DecodingSettings
+from dpad.interact import terminal
+from dpad.interact.trace import Tracer
+from dpad.results import files
+
+# --- Prompts ----------------------------------------------------------------------------------------------------------
+
+
+def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
+    """The prompts to answer: the one given, those of a file, or standard input where there is neither.
+
+    Raises:
+        ValueError: there is no prompt, one is empty, or the file cannot be read.
+    """
+    if prompt_file is not None:
+        source = prompt_file
+        prompts = _read_prompt_file(prompt_file)
+    elif prompt not in (None, "-"):
+        source = "--prompt"
+        prompts = [prompt]
+    else:
+        if prompt is None and sys.stdin.isatty():
+            raise ValueError("no prompt: give --prompt, --prompt_file, or pipe one in")
+        source = "standard input"
+        prompts = [_read_text("-").strip("\n")]
+    if not prompts or not all(text.strip() for text in prompts):
+        raise ValueError(f"{source}: the prompt is empty")
+    return prompts
+
+
+def _read_prompt_file(name: str) -> list[str]:
+    """One prompt for each line that is not blank."""
+    lines = [(number, line) for number, line in enumerate(_read_text(name).split("\n"), start=1) if line.strip()]
+    if not name.endswith(".jsonl"):
+        return [line for _, line in lines]
+    prompts = []
+    for number, line in lines:
+        try:
+            fields = json.loads(line)
+            prompt = fields["prompt"] if "prompt" in fields else fields["question"]
+        except (ValueError, TypeError, KeyError):
+            prompt = None
+        if not isinstance(prompt, str):
+            raise ValueError(f"{name}, line {number}: not a JSON object with a text \"prompt\" or \"question\"")
+        prompts.append(prompt)
+    return prompts
+
+
+def _read_text(name: str) -> str:
+    if name != "-":
+        return files.read_text(name)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError("standard input cannot be read: it is not UTF-8 text") from error
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+
+
+def answer_prompts(
+    loaded: LoadedModel, prompts: Sequence[str], settings: DecodingSettings, *, chat_template: bool | None = None,
+    batch_size: int = 1, watch: bool = False, trace_file: str | None = None, as_json: bool = False,
+) -> None:
+    """Answer prompts in batches and print each answer with its cost.
+
+    Args:
+        chat_template: put prompts into the chat template (None: the model's default).
+        watch: show each answer while it is decoded. trace_file: write the denoising of the first prompt there.
+        as_json: print one JSON object per prompt.
+
+    Raises:
+        ValueError: a prompt does not fit, or there is no chat template.
+    """
+    use_template = check_chat_template(loaded, chat_template)
+    texts = [loaded.chat(prompt) if use_template else loaded.raw(prompt) for prompt in prompts]
+    for text in texts:
+        check_prompt(loaded, text, settings.gen_length)
+    completion.warm_up(loaded, texts[0], settings.gen_length)
+
+    several = len(prompts) > 1
+    for start in range(0, len(prompts), batch_size):
+        batch = slice(start, start + batch_size)
+        if watch and several:
+            print(f"> {prompts[start]}")
+        view = terminal.live_view(loaded, terminal.wants_colour()) if watch else None
+        tracer = Tracer(loaded, prompts[0], settings, streamer=view) if trace_file else None
+        answers = completion.complete(loaded, texts[batch], settings, until=[loaded.eos], streamer=tracer or view)
+        if tracer and trace_file:
+            tracer.finish(answers[0]).write(trace_file)
+
+        for prompt, answer in zip(prompts[batch], answers):
+            if as_json:
+                print(_as_json(prompt, answer), flush=True)
+                continue
+            if not watch:
+                print(f"> {prompt}\n{answer.text}" if several else answer.text)
+            print(terminal.cost(answer), end="\n\n" if several else "\n", flush=True)
+
+
+def _as_json(prompt: str, answer: Completion) -> str:
+    line = {
+        "prompt": prompt, "answer": answer.text, "forwards": answer.forwards, "tokens": answer.tokens,
+        "tokens_per_second": answer.tokens_per_second, "seconds": answer.seconds,
+        "tokens_processed": answer.tokens_processed,
+    }
+    return json.dumps(line, ensure_ascii=False)

@@ -1,0 +1,240 @@
+"""The trace of one answer: what every forward decoded, recorded while it happens and kept as JSON lines.
+
+    python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --trace dpad.jsonl --prompt "Tom has 3 bags ..."
+    python run.py trace dpad.jsonl
+
+The first line of a trace holds the prompt and the settings, the last one the answer and its cost. Each line between
+them is one forward:
+
+    block      the block being decoded, counted from 0
+    seconds    since generation began
+    computed   slots that the forward computed: prompt, answer so far, block, kept suffix (fewer with a cache)
+    kept       in a block's first forward: the places of the answer after the block that the block may see
+    decided    [place in the answer, token id, text, confidence] of every token that was decoded; the confidence is the
+               model's probability, or what the unmasking rule uses instead of it
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpad.results.files import read_lines, write_text
+from dpad.results.records import environment
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpad.engine.completion import Completion
+    from dpad.engine.loading import LoadedModel
+    from dpad.engine.settings import DecodingSettings
+
+FORWARD_FIELDS = {"block", "seconds", "computed", "kept", "decided"}
+MAX_LENGTH = 2**20  # of the answer, a block or the prompt, in a file that is read
+
+
+@dataclass
+class Trace:
+    """The lines of a trace: `head` is the first one, `tail` the last one, empty until the answer is complete."""
+
+    head: dict[str, Any]
+    forwards: list[dict[str, Any]] = field(default_factory=list)
+    tail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def gen_length(self) -> int:
+        return self.head["gen_length"]
+
+    @property
+    def block_length(self) -> int:
+        return self.head["block_length"]
+
+    @property
+    def eos(self) -> str:
+        return self.head.get("eos", "")
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning to the last forward."""
+        return self.forwards[-1]["seconds"] if self.forwards else 0.0
+
+    def forwards_by(self, seconds: float) -> int:
+        """How many forwards were done by this time."""
+        return sum(forward["seconds"] <= seconds for forward in self.forwards)
+
+    def write(self, path: str | Path) -> None:
+        """Write the trace as JSON lines; the file is either the old one or the complete new one."""
+        lines = [self.head, *self.forwards, self.tail]
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+# --- Recording --------------------------------------------------------------------------------------------------------
+
+
+class Tracer:
+    """A streamer that records every forward of one answer.
+
+        tracer = Tracer(loaded, "Tom has 3 bags ...", settings)
+        [completion] = complete(loaded, [text], settings, streamer=tracer)
+        tracer.finish(completion).write("dpad.jsonl")
+
+    Args:
+        prompt: the question as it was asked, for the trace's first line.
+        listener: called after every forward, with the trace so far; what it raises ends the generation.
+        streamer: another streamer, which receives everything that this one receives.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, prompt: str, settings: DecodingSettings, *,
+        listener: Callable[[Trace], None] | None = None, streamer: Any = None,
+    ) -> None:
+        self.loaded = loaded
+        self.trace = Trace(_head(loaded, prompt, settings))
+        self.listener = listener
+        self.streamer = streamer
+        self.prompt_tokens = 0  # known when generation begins
+        self.block = -1
+        self.start = time.perf_counter()
+
+    def put(self, value: Tensor) -> None:
+        """Receive the prompt, int64 [1, P], and after it each finished block."""
+        if not self.prompt_tokens:
+            if len(value) != 1:
+                raise ValueError(f"the batch has {len(value)} prompts; a trace can record only one")
+            self.prompt_tokens = value.shape[1]
+            self.trace.head["prompt_tokens"] = self.prompt_tokens
+            self.start = time.perf_counter()
+        if self.streamer:
+            self.streamer.put(value)
+
+    def put_draft(self, value: Tensor) -> None:
+        """Receive the block as it stands after a forward, int64 [1, L]."""
+        if self.streamer:
+            self.streamer.put_draft(value)
+
+    def put_step(self, block: int, columns: Tensor, chosen: Tensor, candidates: Tensor, confidence: Tensor) -> None:
+        """Receive a forward: its columns [S], and of the block's positions [1, L] which were decoded, to what, how
+        confidently."""
+        begin = block * self.trace.block_length
+        forward: dict[str, Any] = {
+            "block": block,
+            "seconds": round(time.perf_counter() - self.start, 4),
+            "computed": len(columns),
+        }
+
+        if block > self.block:
+            self.block = block
+            places = columns - self.prompt_tokens
+            forward["kept"] = places[places >= begin + self.trace.block_length].tolist()
+
+        offsets = chosen[0].nonzero().flatten()
+        tokens = candidates[0, offsets].tolist()
+        confidences = confidence[0, offsets].tolist()
+        forward["decided"] = [
+            [begin + offset, token, self.text_of(token), round(probability, 4)]
+            for offset, token, probability in zip(offsets.tolist(), tokens, confidences)
+        ]
+
+        self.trace.forwards.append(forward)
+        if self.listener:
+            self.listener(self.trace)
+
+    def text_of(self, token: int) -> str:
+        return self.loaded.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+
+    def end(self) -> None:
+        if self.streamer:
+            self.streamer.end()
+
+    def finish(self, completion: Completion) -> Trace:
+        """The complete trace, with the answer and its cost as its last line."""
+        self.trace.tail = {
+            "answer": completion.text, "forwards": completion.forwards, "tokens": completion.tokens,
+            "seconds": round(completion.seconds, 4), "tokens_processed": completion.tokens_processed,
+        }
+        return self.trace
+
+
+def _head(loaded: LoadedModel, prompt: str, settings: DecodingSettings) -> dict[str, Any]:
+    return {
+        "kind": "trace", "model": loaded.name, "prompt": prompt,
+        "gen_length": settings.gen_length, "block_length": settings.block_length,
+        "settings": settings.to_json() | {"device": str(loaded.model.device)},
+        "eos": loaded.eos, "environment": environment(),
+    }
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Read a trace from its file, which may come from anywhere: every field that is used later is checked.
+
+    Raises:
+        ValueError: the file cannot be read or is not a trace; the message names it and the line.
+    """
+    lines = read_lines(path)
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if number == 1:
+            valid = _is_head(entry)
+        elif number < len(lines):
+            valid = _is_forward(entry)
+        else:
+            valid = isinstance(entry, dict)
+        if not valid:
+            raise ValueError(f"{path}, line {number}: not a line of a trace (run.py generate --trace writes one)")
+        entries.append(entry)
+
+    if len(entries) < 2 or not isinstance(entries[-1].get("answer"), str):
+        raise ValueError(f"{path} is not a complete trace: its last line is missing")
+    return Trace(entries[0], entries[1:-1], entries[-1])
+
+
+def _is_head(entry: Any) -> bool:
+    if not isinstance(entry, dict) or entry.get("kind") != "trace":
+        return False
+
+    lengths = [entry.get(name) for name in ("gen_length", "block_length", "prompt_tokens")]
+    settings = entry.get("settings", {})
+    return (
+        all(isinstance(length, int) and 0 < length < MAX_LENGTH for length in lengths)
+        and isinstance(settings, dict)
+        and isinstance(sampler := settings.get("suffix_sampler") or {}, dict)
+        and isinstance(sampler.get("name", ""), str)
+        and isinstance(settings.get("threshold") or 0, (int, float))
+        and isinstance(entry.get("environment", {}), dict)
+    )
+
+
+def _is_forward(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not entry.keys() <= FORWARD_FIELDS:
+        return False
+
+    kept = entry.get("kept", [])
+    decided = entry.get("decided")
+    return (
+        isinstance(entry.get("block"), int)
+        and isinstance(entry.get("computed"), int)
+        and isinstance(entry.get("seconds"), (int, float))
+        and isinstance(kept, list)
+        and all(isinstance(place, int) for place in kept)
+        and isinstance(decided, list)
+        and all(map(_is_decided_token, decided))
+    )
+
+
+def _is_decided_token(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != 4:
+        return False
+
+    place, _token, text, confidence = entry
+    return isinstance(place, int) and isinstance(text, str) and isinstance(confidence, (int, float))

@@ -1,0 +1,238 @@
+"""The training data of the embedded models: which word problems a step trains on, and which of their tokens it masks.
+
+    stream = Stream(tokenizer, tokens_per_step=6000, seed=1234, split="train")
+    for noisy, target, weight in stream.step(0):
+        ...
+
+Problems come from dataset/arithmetic.py as they are needed. Every answer token is masked with probability t ~ U(0, 1),
+as in LLaDA (arXiv 2502.09992, eq. 5), but the noise of most samples covers only a part of the answer: what decoding
+meets (a clean prefix, one noisy block, masks alone after it) or what is hard to learn (see NOISE_SHAPES). Answers are
+padded with EOS, as LLaDA's are, to canvases of mixed lengths up to 1024.
+
+Imported by train.py.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dataset import arithmetic
+
+# Total lengths, prompt and canvas. Most samples get the shortest that fits. These shares of the samples get room for a
+# canvas of 256, 512 or 1024 answer tokens, so that the model knows what a long tail of EOS, or of masks, looks like.
+TIGHT_LENGTHS = (96, 128, 160, 192, 256, 320)
+LONG_LENGTHS = {384: 0.05, 640: 0.01, 1152: 0.006}
+
+BLOCK = 32  # tokens of a noisy block
+NEXT = 8  # tokens that noise of the shape "next" covers
+
+# Which tokens of an answer are noisy, and the share of the samples before and after LESSONS_UNTIL of the run. The words
+# around a sum never give away its result, nor which of many names comes next, and both are a small part of an answer's
+# loss. So the first part of the run has samples in which only results or only names are masked.
+NOISE_SHAPES = {
+    "everywhere": (0.2, 0.15),  # the whole answer
+    "block": (0.4, 0.75),       # one block, after a clean prefix and before masks alone: what decoding meets
+    "next": (0.2, 0.1),         # the NEXT tokens from a result on, all masked, between the same
+    "results": (0.05, 0.0),     # results of calculations
+    "names": (0.15, 0.0),       # names of people
+}
+LESSONS_UNTIL = 0.35
+EASY_SHARE = 0.25  # of the run, at its start, has only problems of one and two steps, to learn copying and sums first
+BARE_SUMS = (0.5, 0.05)  # share of samples that are `drill`s, before and after LESSONS_UNTIL
+MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
+MICROBATCH_TOKENS = 2048
+
+
+class Batch(NamedTuple):
+    """Samples of one total length T: noisy input and target, int64 [R, T]; weight in the loss, float [R, T]."""
+
+    noisy: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+class Sample(NamedTuple):
+    """Token ids of a prompt and its answer; `drill` says that the answer is bare sums."""
+
+    prompt: list[int]
+    answer: list[int]
+    drill: bool
+
+
+class Stream:
+    """The training data as a function of the step: the same seed gives a step the same batches after any restart.
+
+    Args:
+        tokens_per_step: at least so many tokens, prompts and padding included, make a step.
+        split: "train" or "test" of dataset/arithmetic.py.
+        easy_steps: so many steps, at the start, have only problems of one and two calculations.
+        lesson_steps: so many steps, at the start, have the first shares of NOISE_SHAPES and BARE_SUMS.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_step: int, seed: int, split: str,
+                 easy_steps: int = 0, lesson_steps: int = 0) -> None:
+        self.tokenizer = tokenizer
+        self.tokens_per_step = tokens_per_step
+        self.seed = seed
+        self.split = split
+        self.easy_steps = easy_steps
+        self.lesson_steps = lesson_steps
+
+        self.eos_id = tokenizer.eos_token_id
+        self.mask_id = tokenizer.mask_token_id
+        self.numbers = {token for text, token in tokenizer.get_vocab().items() if text.isdecimal()}
+        self.equals = tokenizer.convert_tokens_to_ids("=")
+        self.close = tokenizer.convert_tokens_to_ids(">>")
+        self.names = torch.tensor(tokenizer.convert_tokens_to_ids([*arithmetic.GIRLS, *arithmetic.BOYS]))
+
+    def step(self, number: int) -> list[Batch]:
+        """The microbatches of one optimizer step, by ascending length."""
+        rng = random.Random(f"{self.seed}-{self.split}-{number}")
+        easy = number < self.easy_steps
+        late = number >= self.lesson_steps
+
+        by_length: dict[int, list[Sample]] = {}
+        tokens = 0
+        for problem in arithmetic.problems(rng.getrandbits(48), self.split):
+            if easy and problem["steps"] > 2:
+                continue
+            is_drill = self.split == "train" and rng.random() < BARE_SUMS[late]
+            sample = self.encode(drill(rng) if is_drill else problem, rng, is_drill)
+            length = self.total_length(len(sample.prompt) + len(sample.answer), rng, may_be_long=not easy)
+            by_length.setdefault(length, []).append(sample)
+            tokens += length
+            if tokens >= self.tokens_per_step:
+                break
+
+        batches = []
+        for length, samples in sorted(by_length.items()):
+            rows = max(1, MICROBATCH_TOKENS // length)
+            for first in range(0, len(samples), rows):
+                batches.append(self.collate(samples[first : first + rows], length, rng, late))
+        return batches
+
+    def encode(self, problem: dict, rng: random.Random, is_drill: bool) -> Sample:
+        """Tokenize a problem: half of the questions as they are, half in the words of lm-eval's GSM8K prompt."""
+        question = problem["question"]
+        content = question if rng.random() < 0.5 else f"Question: {question}\nAnswer:"
+        chat = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        encode = self.tokenizer.backend_tokenizer.encode
+        return Sample(encode(chat).ids, encode(problem["answer"]).ids, is_drill)
+
+    @staticmethod
+    def total_length(used: int, rng: random.Random, may_be_long: bool) -> int:
+        """Draw the total length of a sample with `used` tokens: see TIGHT_LENGTHS."""
+        draw = rng.random() if may_be_long else 1.0
+        for length, share in LONG_LENGTHS.items():
+            if draw < share:
+                return length
+            draw -= share
+        return next((length for length in TIGHT_LENGTHS if length > used), max(LONG_LENGTHS))
+
+    def collate(self, samples: list[Sample], length: int, rng: random.Random, late: bool) -> Batch:
+        """Pad samples with EOS to one length and mask them."""
+        shares = [share[late] for share in NOISE_SHAPES.values()]
+        target = torch.full((len(samples), length), self.eos_id)
+        noisy = target.clone()
+        weight = torch.zeros(len(samples), length)
+
+        for row, sample in enumerate(samples):
+            ids = sample.prompt + sample.answer
+            target[row, : len(ids)] = torch.tensor(ids)
+            # Spread t evenly over the rows: the same distribution as independent draws, with less variance.
+            t = MIN_NOISE + (1 - MIN_NOISE) * (row + rng.random()) / len(samples)
+            shape = "results" if sample.drill else rng.choices(list(NOISE_SHAPES), shares)[0]
+            masked, weight[row] = self.mask(target[row], len(sample.prompt), len(ids), t, shape, rng)
+            noisy[row] = torch.where(masked, self.mask_id, target[row])
+        return Batch(noisy, target, weight)
+
+    def mask(self, ids: Tensor, start: int, end: int, t: float, shape: str,
+             rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Draw the noise of one sample: which tokens are masked, bool [T], and their weights in the loss, float [T].
+
+        ids: int64 [T], with the answer at [start, end) and EOS after it. shape: a key of NOISE_SHAPES.
+        """
+        length = len(ids)
+        results = self.find_results(ids, start)
+        names = torch.isin(ids, self.names) & (torch.arange(length) >= start)
+        if shape == "names" and not names.any():
+            shape = "everywhere"
+
+        # The loss is over the tokens [first, last): those before are clean, those after are masked.
+        first = start
+        last = length
+        if shape == "block":
+            first += BLOCK * rng.randrange((end - start) // BLOCK + 1)  # up to the block of the first EOS
+            last = min(first + BLOCK, length)
+        elif shape == "next":
+            after_equals = results[1:] & (ids[:-1] == self.equals)
+            first = 1 + rng.choice(after_equals.nonzero().flatten().tolist())
+            last = min(first + NEXT, length)
+            t = 1.0
+
+        noise = torch.rand(length, generator=torch.Generator().manual_seed(rng.getrandbits(48)))
+        masked = self.tie_results(noise, ids[:end].tolist()) < t
+        masked[:first] = False
+        masked[last:] = True
+        tokens = last - first
+        if shape in ("results", "names"):
+            candidates = results if shape == "results" else names
+            masked &= candidates
+            tokens = int(candidates.sum())
+
+        weight = torch.zeros(length)
+        weight[first:last] = masked[first:last] / (t * tokens)
+        return masked, weight
+
+    def find_results(self, ids: Tensor, start: int) -> Tensor:
+        """Which tokens from `start` on belong to a result or its repetition, bool [T]: numbers after `=` or `>>`."""
+        results = torch.zeros(len(ids), dtype=torch.bool)
+        inside = False
+        for place, token in enumerate(ids[start:].tolist(), start):
+            is_number = token in self.numbers
+            results[place] = inside and is_number
+            inside = token in (self.equals, self.close) or (inside and is_number)
+        return results
+
+    def tie_results(self, noise: Tensor, ids: list[int]) -> Tensor:
+        """Give the repetition of a result after the annotation (`=12>>12`) the result's noise, in place.
+
+        Otherwise one of the two would usually be in sight, and most sums could be copied instead of worked out.
+        """
+        for place in (place for place, token in enumerate(ids) if token == self.close):
+            start = place
+            while ids[start - 1] in self.numbers:
+                start -= 1
+            size = place - start
+            if ids[place + 1 : place + 1 + size] == ids[start:place]:
+                noise[place + 1 : place + 1 + size] = noise[start:place]
+        return noise
+
+
+def drill(rng: random.Random, count: int = 16) -> dict:
+    """Make bare sums, such as `12+5=17`, in the form of a problem, with the numbers and operations of the stories.
+
+    The stories teach words, these teach arithmetic. The question does not name the sums: only their results are masked.
+    """
+    sums = []
+    for sign in rng.choices("+-*/", (7, 7, 3, 3), k=count):
+        small = rng.randint(2, arithmetic.MAX_FACTOR)
+        large = rng.randint(2, arithmetic.MAX_NUMBER // small)
+        total = rng.randint(4, arithmetic.MAX_NUMBER)
+        part = rng.randint(2, total - 2)
+        part = rng.choice((part, total - part)) if sign == "+" else part
+        sums.append({
+            "+": (f"{part}+{total - part}", total),
+            "-": (f"{total}-{part}", total - part),
+            "*": rng.choice([(f"{small}*{large}", small * large), (f"{large}*{small}", small * large)]),
+            "/": rng.choice([(f"{small * large}/{small}", large), (f"{small * large}/{large}", small)]),
+        }[sign])
+    lines = [f"{text}={result}" for text, result in sums]
+    return {"question": "What are these sums?", "answer": "\n".join(lines)}

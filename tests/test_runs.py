@@ -1,0 +1,218 @@
+"""Runs: a resumed run ends as an uninterrupted one, other settings use another folder, a batch changes no answer.
+
+    python -m pytest tests/test_runs.py
+"""
+
+import dataclasses
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from dpad.engine import loading
+from dpad.engine.completion import Completion
+from dpad.engine.prompts import cut_prompt
+from dpad.evaluation import adapter, runs
+from dpad.evaluation.metrics import metrics_of
+from dpad.evaluation.tasks import load_tasks
+from dpad.results.files import read_json
+from llada.settings import LLaDASettings
+from sampler import GaussianSampler, WindowSampler
+
+SHORT = {"gen_length": 32, "block_length": 16, "threshold": 0.02}
+DECODING = {field.name for field in dataclasses.fields(LLaDASettings)}
+RECORD_FIELDS = {
+    "kind", "name", "task", "model", "checkpoint", "command", "settings", "metrics", "samples", "latency_s",
+    "latency_median_s", "tps", "nfe", "answer_tokens", "seconds", "tokens_processed", "empty_answers", "reused",
+    "batch_size_used", "cut_prompts", "processes", "environment",
+}
+SETTINGS = {
+    "gen_length", "block_length", "steps", "threshold", "factor", "temperature", "remasking", "cache",
+    "suffix_sampler", "early_termination", "num_fewshot", "batch_size", "limit", "seed", "dtype", "device",
+    "chat_template", "suppress_eos", "prompt_limit", "mc_samples",
+}
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint_folder):
+    return loading.load(str(checkpoint_folder), device="cpu", dtype="float32")
+
+
+def evaluate(loaded: loading.LoadedModel, task: str = "arithmetic-50", **options) -> dict:
+    """`runs.evaluate` without a progress bar; decoding settings by their names among the options."""
+    settings = LLaDASettings(**{name: value for name, value in options.items() if name in DECODING})
+    others = {name: value for name, value in options.items() if name not in DECODING}
+    return runs.evaluate(loaded, task, settings, progress=False, **others)
+
+
+def samples_of(folder: str | Path, drop: tuple[str, ...] = ("seconds",)) -> list[dict]:
+    lines = (Path(folder) / "samples.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in drop} for line in lines]
+
+
+def test_record_and_samples(loaded, tmp_path):
+    """The record has the fields that tables are made of, its numbers follow from the samples, and both are on disk."""
+    record = evaluate(
+        loaded, limit=5, output=tmp_path, suffix_sampler=GaussianSampler(16, 3.0, 1.6), early_termination=True, **SHORT
+    )
+    folder = record.pop("folder")
+    assert record == read_json(Path(folder) / "record.json")
+    assert record.keys() == RECORD_FIELDS and record["settings"].keys() == SETTINGS
+    assert record["settings"]["suffix_sampler"] == {"name": "gaussian", "window": 16, "k_sigma": 3.0, "scale": 1.6}
+    assert (record["settings"]["steps"], record["settings"]["limit"], record["settings"]["seed"]) == (2, 5, 1234)
+    assert record["metrics"].keys() == {"strict-match", "flexible-extract"}
+    samples = samples_of(folder, drop=())
+    assert [sample["doc_id"] for sample in samples] == list(range(5)) and record["samples"] == 5
+    assert record["answer_tokens"] == sum(sample["tokens"] for sample in samples) > 0
+    assert record["nfe"] == pytest.approx(sum(sample["forwards"] for sample in samples) / 5)
+    assert record["seconds"] == pytest.approx(sum(sample["seconds"] for sample in samples))
+    assert record["latency_s"] == pytest.approx(record["seconds"] / 5)
+    assert record["tps"] == pytest.approx(record["answer_tokens"] / record["seconds"])
+    assert record["tokens_processed"] == sum(sample["tokens_processed"] for sample in samples)
+    assert all(sample["correct"].keys() == record["metrics"].keys() for sample in samples)
+    assert not list(Path(folder).glob(".*.part")), "temporary files stay behind"
+
+
+def test_resumed_run_equals_uninterrupted_run(loaded, tmp_path, monkeypatch):
+    """An interruption between any two answers changes nothing but times, and nothing is generated twice."""
+    settings = {"limit": 6} | SHORT
+    whole = evaluate(loaded, output=tmp_path / "whole", **settings)
+    complete, calls = adapter.complete, []
+
+    def interrupted(*args, **options):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return complete(*args, **options)
+
+    monkeypatch.setattr(adapter, "complete", interrupted)
+    with pytest.raises(runs.Interrupted, match="3 finished answers are kept in .*the same command goes on"):
+        evaluate(loaded, output=tmp_path / "parts", **settings)
+    monkeypatch.setattr(adapter, "complete", complete)
+    parts = evaluate(loaded, output=tmp_path / "parts", **settings)
+    assert (whole["reused"], parts["reused"]) == (0, 3)
+    assert Path(whole["folder"]).name == Path(parts["folder"]).name
+    assert samples_of(whole["folder"]) == samples_of(parts["folder"])
+    monkeypatch.setattr(adapter, "complete", None)  # a finished run needs no generation
+    again = evaluate(loaded, output=tmp_path / "parts", **settings)
+    assert again["reused"] == 6 and again["seconds"] == parts["seconds"] and again["metrics"] == parts["metrics"]
+
+
+def test_from_scratch_generates_again(loaded, tmp_path):
+    """Saved answers are ignored when that is asked for, and only then."""
+    settings = {"limit": 2, "output": tmp_path} | SHORT
+    evaluate(loaded, **settings)
+    assert evaluate(loaded, **settings)["reused"] == 2
+    assert evaluate(loaded, from_scratch=True, **settings)["reused"] == 0
+
+
+@pytest.mark.parametrize("change", [
+    {"threshold": 0.03}, {"cache": "dual"}, {"seed": 5}, {"suffix_sampler": WindowSampler(8)}, {"batch_size": 2},
+    {"num_fewshot": 1}, {"chat_template": False}, {"name": "other"},
+])
+def test_other_settings_use_another_folder(loaded, tmp_path, change):
+    """A journal is never shared between settings that change an answer or its cost."""
+    settings = {"limit": 1, "output": tmp_path} | SHORT
+    first = evaluate(loaded, **settings)
+    other = evaluate(loaded, **(settings | change))
+    assert first["folder"] != other["folder"] and other["reused"] == 0
+
+
+def test_other_weights_use_another_folder(loaded, checkpoint_folder, tmp_path):
+    """A checkpoint that was trained further in its folder does not inherit the answers of the older weights."""
+    before = runs.run_folder(tmp_path, "", "arithmetic-50", loaded, SHORT)
+    weights = checkpoint_folder / "model.safetensors"
+    stat = weights.stat()
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert runs.run_folder(tmp_path, "", "arithmetic-50", loaded, SHORT) != before
+
+
+def test_batched_answers_equal_single_answers(loaded, tmp_path):
+    """The size of the batch changes the cost, never the answer; six prompts in batches of three and of four."""
+    settings = {"limit": 6, "output": tmp_path, "early_termination": True} | SHORT
+    runs = [evaluate(loaded, batch_size=size, **settings) for size in (1, 3, 4)]
+    single, *batched = [samples_of(run["folder"], drop=("seconds", "tokens_processed")) for run in runs]
+    assert batched == [single, single]
+
+
+def test_nothing_of_the_repository_needs_the_network(loaded, tmp_path, monkeypatch):
+    """The own tasks, few-shot examples included, work on a machine that has never been online."""
+    def refuse(*args, **options):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.chdir(tmp_path)  # nor a certain working directory
+    for task in ("arithmetic-50", "arithmetic-500"):
+        record = evaluate(loaded, task, limit=1, num_fewshot=2, output="out", **SHORT)
+        prompt = samples_of(record["folder"])[0]["prompt"]
+        assert prompt.count("Question:") == 3 and prompt.count("####") == 2
+
+
+def test_prompts_follow_the_chat_template_setting(loaded, tmp_path):
+    """With the template one user's turn holds the prompt; without it the raw prompt goes in."""
+    settings = {"limit": 1, "output": tmp_path} | SHORT
+    on, off = (
+        samples_of(evaluate(loaded, chat_template=chat, **settings)["folder"])[0]["prompt"]
+        for chat in (True, False)
+    )
+    assert off.startswith("Question: ") and off.endswith("\nAnswer:")
+    assert on == loaded.chat(off)
+
+
+def test_accuracy_counts_right_answers(loaded, tmp_path, monkeypatch):
+    """A model that gives the reference answer scores 1; a right last number without the marker is flexible alone."""
+    docs = list(load_tasks("arithmetic-50")["tasks"]["arithmetic-50"].eval_docs)
+    texts = [docs[0]["answer"], f"It is {docs[1]['answer'].split()[-1]}.", "#### 1,234,567", "nothing"]
+    answers = iter(texts)
+
+    def perfect(loaded, prompts, settings, until):
+        return [Completion(next(answers), "", 1, 1, 1.0, 1) for _ in prompts]
+
+    monkeypatch.setattr(adapter, "complete", perfect)
+    record = evaluate(loaded, limit=4, output=tmp_path, **SHORT)
+    assert record["metrics"]["strict-match"]["value"] == 0.25
+    assert record["metrics"]["flexible-extract"]["value"] == 0.5
+    assert [sample["correct"]["flexible-extract"] for sample in samples_of(record["folder"])] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"task": "arithmetik-50"}, "no task 'arithmetik-50': did you mean arithmetic-50"),
+    ({"limit": 0}, "limit is 0; it must be an integer of at least 1"),
+    ({"num_fewshot": -1}, "num_fewshot is -1"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"batch_size": None}, "batch_size is None; it must be an integer of at least 1, or \"auto\""),
+    ({"gen_length": 1024}, r"arithmetic-50, document 0: gen_length is 1024.* holds 1024 tokens"),
+    ({"block_length": 5}, "block_length is 5; it must divide gen_length"),
+])
+def test_bad_settings_are_named(loaded, tmp_path, change, message):
+    """Every setting that cannot be used raises ValueError with its name and what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        evaluate(loaded, **({"task": "arithmetic-50", "output": tmp_path} | SHORT | change))
+
+
+def test_long_prompts_are_cut_and_counted(loaded, tmp_path):
+    """--prompt_limit leaves the last tokens of a prompt, and the record says how many prompts that was."""
+    settings = {"limit": 3, "output": tmp_path} | SHORT
+    record = evaluate(loaded, prompt_limit=20, **settings)
+    assert record["cut_prompts"] == 3 and record["settings"]["prompt_limit"] == 20
+    assert evaluate(loaded, **settings)["cut_prompts"] == 0
+    text, cut = cut_prompt(loaded, "Tom has 3 apples and 4 pears.", 5)
+    assert "Tom has 3 apples and 4 pears.".endswith(text) and cut > 0
+
+
+def test_metrics_of_tasks_and_groups():
+    """An aggregated group counts as one; a group without an aggregate shows its tasks; deviations may be missing."""
+    one = {"alias": "a", "exact_match,flexible-extract": 0.5, "exact_match_stderr,flexible-extract": 0.1}
+    other = {"alias": "b", "exact_match,none": 1.0, "exact_match_stderr,none": "N/A", "pass@1,create": 0.25}
+    assert metrics_of({"results": {"a": one}}, "a") == {"flexible-extract": {"value": 0.5, "stderr": 0.1}}
+    assert metrics_of({"results": {"group": one, "a": other, "b": other}}, "group").keys() == {
+        "flexible-extract"
+    }
+    assert metrics_of({"results": {"group": {"alias": "g"}, "a": one, "b": other}}, "group") == {
+        "a/flexible-extract": {"value": 0.5, "stderr": 0.1},
+        "b/exact_match": {"value": 1.0, "stderr": None},
+        "b/pass@1,create": {"value": 0.25, "stderr": None},
+    }
