@@ -10,7 +10,7 @@ interact (chat, traces); and training. Importing this package imports none of th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpad.engine.loading import load
@@ -20,7 +20,7 @@ __all__ = ["ROOT", "load"]
 ROOT = Path(__file__).resolve().parents[1]  # the repository
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """`load`, imported when it is first asked for: torch and transformers take seconds."""
     if name == "load":
         from dpad.engine.loading import load

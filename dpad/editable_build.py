@@ -6,6 +6,8 @@ the environment, so this repository is only installed in place.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from setuptools.build_meta import build_editable, get_requires_for_build_editable, prepare_metadata_for_build_editable
 
 __all__ = ["build_editable", "build_sdist", "build_wheel", "get_requires_for_build_editable",
@@ -14,11 +16,13 @@ __all__ = ["build_editable", "build_sdist", "build_wheel", "get_requires_for_bui
 REFUSAL = "dpad is installed in place: clone the repository and run `pip install -e .` in it"
 
 
-def build_wheel(wheel_directory: str, config_settings: dict | None = None, metadata_directory: str | None = None):
+def build_wheel(
+    wheel_directory: str, config_settings: dict | None = None, metadata_directory: str | None = None
+) -> NoReturn:
     """Refuse to build a wheel."""
     raise SystemExit(REFUSAL)
 
 
-def build_sdist(sdist_directory: str, config_settings: dict | None = None):
+def build_sdist(sdist_directory: str, config_settings: dict | None = None) -> NoReturn:
     """Refuse to build a source archive."""
     raise SystemExit(REFUSAL)

@@ -96,11 +96,11 @@ class DreamModel(MaskedDiffusionModel):
         self.post_init()
 
     @property
-    def layers(self):
+    def layers(self) -> nn.ModuleList:
         return self.model.layers
 
     @property
-    def final_norm(self):
+    def final_norm(self) -> nn.Module:
         return self.model.norm
 
     def embed(self, input_ids: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ imported. The hub's repository names a class of its own that is remote code; thi
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
@@ -23,7 +25,9 @@ class DreamTokenizer(Qwen2Tokenizer):
     folder has no list of added tokens. Ids beyond the vocabulary (the embedding has spare rows) decode to nothing.
     """
 
-    def __init__(self, vocab=None, merges=None, **options):
+    def __init__(
+        self, vocab: str | dict[str, int] | None = None, merges: str | list[str] | None = None, **options: Any
+    ) -> None:
         options = SPECIAL_TOKENS | {"additional_special_tokens": TURN_TOKENS} | options
         super().__init__(vocab=vocab, merges=merges, **options)
 

@@ -82,11 +82,11 @@ class LLaDAModelLM(MaskedDiffusionModel):
         self.post_init()
 
     @property
-    def layers(self):
+    def layers(self) -> nn.ModuleList:
         return self.model.transformer["blocks"]
 
     @property
-    def final_norm(self):
+    def final_norm(self) -> nn.Module:
         return self.model.transformer["ln_f"]
 
     def embed(self, input_ids: Tensor) -> Tensor:

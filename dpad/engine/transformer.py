@@ -11,7 +11,7 @@ H heads, K key-value heads (K divides H), D head size, E model width, V vocabula
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         raise NotImplementedError
 
     @property
-    def layers(self) -> Iterable[nn.Module]:
+    def layers(self) -> nn.ModuleList:
         raise NotImplementedError
 
     @property
@@ -211,7 +211,7 @@ class MaskedDiffusionModel(PreTrainedModel):
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0, **unused,
+        logits_to_keep: int | Tensor = 0, **unused: object,
     ) -> MaskedLMOutput:
         """Logits of every token, or of the places that were asked for.
 
