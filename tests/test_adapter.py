@@ -113,6 +113,7 @@ def test_rolling_loglikelihoods_are_refused(loaded):
         DiffusionLM(loaded, settings()).loglikelihood_rolling([])
 
 
+@pytest.mark.slow
 def test_lm_eval_command_line(checkpoint_folder, tmp_path):
     """The adapter under lm-eval's own command line, by the command in lm_eval_cli.py: answers, metrics and speed."""
     arguments = f"checkpoint={checkpoint_folder},gen_length=32,block_size=16,threshold=0.02,dropout_strategy=gaussian"

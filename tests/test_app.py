@@ -15,7 +15,7 @@ import urllib.request
 from dataclasses import dataclass
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from demo import app
 from dpad.engine import loading
@@ -110,7 +110,7 @@ def finished(page, side="left"):
     return page.wait_for_selector(f'#{side} .trace[data-done="1"]')
 
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.browser, needs_browser]
 
 
 def test_every_setting_has_a_control(checkpoint_folder, monkeypatch):

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 
 import run
 from benchmarks import bench, measurement, rooflines
@@ -219,6 +219,7 @@ def test_the_gpu_script_asks_for_what_there_is():
         assert args.model in measurement.SHAPES
 
 
+@pytest.mark.slow
 def test_agreement_script_runs(tmp_path):
     """Guards the other half of gpu.sh: on the CPU every answer agrees with the plain path in float32."""
     command = [sys.executable, "-m", "benchmarks.agreement", "--device", "cpu", "--limit", "1", "--output",
@@ -229,6 +230,7 @@ def test_agreement_script_runs(tmp_path):
     assert len(json.loads((tmp_path / "record.json").read_text())["rows"]) == 24
 
 
+@pytest.mark.slow
 def test_bench_and_training_need_no_lm_eval():
     """Guards machines without lm-eval or matplotlib: the benchmark and the training must import there."""
     program = ("import sys; sys.modules['lm_eval'] = None; sys.modules['datasets'] = sys.modules['matplotlib'] = None\n"

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from dpad.engine import completion, loading
 from dpad.engine.fields import setting
@@ -30,6 +30,7 @@ def line(model="tiny", *more):
     return [sys.executable, str(ROOT / "run.py"), "chat", "-m", str(model), *FLAGS, *more]
 
 
+@pytest.mark.slow
 def test_questions_from_a_pipe():
     """Answers and what they cost, one after the other; no prompt sign, no colour, no drafts over each other."""
     typed = f"{QUESTION}\n/settings threshold 0.5 cache prefix window 32\n{QUESTION}\n/quit\nnever read\n"
@@ -53,6 +54,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_mistake_changes_nothing(checkpoint_folder):
     """A wrong command gets a message, the settings stay, and the conversation goes on."""
     typed = "\n".join([command for command, _ in MISTAKES] + ["/settings", ""])
@@ -192,6 +194,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.slow
 def test_on_a_terminal(plain):
     """A person asks, sees drafts with masks, reads the cost, stops an answer with Ctrl-C, and ends with Ctrl-D."""
     slow = ["--threshold", "0", "-l", "256"]

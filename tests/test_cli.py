@@ -167,6 +167,7 @@ def test_watch_shows_drafts_and_ends_with_the_answer(model, capsys):
     assert expected["answer"].split()[0] in confirmed and "░" not in confirmed
 
 
+@pytest.mark.slow
 def test_generate_does_not_import_lm_eval(model):
     """Answering a prompt must not wait for the evaluation harness."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import run; status = run.main(sys.argv[1:]); " \
@@ -308,6 +309,7 @@ def interrupt_after(process: subprocess.Popen, folder: Path, count: int, sent: i
 
 
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.slow
 def test_interrupted_run_goes_on_where_it_stopped(model, tmp_path, capsys, sent, status):
     """Ctrl-C, and even a kill, in the middle of a run keeps every finished answer; the same command then ends as an
     uninterrupted run does. While it runs, a second one on its folder is refused."""

@@ -185,6 +185,7 @@ def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
     (["--model", "no-such-model"], "model is 'no-such-model'"),
     (["--task", "no-such-task"], "there is no task 'no-such-task'"),
 ])
+@pytest.mark.slow
 def test_demo_refuses_in_one_line(arguments, message, tmp_path, capsys):
     assert demo.main([*arguments, "--output", str(tmp_path)]) == 1
     error = capsys.readouterr().err
@@ -206,6 +207,7 @@ def test_demo_help_names_every_variable():
 # --- demo/app.py ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_else_works_without_gradio():
     """The page says in one line what it needs; nothing but the page imports Gradio."""
     program = ("import sys; sys.modules['gradio'] = None; sys.argv = ['app.py']\n"

@@ -6,7 +6,7 @@
 import json
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from dpad.engine.completion import complete
 from dpad.engine.configurations import CONFIGURATIONS

@@ -270,6 +270,7 @@ print((peak[0] - before) / weights)
 """
 
 
+@pytest.mark.slow
 def test_loading_holds_one_copy_of_the_weights(checkpoint_folder, tmp_path):
     """Guards memory: while a checkpoint in shards is read, there is never a second copy of the weights beside it."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder)

@@ -16,6 +16,7 @@ import pytest
 from dpad import ROOT
 from dpad.evaluation import processes
 
+pytestmark = pytest.mark.slow
 FLAGS = ["-t", "arithmetic-50", "-s", "2", "-th", "0.02", "-l", "64", "-b", "32", "--limit", "7", "--device", "cpu"]
 
 

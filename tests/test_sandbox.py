@@ -44,6 +44,7 @@ def test_an_honest_program_passes():
     ("import socket\nsocket.create_connection(('127.0.0.1', 9), 1)", "failed"),
     ("\x00", "failed"),
 ], ids=lambda value: value.splitlines()[-1][:30] if len(value) > 9 else value)
+@pytest.mark.slow
 def test_hostile_programs_end_as_failed(program, outcome):
     """Guards scoring: early exits, loops, bombs, floods and hogs do not pass, and end in time."""
     timeout = 2 if outcome == "timed out" else 20  # a busy machine needs long to start an interpreter
@@ -53,6 +54,7 @@ def test_hostile_programs_end_as_failed(program, outcome):
     assert time.monotonic() - started < timeout + 10
 
 
+@pytest.mark.slow
 def test_hostile_programs_harm_nothing(tmp_path):
     """Guards this machine: files stay, this process lives, no connection arrives, nothing is left running."""
     precious = tmp_path / "precious"

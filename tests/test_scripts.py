@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 import run
 from dpad.engine.configurations import classify
@@ -175,6 +175,7 @@ def test_paths_count_from_where_the_user_is(house, tmp_path):
 
 @pytest.mark.parametrize("script, model", [("llada/scripts/main_1.5.sh", "tiny"),
                                            ("dream/scripts/main_base.sh", "dream-tiny")])
+@pytest.mark.slow
 def test_a_familys_main_table_offline(tmp_path, script, model):
     """Guards the whole path, all four benchmarks' stand-ins: 16 rows, each beside the authors' row of its name."""
     variables = os.environ | {"MODEL": model, "LIMIT": "1", "OUTPUT": str(tmp_path)}
@@ -192,6 +193,7 @@ def test_a_familys_main_table_offline(tmp_path, script, model):
         assert any(line[:1] == [name] and latency in line for line in lines), (name, latency)
 
 
+@pytest.mark.slow
 def test_a_script_runs_whole_and_then_skips(tmp_path):
     """The real thing, offline: measures, draws, prints its table; started again it computes nothing."""
     command = ["bash", str(ROOT / "llada/scripts/heatmap.sh")]

@@ -21,6 +21,7 @@ def own_problems():
     return [json.loads(line) for line in (ROOT / "dataset" / "programs.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_our_own_problems_can_be_solved():
     """Guards dataset/programs.jsonl: its solutions pass in both forms, and a wrong one does not."""
     problems = own_problems()

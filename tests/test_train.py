@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 
 from checkpoints import card, make
 from dataset import arithmetic
@@ -123,6 +123,7 @@ def losses(folder):
     return [line["loss"] for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
 def test_resumed_and_shared_runs_equal_one_run(tmp_path):
     """Guards resuming after a kill and several processes: the same losses as one run without a break."""
     whole, broken, shared = tmp_path / "whole", tmp_path / "broken", tmp_path / "shared"
