@@ -26,6 +26,7 @@ def result_of(answer):
     ("dream-tiny", "+Parallel", 47),
     ("dream-tiny", "+Parallel+DPad", 46),
 ])
+@pytest.mark.slow
 def test_an_embedded_model_solves_its_problems(name, configuration, minimum):
     """Guards accuracy, with and without DPad: all 50 problems in one batch, asked as the evaluation asks them."""
     loaded = load(name, device="cpu")
