@@ -1,6 +1,5 @@
 """Tests of dataset/arithmetic.py, the generator of the word problems that the tiny model is trained and tested on."""
 
-import importlib.util
 import itertools
 import json
 import operator
@@ -13,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dataset import arithmetic
+
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "dataset" / "arithmetic.py"
-_spec = importlib.util.spec_from_file_location("arithmetic", SCRIPT)
-arithmetic = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(arithmetic)
 
 ANNOTATION = re.compile(r"(\d+)([-+*/])(\d+)=<<(\d+)([-+*/])(\d+)=(\d+)>>(\d+)")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
