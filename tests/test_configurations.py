@@ -65,3 +65,10 @@ def test_settings_without_a_name_are_classified():
     assert classify({"suffix_sampler": {"name": "uniform"}}) == Configuration(dpad=True)
     row = {"name": "mine", "dpad": True, "cache": "prefix", "parallel": False, "stops": True}
     assert classify(row) == CONFIGURATIONS["+PrefixCache+DPad"]
+
+
+def test_every_configuration_says_what_it_is():
+    """Guards the words: no two configurations are described alike."""
+    assert len({configuration.help for configuration in CONFIGURATIONS.values()}) == len(CONFIGURATIONS)
+    assert CONFIGURATIONS["+Parallel+PrefixCache+DPad"].help == (
+        "tokens above the threshold at once, prefix cache, suffix dropout, early termination")
