@@ -152,8 +152,11 @@ def make_dream(seed: int) -> tuple[PreTrainedTokenizerBase, type[MaskedDiffusion
     bpe = train_bpe(PIECES.replace(r"\d{1,2}", r"\d"), [], VOCABULARY - 8 - len(numbers), seed)
     parts = json.loads(bpe.to_str())["model"]
     tokenizer = dream.DreamTokenizer(
-        vocab=parts["vocab"], merges=[tuple(pair) for pair in parts["merges"]], chat_template=DREAM_CHAT,
-        model_max_length=MAX_POSITIONS, padding_side="left",
+        vocab=parts["vocab"],
+        merges=[tuple(pair) for pair in parts["merges"]],  # type: ignore[misc]  # as transformers passes them
+        chat_template=DREAM_CHAT,
+        model_max_length=MAX_POSITIONS,
+        padding_side="left",
     )
     tokenizer.add_tokens([AddedToken(number, normalized=False) for number in numbers])
     return tokenizer, dream.DreamModel, dream.DreamConfig(
