@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from dpad.engine.checks import check_integer
-from dpad.engine.fields import Setting, add_flags, given_settings, settings_of
+from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, family_of, load
 from dpad.engine.settings import DecodingSettings
 
@@ -94,7 +94,7 @@ def all_settings() -> tuple[list[Setting], list[Setting]]:
 def settings_from(args: argparse.Namespace) -> DecodingSettings:
     """The decoding settings that the flags stand for; ValueError when they clash or the model has no such setting."""
     decoding, dropout = all_settings()
-    return family_of(args.model).settings.from_choices(given_settings(args, [*decoding, *dropout]))
+    return family_of(args.model).settings.from_choices(read_flags(args, [*decoding, *dropout]))
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

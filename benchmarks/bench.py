@@ -17,7 +17,7 @@ import json
 from benchmarks.workload import ROWS, Workload, choose_rows
 from dpad.engine.configurations import Configuration
 from dpad.engine.fields import add_flags as add_setting_flags
-from dpad.engine.fields import given_settings, settings_of
+from dpad.engine.fields import read_flags, settings_of
 
 GROWTH_ROWS = ("Vanilla", "+DPad")
 GROWTH_BLOCKS = 4
@@ -61,7 +61,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, Configuration], list[Workl
         other = "--gen_lengths" if args.gen_lengths else "--profile"
         raise ValueError(f"--batch_size is {args.batch_size!r}; it must be one number with {other}")
 
-    values = given_settings(args, settings_of(Workload))
+    values = read_flags(args, settings_of(Workload))
     if not args.gen_lengths:
         return rows, [Workload(**values, batch_size=size) for size in batch_sizes]
     values.setdefault("blocks", GROWTH_BLOCKS)

@@ -40,9 +40,6 @@ class LLaDARule(UnmaskingRule):
 
     settings: LLaDASettings
 
-    def __init__(self, settings: LLaDASettings, tokens: TokenIds):
-        super().__init__(settings, tokens)
-
     def quota(self, step: int, left: int) -> int | None:
         if self.settings.parallel:
             return None

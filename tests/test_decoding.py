@@ -80,9 +80,8 @@ def test_batch_is_alone_for_any_settings(random_llada, lengths, cache, sampler, 
     """Guards the same law over drawn settings."""
     window = getattr(sampler, "window", 1)
     blocks = max(blocks, math.ceil(window / length))
-    steps = None if threshold else blocks * min(length, 2)
-    options = dict(gen_length=blocks * length, block_length=length, steps=steps, cache=cache, suffix_sampler=sampler,
-                   threshold=threshold, seed=seed, early_termination=True, eos_id=91)
+    options = dict(gen_length=blocks * length, block_length=length, steps=blocks * min(length, 2), cache=cache,
+                   suffix_sampler=sampler, threshold=threshold, seed=seed, early_termination=True, eos_id=91)
     prompts = prompts_of(lengths, seed)
     ids, mask = left_padded(prompts, filler=510)  # padding with masks must not matter either
     together = generate(random_llada, ids, attention_mask=mask, **options)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import run
-from dpad.engine.fields import add_flags, given_settings, setting, settings_of, takes_settings
+from dpad.engine.fields import add_flags, read_flags, setting, settings_of, takes_settings
 from dpad.engine.loading import FAMILIES
 from dpad.engine.settings import DecodingSettings
 from dream.generate import generate as dream_generate
@@ -37,7 +37,7 @@ def test_a_setting_is_one_line():
     parser = argparse.ArgumentParser()
     add_flags(parser, PatientSettings.choices())
     assert "--patience N" in parser.format_help() and "(forwards; default: 3)" in parser.format_help()
-    values = given_settings(parser.parse_args(["--patience", "5", "-th", "0.9"]), PatientSettings.choices())
+    values = read_flags(parser.parse_args(["--patience", "5", "-th", "0.9"]), PatientSettings.choices())
     assert values == {"patience": 5, "threshold": 0.9}
 
     settings = PatientSettings.from_choices(values)
@@ -51,7 +51,7 @@ def test_a_setting_is_one_line():
         """Answers.
 
         Args:
-        {settings}
+            {settings}
         """
         return PatientSettings(**settings)
 
@@ -143,6 +143,13 @@ def test_clashes_and_bad_values_are_one_sentence(cls, values, message):
         cls.from_choices(values)
 
 
+def test_a_threshold_replaces_the_steps_of_generate():
+    """Guards calls that give both, which the command line refuses."""
+    settings = LLaDASettings(gen_length=64, threshold=0.9, steps=64)
+    assert settings == LLaDASettings(gen_length=64, threshold=0.9)
+    assert settings.total_steps == 2 and LLaDASettings.from_choices(settings.as_choices()) == settings
+
+
 def test_a_window_that_nobody_chose_fits_the_answer():
     """Guards short answers: the default window shrinks to them; a window that was chosen is refused instead."""
     settings = DecodingSettings.from_choices({"dropout_strategy": "gaussian", "gen_length": 64})
@@ -161,8 +168,8 @@ def test_words_become_values(name, text, value):
 
 @pytest.mark.parametrize("name, text, message", [
     ("gen_length", "many", "gen_length is 'many'; it must be an integer of at least 1"),
-    ("block_length", "0", "block_size is '0'; it must be an integer of at least 1"),
-    ("threshold", "2", "threshold is '2'; it must be a finite number above 0 and at most 1, or 0 for off"),
+    ("block_length", "0", "block_size is 0; it must be an integer of at least 1"),
+    ("threshold", "2", "threshold is 2.0; it must be a finite number of at least 0 and at most 1"),
     ("early_termination", "maybe", "early_termination is 'maybe'; it must be on or off"),
     ("cache", "full", "cache is 'full'; it must be one of none, prefix, dual"),
 ])
@@ -196,7 +203,8 @@ def test_flags_mean_what_the_published_command_line_means(flags, expected):
     ({"dropout_strategy": "uniform", "number": -1}, "num_tokens is -1"),
     ({"dropout_strategy": "gaussian", "k_sigma": 0.0}, "k_sigma is 0.0"),
     ({"remasking": "high"}, "remasking is 'high'"), ({"temperature": -1.0}, "temperature is -1.0"),
-    ({"treshold": 0.9}, "treshold: not a setting of LLaDA, which has gen_length"),
+    ({"treshold": 0.9}, "treshold: not a setting of LLaDA, which has gen_length, block_size"),
+    ({"seed": 2**64}, "seed is 18446744073709551616; it must be at most 9223372036854775807"),
 ])
 def test_values_outside_their_bounds_are_one_sentence(values, message):
     """Guards every setting alone: refused before a model is loaded, with its name, its value and what is allowed."""

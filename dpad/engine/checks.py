@@ -15,15 +15,10 @@ MAX_INTEGER = 2**63 - 1  # what an int64 tensor holds
 
 def check_integer(name: str, value: object, minimum: int, maximum: int = MAX_INTEGER) -> None:
     """Raise ValueError unless `value` is an integer in [minimum, maximum]."""
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-        raise ValueError(f"{name} is {value!r}; it must be {describe_integer(minimum, maximum)}")
-
-
-def describe_integer(minimum: int, maximum: int = MAX_INTEGER) -> str:
-    """What `check_integer` allows, in words."""
-    if maximum == MAX_INTEGER:
-        return f"an integer of at least {minimum}"
-    return f"an integer from {minimum} to {maximum}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} is {value!r}; it must be an integer{describe_bounds(minimum)}")
+    if value > maximum:
+        raise ValueError(f"{name} is {value}; it must be at most {maximum}")
 
 
 def check_number(
@@ -31,26 +26,21 @@ def check_number(
 ) -> None:
     """Raise ValueError unless `value` is a finite number of at least `minimum`, above `above` and at most `maximum`."""
     if (
-        not isinstance(value, (int, float))
-        or isinstance(value, bool)
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
         or not math.isfinite(value)
         or (minimum is not None and value < minimum)
         or (above is not None and value <= above)
         or (maximum is not None and value > maximum)
     ):
-        raise ValueError(f"{name} is {value!r}; it must be {describe_number(minimum, above, maximum)}")
+        raise ValueError(f"{name} is {value!r}; it must be a finite number{describe_bounds(minimum, above, maximum)}")
 
 
-def describe_number(minimum: float | None = None, above: float | None = None, maximum: float | None = None) -> str:
-    """What `check_number` allows, in words."""
-    bounds = []
-    if minimum is not None:
-        bounds.append(f"at least {minimum:g}")
-    if above is not None:
-        bounds.append(f"above {above:g}")
-    if maximum is not None:
-        bounds.append(f"at most {maximum:g}")
-    return "a finite number" + (f" {' and '.join(bounds)}" if bounds else "")
+def describe_bounds(minimum: float | None = None, above: float | None = None, maximum: float | None = None) -> str:
+    """The bounds in words that follow "a number"; empty where there are none."""
+    bounds = {"of at least": minimum, "above": above, "at most": maximum}
+    words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+    return f" {' and '.join(words)}" if words else ""
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

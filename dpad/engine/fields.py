@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import inspect
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from dpad.engine.checks import check_choice, check_integer, check_number, describe_integer, describe_number
+from dpad.engine.checks import MAX_INTEGER, check_choice, check_integer, check_number
 
 ON = ("on", "true", "yes", "1")
 OFF = ("off", "false", "no", "0")
 NONE = ("none", "off", "default")  # what a person types for a setting that may be left out
+Function = TypeVar("Function", bound=Callable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,9 @@ class Setting:
     """One choice that a person can make: its keyword, its flags and what is allowed.
 
     name: the keyword of `generate` and the key in records. kind: int, float, bool or str. flags: of the command line.
-    shortcuts: flags that stand for one of the values, such as --use_cache for "prefix". minimum, above, maximum: bounds
-    of a number; `above` is not allowed itself. unit: of a number, such as "tokens". optional: None is allowed. off:
-    a value that means None, such as a threshold of 0.
+    shortcuts: values of `choices` that have flags of their own, such as --use_cache for "prefix". minimum, above,
+    maximum: bounds of a number; `above` is not allowed itself. unit: of a number, such as "tokens". optional: None is
+    allowed. off: a value that means None, such as a threshold of 0.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Setting:
     default: Any
     help: str
     flags: tuple[str, ...]
-    shortcuts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shortcuts: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     above: float | None = None
@@ -60,66 +61,47 @@ class Setting:
         """What people call the setting: its long flag without the dashes."""
         return self.flags[-1].lstrip("-")
 
-    @property
-    def allowed(self) -> str:
-        """The values that the setting takes, in words."""
-        if self.kind is bool:
-            return "on or off"
-        if self.kind is str:
-            return f"one of {', '.join(self.choices)}"
-        if self.kind is int:
-            return describe_integer(int(self.minimum or 0))
-        text = describe_number(self.minimum, self.above, self.maximum)
-        return text + (f", or {self.off:g} for off" if self.off is not None else "")
-
-    def check(self, value: Any) -> Any:
-        """The value in its kind, with None for `off`; ValueError when it is not allowed."""
+    def check(self, value: Any, name: str = "") -> Any:
+        """The value in its kind, with None for `off`; ValueError (about `name`, or the keyword) when not allowed."""
+        name = name or self.name
         if value is None and self.optional:
             return None
-        if self.off is not None and not isinstance(value, bool) and value == self.off:
+        if self.off is not None and value == self.off and not isinstance(value, bool):
             return None
-        try:
-            if self.kind is bool and not isinstance(value, bool):
-                raise ValueError
-            elif self.kind is int:
-                check_integer(self.name, value, int(self.minimum or 0))
-            elif self.kind is float:
-                check_number(self.name, value, minimum=self.minimum, above=self.above, maximum=self.maximum)
-            elif self.kind is str:
-                check_choice(self.name, value, self.choices)
-        except ValueError:
-            allowed = self.allowed.replace("on or off", "True or False")
-            raise ValueError(f"{self.name} is {value!r}; it must be {allowed}") from None
+
+        if self.kind is bool:
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; it must be True or False")
+        elif self.kind is int:
+            maximum = MAX_INTEGER if self.maximum is None else int(self.maximum)
+            check_integer(name, value, int(self.minimum or 0), maximum)
+        elif self.kind is float:
+            check_number(name, value, minimum=self.minimum, above=self.above, maximum=self.maximum)
+        else:
+            check_choice(name, value, self.choices)
         return self.kind(value)
 
     def parse(self, text: str) -> Any:
-        """The value that a person typed; ValueError names the label, the text and what is allowed."""
+        """The value that a person typed; ValueError names the label, the value and what is allowed."""
+        if self.kind is bool:
+            if text.lower() not in ON + OFF:
+                raise ValueError(f"{self.label} is {text!r}; it must be on or off")
+            return text.lower() in ON
+        if self.optional and text.lower() in NONE:
+            return None
         try:
-            if self.kind is bool:
-                if text.lower() not in ON + OFF:
-                    raise ValueError
-                return text.lower() in ON
-            if self.optional and text.lower() in NONE:
-                return None
-            return self.check(self.kind(text))
+            value = self.kind(text)
         except ValueError:
-            raise ValueError(f"{self.label} is {text!r}; it must be {self.allowed}") from None
+            value = text  # no number, which `check` refuses
+        return self.check(value, self.label)
 
 
-def setting(
-    default: Any, help: str, *, flags: tuple[str, ...] = (), shortcuts: Mapping[str, str] | None = None,
-    choices: tuple[str, ...] = (), minimum: float | None = None, above: float | None = None,
-    maximum: float | None = None, unit: str = "", off: float | None = None,
-) -> Any:
-    """A dataclass field that is a setting; see `Setting`. Without `flags` its flag is the field's name.
+def setting(default: Any, help: str, **options: Any) -> Any:
+    """A dataclass field that is a setting. options: of `Setting`; the flag is the field's name if there are no `flags`.
 
     The field's annotation says the kind, and with `| None` that it is optional.
     """
-    metadata = {
-        "help": help, "flags": flags, "shortcuts": shortcuts or {}, "choices": choices, "minimum": minimum,
-        "above": above, "maximum": maximum, "unit": unit, "off": off,
-    }
-    return dataclasses.field(default=default, metadata={"setting": metadata})
+    return dataclasses.field(default=default, metadata={"setting": {"help": help, **options}})
 
 
 def settings_of(cls: type) -> tuple[Setting, ...]:
@@ -130,10 +112,9 @@ def settings_of(cls: type) -> tuple[Setting, ...]:
         if "setting" in field.metadata:
             kinds = typing.get_args(annotations[field.name]) or (annotations[field.name],)
             [kind] = [kind for kind in kinds if kind is not types.NoneType]
-            metadata = dict(field.metadata["setting"])
-            metadata["flags"] = metadata["flags"] or (f"--{field.name}",)
+            options = {"flags": (f"--{field.name}",)} | field.metadata["setting"]
             settings.append(Setting(
-                name=field.name, kind=kind, default=field.default, optional=types.NoneType in kinds, **metadata
+                name=field.name, kind=kind, default=field.default, optional=types.NoneType in kinds, **options
             ))
     return tuple(settings)
 
@@ -148,7 +129,7 @@ def check_settings(instance: Any) -> None:
 
 
 class _Shortcut(argparse.Action):
-    """Store a fixed value, unless a later one of the choices is there: dual includes prefix, whatever the order."""
+    """Store a value, unless a later one of the choices is stored already: --dual_cache includes --use_cache."""
 
     def __init__(self, *, choices_in_order: tuple[str, ...], **options: Any):
         super().__init__(nargs=0, **options)
@@ -169,17 +150,15 @@ def add_flags(parser: argparse._ActionsContainer, settings: Iterable[Setting]) -
             options["type"] = entry.kind
             options["metavar"] = "NAME" if entry.choices else "N" if entry.kind is int else "X"
         parser.add_argument(*entry.flags, **options)
-        for flags, value in entry.shortcuts.items():
+        for value, flags in entry.shortcuts.items():
             parser.add_argument(
-                *flags.split("/"), dest=entry.name, const=value, default=argparse.SUPPRESS, action=_Shortcut,
+                *flags, dest=entry.name, const=value, default=argparse.SUPPRESS, action=_Shortcut,
                 choices_in_order=entry.choices, help=f"short for {entry.flags[-1]} {value}",
             )
 
 
 def _help(entry: Setting) -> str:
-    notes = []
-    if entry.unit:
-        notes.append(entry.unit)
+    notes = [entry.unit] if entry.unit else []
     if entry.kind is not bool and entry.default is not None:
         notes.append(f"default: {entry.default}")
     elif entry.off is not None:
@@ -188,38 +167,34 @@ def _help(entry: Setting) -> str:
     return text + (f" ({'; '.join(notes)})" if notes else "")
 
 
-def given_settings(namespace: argparse.Namespace, settings: Iterable[Setting]) -> dict[str, Any]:
-    """What was typed of the settings, by name."""
+def read_flags(namespace: argparse.Namespace, settings: Iterable[Setting]) -> dict[str, Any]:
+    """The settings whose flags were typed, by name."""
     return {entry.name: getattr(namespace, entry.name) for entry in settings if hasattr(namespace, entry.name)}
 
 
 # --- Keywords ---------------------------------------------------------------------------------------------------------
 
 
-def takes_settings(cls: type) -> Callable[[Callable], Callable]:
-    """A decorator for a function that ends in `**keywords`: a dataclass's fields become its real keywords.
+def takes_settings(cls: type) -> Callable[[Function], Function]:
+    """A decorator for a function whose `**keywords` are the fields of a dataclass, so that `help()` shows them.
 
-    `inspect.signature` and `help()` then show every field with its type and default, and the docstring's line
-    `{settings}` lists what each one means. An unknown keyword is a TypeError, as with any function.
+    `inspect.signature` then has every field with its type and default, and the docstring's line `{settings}` lists what
+    each of them means.
     """
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        keywords = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-            for name, field in fields.items()
+        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        parameters += [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+            for field in dataclasses.fields(cls)
         ]
-        lines = [f"        {entry.name}: {_help(entry).replace('%%', '%')}" for entry in settings_of(cls)]
-
-        @functools.wraps(function)
-        def call(*arguments: Any, **options: Any) -> Any:
-            call.__signature__.bind(*arguments, **options)  # type: ignore[attr-defined]
-            return function(*arguments, **options)
-
-        call.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
-        call.__doc__ = (function.__doc__ or "").replace("        {settings}", "\n".join(lines))
-        return call
+        lines = [
+            textwrap.fill(f"{entry.name}: {entry.help}", 112, initial_indent=" " * 4, subsequent_indent=" " * 8)
+            for entry in settings_of(cls)
+        ]
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        function.__doc__ = (inspect.getdoc(function) or "").replace("    {settings}", "\n".join(lines))
+        return function
 
     return decorate

@@ -11,14 +11,13 @@ entry in the records are derived from it (fields.py). Imported, never run.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from dpad.engine.checks import check_choice, check_integer
+from dpad.engine.checks import check_integer
 from dpad.engine.fields import Setting, check_settings, setting, settings_of
-from sampler import SAMPLERS, FullSuffix, SuffixSampler
+from sampler import SAMPLERS, WINDOW, FullSuffix, SuffixSampler
 
 CACHE_MODES = ("none", "prefix", "dual")
 ALIASES = {"random": "uniform"}  # an old name, which the authors' scripts use
@@ -28,6 +27,7 @@ STRATEGY = Setting(
     help="the suffix that a block sees: null (all of it), gaussian (DPad), uniform or window; random is an old name of "
     "uniform",
 )
+SAMPLER_SETTINGS = {entry.name: entry for sampler in SAMPLERS.values() for entry in settings_of(sampler)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +41,16 @@ class DecodingSettings:
     family: ClassVar[str] = "any family"  # of the subclass, as people call it
 
     gen_length: int = setting(256, "length of the answer", flags=("-l", "--gen_length"), minimum=1, unit="tokens")
-    block_length: int = setting(32, "length of a block; divides --gen_length", flags=("-b", "--block_size"), minimum=1,
+    block_length: int = setting(32, "length of a block; divides the answer's", flags=("-b", "--block_size"), minimum=1,
                                 unit="tokens")
     steps: int | None = setting(None, "forwards in all, without a threshold (default: one token a forward)", minimum=1)
     threshold: float | None = setting(None, "parallel decoding: decode every token that is at least this confident; "
-                                      "0: a fixed number of tokens a step", flags=("-th", "--threshold"), above=0,
+                                      "0: a fixed number of tokens a step", flags=("-th", "--threshold"), minimum=0,
                                       maximum=1, off=0)
     temperature: float = setting(0.0, "0 takes the likeliest token; higher values draw", minimum=0)
     cache: str = setting("none", "which slots a step recomputes: none (all of them), prefix (block and suffix) or dual "
                          "(the block)", choices=CACHE_MODES,
-                         shortcuts={"-c/--use_cache": "prefix", "-dc/--dual_cache": "dual"})
+                         shortcuts={"prefix": ("-c", "--use_cache"), "dual": ("-dc", "--dual_cache")})
     suffix_sampler: SuffixSampler | None = None
     early_termination: bool = setting(False, "stop after the block that holds EOS", flags=("-e", "--early_termination"))
     seed: int = setting(1234, "seed of the suffix draws and of noise", minimum=0)
@@ -59,21 +59,17 @@ class DecodingSettings:
         check_settings(self)
         if self.gen_length % self.block_length:
             raise ValueError(f"block_length is {self.block_length}; it must divide gen_length ({self.gen_length})")
-        self._check_steps()
+        if self.parallel:
+            object.__setattr__(self, "steps", None)  # the confidences decide how many there are
+        if self.total_steps % self.blocks or self.total_steps > self.gen_length:
+            raise ValueError(f"steps is {self.steps}; it must be a multiple of the number of blocks ({self.blocks}) "
+                             f"and at most one a token ({self.gen_length})")
         if self.suffix_sampler is None:
             object.__setattr__(self, "suffix_sampler", FullSuffix())
         if not isinstance(self.suffix_sampler, SuffixSampler):
             raise ValueError(f"suffix_sampler is {self.suffix_sampler!r}; it must be a SuffixSampler (sampler.py) or "
                              "None for the whole suffix")
         self.suffix_sampler.check(self.gen_length)
-
-    def _check_steps(self) -> None:
-        if self.parallel and self.steps not in (None, self.blocks):
-            raise ValueError(f"steps is {self.steps}, but a threshold or factor decides how many steps there are; "
-                             "leave one out")
-        if self.total_steps % self.blocks or self.total_steps > self.gen_length:
-            raise ValueError(f"steps is {self.steps}; it must be a multiple of the number of blocks ({self.blocks}) "
-                             f"and at most one a token ({self.gen_length})")
 
     @property
     def parallel(self) -> bool:
@@ -87,7 +83,7 @@ class DecodingSettings:
     @property
     def total_steps(self) -> int:
         """Forwards of the fixed schedule; with parallel decoding the fewest that there can be, one a block."""
-        return self.blocks if self.parallel else self.steps or self.gen_length
+        return self.steps or (self.blocks if self.parallel else self.gen_length)
 
     @property
     def steps_per_block(self) -> int:
@@ -98,8 +94,7 @@ class DecodingSettings:
     @classmethod
     def choices(cls) -> tuple[Setting, ...]:
         """All settings of the family in order; those of the samplers stand in for `suffix_sampler`."""
-        parameters = {entry.name: entry for sampler in SAMPLERS.values() for entry in settings_of(sampler)}
-        return (*settings_of(cls), STRATEGY, *parameters.values())
+        return (*settings_of(cls), STRATEGY, *SAMPLER_SETTINGS.values())
 
     @classmethod
     def from_choices(cls, values: Mapping[str, Any]) -> Self:
@@ -114,14 +109,19 @@ class DecodingSettings:
         entries = {entry.name: entry for entry in cls.choices()}
         unknown = sorted(values.keys() - entries.keys())
         if unknown:
-            raise ValueError(f"{', '.join(unknown)}: not a setting of {cls.family}, which has {', '.join(entries)}")
-        own = {name: value for name, value in values.items() if name in {entry.name for entry in settings_of(cls)}}
+            raise ValueError(f"{', '.join(unknown)}: not a setting of {cls.family}, which has "
+                             f"{', '.join(entry.label for entry in entries.values())}")
+        fields = {entry.name: values[entry.name] for entry in settings_of(cls) if entry.name in values}
         try:
-            check_integer("gen_length", own.get("gen_length", 1), 1)
-            sampler = _make_sampler(values, own.get("gen_length", entries["gen_length"].default))
-            return cls(**own, suffix_sampler=sampler)
+            gen_length = entries["gen_length"].check(fields.get("gen_length", entries["gen_length"].default))
+            settings = cls(**fields, suffix_sampler=_make_sampler(values, gen_length))
         except ValueError as error:
-            raise ValueError(re.sub(r"^\w+(?= is )", lambda name: _label(name[0], entries), str(error))) from None
+            name, _, rest = str(error).partition(" ")
+            raise ValueError(f"{entries[name].label if name in entries else name} {rest}") from None
+        if settings.parallel and values.get("steps") is not None:
+            raise ValueError(f"steps is {values['steps']}, but a threshold or factor decides how many steps there are; "
+                             "leave one out")
+        return settings
 
     def as_choices(self) -> dict[str, Any]:
         """The inverse of `from_choices`: every setting that applies, by name."""
@@ -151,25 +151,17 @@ def _parameters(sampler: SuffixSampler | None) -> dict[str, Any]:
 
 
 def _make_sampler(values: Mapping[str, Any], gen_length: int) -> SuffixSampler:
-    strategy = values.get(STRATEGY.name, STRATEGY.default)
-    check_choice(STRATEGY.name, strategy, STRATEGY.choices)
-    kind = SAMPLERS[ALIASES.get(strategy, strategy)]
-    own = {entry.name: entry for entry in settings_of(kind)}
-    parameters = {}
-    for entry in (entry for sampler in SAMPLERS.values() for entry in settings_of(sampler)):
-        if entry.name in values and entry.name not in own:
-            names = ", ".join(other.label for other in own.values()) or "no settings of its own"
-            raise ValueError(f"{entry.name} is {values[entry.name]!r}, but dropout_strategy {strategy} does not use "
-                             f"it; it has {names}")
-        if entry.name in values:
-            parameters[entry.name] = values[entry.name]
+    strategy = STRATEGY.check(values.get(STRATEGY.name, STRATEGY.default))
+    cls = SAMPLERS[ALIASES.get(strategy, strategy)]
+    own = {entry.name: entry for entry in settings_of(cls)}
+    parameters = {name: values[name] for name in SAMPLER_SETTINGS if name in values}
+    for name, value in parameters.items():
+        if name not in own:
+            names = ", ".join(entry.label for entry in own.values()) or "no settings of its own"
+            raise ValueError(f"{name} is {value!r}, but dropout_strategy {strategy} does not use it; it has {names}")
     if "window" in own:
-        parameters.setdefault("window", min(own["window"].default, gen_length))
-    return kind(**parameters)
-
-
-def _label(name: str, entries: Mapping[str, Setting]) -> str:
-    return entries[name].label if name in entries else name
+        parameters.setdefault("window", min(WINDOW, gen_length))
+    return cls(**parameters)
 
 
 # --- Token ids --------------------------------------------------------------------------------------------------------
@@ -194,9 +186,7 @@ class TokenIds:
         mask = config.mask_token_id if mask_id is None else mask_id
         eos = config.eos_token_id if eos_id is None else eos_id
         for name, token in (("mask_id", mask), ("eos_id", eos)):
-            check_integer(name, token, 0)
-            if token >= model.vocabulary_size:
-                raise ValueError(f"{name} is {token}; it must be below the vocabulary's size ({model.vocabulary_size})")
+            check_integer(name, token, 0, model.vocabulary_size - 1)
         if mask == eos:
             raise ValueError(f"mask_id is {mask}; it must differ from eos_id")
         return cls(mask, eos, getattr(config, "eot_id", None))
