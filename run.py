@@ -97,7 +97,8 @@ def settings_from(args: argparse.Namespace) -> DecodingSettings:
     return family_of(args.model).settings.from_choices(read_flags(args, [*decoding, *dropout]))
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model decodes, and how."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
                        help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
@@ -106,23 +107,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chat_template", choices=CHAT_TEMPLATE, default="auto",
                        help="put prompts into the model's chat template; auto: as its published numbers were measured "
                        "(default: %(default)s)")
+    decoding, dropout = all_settings()
+    add_flags(parser.add_argument_group("decoding"), decoding)
+    add_flags(parser.add_argument_group("suffix dropout (DPad)"), dropout)
 
 
 def add_placement_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--debug", action="store_true", help="show where an error happened")
-
-
-def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
-    decoding, dropout = all_settings()
-    add_flags(parser.add_argument_group("decoding"), decoding)
-    add_flags(parser.add_argument_group("suffix dropout (DPad)"), dropout)
-
-
-def integer_or_auto(text: str) -> int | str:
-    """The value of --batch_size in an evaluation."""
-    return text if text == "auto" else int(text)
 
 
 def load_model(args: argparse.Namespace) -> LoadedModel:
@@ -146,7 +139,7 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-re", "--from_scratch", action="store_true", help="ignore saved answers")
     group.add_argument("--record", metavar="FILE", help="also write the record into this .json file; if it holds the "
                        "record of this very command already, do nothing")
-    group.add_argument("--batch_size", type=integer_or_auto, default=1, metavar="N",
+    group.add_argument("--batch_size", type=lambda text: int(text) if text.isdecimal() else text, default=1, metavar="N",
                        help="prompts decoded together; auto: as many as memory allows (default: %(default)s)")
     group.add_argument("--prompt_limit", type=int, metavar="N", help="cut prompts to their last N tokens (default: "
                        "refuse prompts that leave no room for the answer)")
@@ -156,8 +149,7 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
                        "with its own GPU if there are any (default: %(default)s)")
     group.add_argument("-p", "--main_process_port", type=int, metavar="PORT",
                        help="TCP port at which they meet (default: a free one)")
-    add_model_flags(parser)
-    add_decoding_flags(parser)
+    add_shared_flags(parser)
 
 
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
@@ -216,8 +208,7 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--trace", metavar="FILE", help="write the whole denoising of one prompt as JSON lines "
                        "(run.py trace draws it)")
     group.add_argument("--json", action="store_true", help="print one JSON object per prompt")
-    add_model_flags(parser)
-    add_decoding_flags(parser)
+    add_shared_flags(parser)
 
 
 def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
@@ -225,7 +216,7 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
     if args.watch and (args.json or args.batch_size != 1):
         raise ValueError("--watch shows one prompt at a time on a terminal: leave out --json and --batch_size")
     if args.trace and args.prompt_file:
-        raise ValueError("--trace is of one prompt: give --prompt, not --prompt_file")
+        raise ValueError("--trace records one prompt: give --prompt, not --prompt_file")
     check_integer("batch_size", args.batch_size, 1)
     settings = settings_from(args)
 
@@ -236,11 +227,6 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         load_model(args), prompts, settings, chat_template=CHAT_TEMPLATE[args.chat_template],
         batch_size=args.batch_size, watch=args.watch, trace_file=args.trace, as_json=args.json,
     )
-
-
-def add_chat_flags(parser: argparse.ArgumentParser) -> None:
-    add_model_flags(parser)
-    add_decoding_flags(parser)
 
 
 def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
@@ -349,7 +335,7 @@ COMMANDS = {
     ),
     "chat": Command(
         "Talk with a model; drafts appear as they are decoded. /help inside lists the commands.",
-        "run.py chat [flags]", CHAT_EXAMPLES, add_chat_flags, run_chat,
+        "run.py chat [flags]", CHAT_EXAMPLES, add_shared_flags, run_chat,
     ),
     "bench": Command(
         "Time decoding in one process, warm and synchronised, beside the roofline of its matrix products.",
@@ -388,8 +374,8 @@ def main(argv: list[str]) -> int:
     has_name = bool(argv) and not argv[0].startswith("-")
     name = argv[0] if has_name else "evaluate"
     if name not in COMMANDS:
-        return _fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}, and flags alone evaluate "
-                     "(see --help)", 2)
+        return _fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}; flags without one mean "
+                     "evaluate (see --help)", 2)
     args = parser_of(name).parse_args(argv[1:] if has_name else argv)
     try:
         _silence_libraries()
