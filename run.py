@@ -139,8 +139,9 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-re", "--from_scratch", action="store_true", help="ignore saved answers")
     group.add_argument("--record", metavar="FILE", help="also write the record into this .json file; if it holds the "
                        "record of this very command already, do nothing")
-    group.add_argument("--batch_size", type=lambda text: int(text) if text.isdecimal() else text, default=1, metavar="N",
-                       help="prompts decoded together; auto: as many as memory allows (default: %(default)s)")
+    group.add_argument("--batch_size", type=lambda text: int(text) if text.isdecimal() else text, default=1,
+                       metavar="N", help="prompts decoded together; auto: as many as memory allows (default: "
+                       "%(default)s)")
     group.add_argument("--prompt_limit", type=int, metavar="N", help="cut prompts to their last N tokens (default: "
                        "refuse prompts that leave no room for the answer)")
     group.add_argument("--mc_samples", type=int, default=128, metavar="N", help="random masks for each "

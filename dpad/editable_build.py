@@ -13,16 +13,10 @@ from setuptools.build_meta import build_editable, get_requires_for_build_editabl
 __all__ = ["build_editable", "build_sdist", "build_wheel", "get_requires_for_build_editable",
            "prepare_metadata_for_build_editable"]
 
-REFUSAL = "dpad is installed in place: clone the repository and run `pip install -e .` in it"
+
+def build_wheel(*arguments: object, **options: object) -> NoReturn:
+    """Refuse to build a wheel or a source archive."""
+    raise SystemExit("dpad is installed in place: clone the repository and run `pip install -e .` in it")
 
 
-def build_wheel(
-    wheel_directory: str, config_settings: dict | None = None, metadata_directory: str | None = None
-) -> NoReturn:
-    """Refuse to build a wheel."""
-    raise SystemExit(REFUSAL)
-
-
-def build_sdist(sdist_directory: str, config_settings: dict | None = None) -> NoReturn:
-    """Refuse to build a source archive."""
-    raise SystemExit(REFUSAL)
+build_sdist = build_wheel

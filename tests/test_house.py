@@ -1,4 +1,4 @@
-"""How the house is built: imports point down, no module depends on itself, few files at the root, each says what it is.
+"""The layout of the code: imports point down, there are no cycles, few files at the root, and each says what it is.
 
     bash tests/run.sh tests/test_house.py
 
@@ -74,13 +74,13 @@ GRAPH = {module: imports_of(path, MODULES) for module, path in MODULES.items() i
 
 @pytest.mark.parametrize("module", sorted(GRAPH))
 def test_imports_point_down(module):
-    """Guards the direction: what is general knows nothing of what is built on it."""
+    """Guards the direction: a lower layer works without those above it."""
     upwards = {name for name in GRAPH[module] if level_of(name) > level_of(module)}
     assert not upwards, f"{module} imports {', '.join(sorted(upwards))}, which stands above it"
 
 
-def test_no_module_needs_itself():
-    """Guards against cycles within a layer, those hidden by an import inside a function included."""
+def test_there_are_no_cycles():
+    """Guards against cycles within a layer, including those through an import inside a function."""
     try:
         TopologicalSorter(GRAPH).prepare()
     except CycleError as error:
@@ -88,7 +88,7 @@ def test_no_module_needs_itself():
 
 
 def test_few_files_at_the_root():
-    """Guards the first look: a newcomer sees the program, the method and the scoring, and no drawer of modules."""
+    """Guards what a newcomer sees first: the program, the method and the scoring."""
     names = sorted(path.name for path in ROOT.glob("*.py"))
     assert len(names) <= MAX_FILES_AT_ROOT, names
 

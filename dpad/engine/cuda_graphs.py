@@ -107,7 +107,6 @@ class ReusedCache(SlotCache):
         self.buffer = _no_buffer()  # frees the old buffer before the new one is allocated
         self.buffer = self.allocate(model, rows, capacity)
 
-
     def _holds(self, rows: int, capacity: int) -> bool:
         return rows <= self.buffer.shape[2] and capacity <= self.buffer.shape[4]
 
@@ -192,7 +191,8 @@ class GraphedCache(ReusedCache):
     def _step(self, rows: int, count: int) -> Step:
         """The step whose shape is large enough; a new one where there is none yet."""
         capacity = self.buffer.shape[4]
-        rows, queries = min(power_of_two(rows), self.buffer.shape[2]), round_up(count, QUERY_BUCKET)
+        rows = min(power_of_two(rows), self.buffer.shape[2])
+        queries = round_up(count, QUERY_BUCKET)
         slots = min(round_up(self.length, KEY_BUCKET), capacity)
         step = self.steps.get((rows, queries, slots))
         if step is None:
@@ -230,14 +230,16 @@ class GraphedCache(ReusedCache):
             self.window = None
 
     def _record(self, model: MaskedDiffusionModel, step: Step) -> None:
-        graph, device = torch.cuda.CUDAGraph(), step.ids.device
+        graph = torch.cuda.CUDAGraph()
+        device = step.ids.device
         if self.stream is None:
             self.stream = torch.cuda.Stream(device)
         # thread_local: what other threads do on the GPU meanwhile does not spoil this recording.
         with _recording, torch.cuda.device(device), torch.cuda.graph(
                 graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             self._run(model, step)
-        self.pool, step.replay = graph.pool(), graph.replay
+        self.pool = graph.pool()
+        step.replay = graph.replay
         step.replay()  # recording computed nothing
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,8 @@ def decode(
     if streamer is not None:
         streamer.put(input_ids.cpu())
 
-    with _cache_for(model, canvas, settings) as cache:
+    cached = settings.cache != "none"
+    with slot_cache(model, *canvas.tokens.shape) if cached else nullcontext() as cache:
         for block in range(settings.blocks):
             suffix = torch.arange(canvas.prompt + (block + 1) * settings.block_length, canvas.tokens.shape[1])
             kept_suffix = settings.suffix_sampler.sample(suffix, generator)  # type: ignore[union-attr]
@@ -102,15 +103,6 @@ def decode(
         streamer.end()
     sequences = torch.cat((prompts[:, :common], canvas.tokens), dim=1)
     return DecodingOutput(sequences, canvas.forwards, canvas.decided_at, canvas.kept_suffix, canvas.processed)
-
-
-def _cache_for(
-    model: MaskedDiffusionModel, canvas: _Canvas, settings: DecodingSettings
-) -> AbstractContextManager[SlotCache | None]:
-    """The cache of a generate call; None where every step computes every slot."""
-    if settings.cache == "none":
-        return nullcontext()
-    return slot_cache(model, *canvas.tokens.shape)
 
 
 # --- A block ----------------------------------------------------------------------------------------------------------
@@ -203,7 +195,7 @@ def _candidates(model: MaskedDiffusionModel, rule: UnmaskingRule, slots: _Slots,
 
 def _report(streamer: Any, canvas: _Canvas, slots: _Slots, block: int, computed: slice, choice: Tensor,
             candidates: Tensor, confidence: Tensor) -> None:
-    """Tell a streamer about a forward, as much as it has ears for."""
+    """Call those optional methods that a streamer has, after each forward."""
     if hasattr(streamer, "put_draft"):
         streamer.put_draft(canvas.tokens[:, slots.begin : slots.end].cpu())
     if hasattr(streamer, "put_step"):
@@ -217,7 +209,7 @@ def step_generator(seed: int, block: int, step: int) -> Generator:
 
 
 def _without_holes(places: list[int]) -> list[int]:
-    """The ascending places in an order in which as many as can be stay where they are: the last fill the holes."""
+    """The ascending places reordered so that few rows move: those below the count stay, the others fill the gaps."""
     count = len(places)
     movers = [place for place in places if place >= count]
     staying = set(places)
@@ -316,7 +308,7 @@ class _Slots:
         return slice(self.begin, len(self.columns) if cache == "prefix" else self.end)
 
     def keep(self, places: list[int]) -> None:
-        """Go on with the rows at these places only, in this order."""
+        """Keep only the rows at these places, in this order."""
         self.rows = self.rows[places]
         self.host_rows = [self.host_rows[place] for place in places]
         self.positions = self.positions[places]
