@@ -26,6 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dpad.engine.checks import check_integer, check_number
 from dpad.evaluation import sandbox
 from dpad.results.files import read_lines, write_text
 from dpad.results.records import cores
@@ -243,8 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     try:
-        if options.timeout <= 0 or (options.workers is not None and options.workers < 1):
-            raise ValueError(f"--timeout is {options.timeout} and --workers {options.workers}; both must be positive")
+        check_number("--timeout", options.timeout, above=0)
+        if options.workers is not None:
+            check_integer("--workers", options.workers, 1)
         samples = read_samples(options.samples)
         if holes := sandbox.isolation().holes():
             print(f"WARNING: code that a model wrote runs on this machine, where it could {', '.join(holes)}. Install "

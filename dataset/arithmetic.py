@@ -22,6 +22,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from dpad.engine.checks import check_choice, check_integer
+
 # Difficulty. Every number in a problem, intermediate and final results included, lies in MIN_NUMBER..MAX_NUMBER.
 MAX_NUMBER = 99
 MIN_NUMBER = 2  # not 1, so that every number is followed by a plural
@@ -724,16 +726,10 @@ def _stream(seed: int, split: str) -> Iterator[tuple[str, dict]]:
         yield signature, _write(rng, setting, moves)
 
 
-def _check(seed: int, split: str) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}, but it must be an integer of at least 0")
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, but it must be one of {', '.join(SPLITS)}")
-
-
 def signed_problems(seed: int, split: str = "train") -> Iterator[tuple[str, dict]]:
     """Like problems(), but each problem comes with its signature: (signature, problem)."""
-    _check(seed, split)
+    check_integer("seed", seed, 0)
+    check_choice("split", split, SPLITS)
     return _stream(seed, split)
 
 
@@ -748,8 +744,7 @@ def problems(seed: int, split: str = "train") -> Iterator[dict]:
 
 def take(count: int, seed: int, split: str = "train") -> list[dict]:
     """The first `count` problems with distinct questions of the stream problems(seed, split)."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"count is {count!r}, but it must be an integer of at least 1")
+    check_integer("count", count, 1)
     distinct: dict[str, dict] = {}
     stream = problems(seed, split)
     while len(distinct) < count:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pyarrow
 
+from dpad.engine.checks import check_integer
 from dpad.results.files import write_whole
 
 HUB_ID, CONFIGURATION, SPLIT = "openai/gsm8k", "main", "test"
@@ -99,8 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="the file to write (default: dataset/gsm8k-50.arrow in the repository)")
     options = parser.parse_args(arguments)
     try:
-        if options.count < 1:
-            raise ValueError(f"--count is {options.count}; it must be at least 1")
+        check_integer("--count", options.count, 1)
         print(f"fetching {HUB_ID} …", file=sys.stderr)
         problems = table(fetch(options.count))
         write(problems, options.output)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpad import ROOT
+from dpad.engine.checks import check_integer
 from dpad.engine.configurations import BLOCK_LENGTH, CONFIGURATIONS, THRESHOLD, dpad_parameters, names_for
 from dpad.results import charts, files, tables
 
@@ -87,9 +88,8 @@ def prepare(options: argparse.Namespace) -> dict[str, DecodingSettings]:
     from dpad.engine import loading
     from dpad.evaluation.tasks import load_tasks, quiet
 
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit is {options.limit}; it must be at least 1")
-
+    if options.limit is not None:
+        check_integer("--limit", options.limit, 1)
     family = loading.family_of(options.model)
     parameters = dpad_parameters(options.model)
     settings = {

@@ -77,7 +77,7 @@ def test_gsm8k_says_in_one_line_that_the_hub_is_out_of_reach(tmp_path, hub, caps
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--count", "0"], "--count is 0; it must be at least 1"),
+    (["--count", "0"], "--count is 0; it must be an integer of at least 1"),
     (["--output", "/dev/null/a.arrow"], "/dev/null"),
 ])
 def test_gsm8k_refuses_bad_arguments(hub, arguments, message, capsys):
@@ -181,7 +181,7 @@ def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--gen_length", "100"], "block_size is 32; it must divide gen_length (100)"),
-    (["--limit", "0"], "--limit is 0; it must be at least 1"),
+    (["--limit", "0"], "--limit is 0; it must be an integer of at least 1"),
     (["--model", "no-such-model"], "model is 'no-such-model'"),
     (["--task", "no-such-task"], "there is no task 'no-such-task'"),
 ])
