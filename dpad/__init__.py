@@ -3,8 +3,8 @@
     from dpad import load
     llada = load("tiny")          # or instruct, 1.5, base, dream-tiny, a checkpoint folder, a hub id
 
-Four rooms: engine (decoding and loading), evaluation (tasks, runs), results (records, tables, charts, documents) and
-interact (chat, traces); and training. Importing this package imports none of them.
+Its packages: engine (decoding, loading), evaluation (tasks, runs), results (records, tables, charts, documents),
+interact (chat, traces) and training. Importing this package imports none of them.
 """
 
 from __future__ import annotations

@@ -35,10 +35,10 @@ class DreamConfig(PretrainedConfig):
         initializer_range: float = 0.02, tie_word_embeddings: bool = False, mask_token_id: int = 151666,
         bos_token_id: int = 151643, eos_token_id: int = 151643, pad_token_id: int = 151643, **others: Any,
     ):
-        for name, value in FIXED.items():
-            given = others.pop(name, value)
-            if given != value:
-                raise ValueError(f"config field {name} is {given!r}; every Dream checkpoint has {value!r}, and no "
+        for name, fixed in FIXED.items():
+            value = others.pop(name, fixed)
+            if value != fixed:
+                raise ValueError(f"config field {name} is {value!r}; every Dream checkpoint has {fixed!r}, and no "
                                  "other value is implemented")
         check_config(
             {"hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "vocab_size": vocab_size,

@@ -1,4 +1,4 @@
-"""How often decoding waits for the device: once at a cached step at most. Counted on a GPU, and by stand-in on the CPU.
+"""How often decoding waits for the device: once at a cached step at most.
 
     bash tests/run.sh tests/test_gpu.py
 

@@ -3,7 +3,6 @@
     bash tests/run.sh tests/test_settings.py
 """
 
-import argparse
 import dataclasses
 import inspect
 import json
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import run
-from dpad.engine.fields import add_flags, read_flags, setting, settings_of, takes_settings
+from dpad.engine.fields import setting, settings_of, takes_settings
 from dpad.engine.loading import FAMILIES
 from dpad.engine.settings import DecodingSettings
 from dream.generate import generate as dream_generate
@@ -32,15 +31,13 @@ class PatientSettings(LLaDASettings):
     patience: int = setting(3, "forwards that a block waits for a confident token", minimum=0, unit="forwards")
 
 
-def test_a_setting_is_one_line():
+def test_a_setting_is_one_line(monkeypatch):
     """Guards the promise that a new field is a flag, a keyword, a choice for people, and an entry in records."""
-    parser = argparse.ArgumentParser()
-    add_flags(parser, PatientSettings.choices())
+    monkeypatch.setattr("llada.settings.LLaDASettings", PatientSettings)
+    parser = run.parser_of("evaluate")
     assert "--patience N" in parser.format_help() and "(forwards; default: 3)" in parser.format_help()
-    values = read_flags(parser.parse_args(["--patience", "5", "-th", "0.9"]), PatientSettings.choices())
-    assert values == {"patience": 5, "threshold": 0.9}
 
-    settings = PatientSettings.from_choices(values)
+    settings = run.settings_from(parser.parse_args(["-m", "tiny", "--patience", "5", "-th", "0.9"]))
     assert settings.patience == 5 and settings.as_choices()["patience"] == 5
     assert settings.to_json()["patience"] == 5 and PatientSettings().to_json()["patience"] == 3
     with pytest.raises(ValueError, match="patience is -1; it must be an integer of at least 0"):

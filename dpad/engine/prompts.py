@@ -35,12 +35,12 @@ def cut_prompt(loaded: LoadedModel, prompt: str, limit: int) -> tuple[str, int]:
     return loaded.tokenizer.decode(ids[-limit:], clean_up_tokenization_spaces=False), len(ids) - limit
 
 
-def check_chat_template(loaded: LoadedModel, wanted: bool | None) -> bool:
-    """Whether prompts go through the chat template: `wanted`, or the model's default when that is None.
+def check_chat_template(loaded: LoadedModel, choice: bool | None) -> bool:
+    """Whether prompts go through the chat template: the choice, or the model's default where it is None.
 
     Raises:
-        ValueError: it is wanted and the tokenizer has none.
+        ValueError: they should, and the tokenizer has none.
     """
-    if wanted and loaded.tokenizer.chat_template is None:
+    if choice and loaded.tokenizer.chat_template is None:
         raise ValueError(f"chat_template is on, but the tokenizer of {loaded.name} has none")
-    return loaded.chat_template if wanted is None else wanted
+    return loaded.chat_template if choice is None else choice

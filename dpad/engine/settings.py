@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 
 from dpad.engine.checks import check_integer
 from dpad.engine.fields import Setting, check_settings, setting, settings_of
-from sampler import SAMPLERS, WINDOW, FullSuffix, SuffixSampler
+from sampler import SAMPLERS, FullSuffix, SuffixSampler
 
 CACHE_MODES = ("none", "prefix", "dual")
 ALIASES = {"random": "uniform"}  # an old name, which the authors' scripts use
@@ -43,9 +43,9 @@ class DecodingSettings:
     gen_length: int = setting(256, "length of the answer", flags=("-l", "--gen_length"), minimum=1, unit="tokens")
     block_length: int = setting(32, "length of a block; divides the answer's", flags=("-b", "--block_size"), minimum=1,
                                 unit="tokens")
-    steps: int | None = setting(None, "forwards in all, without a threshold (default: one token a forward)", minimum=1)
+    steps: int | None = setting(None, "forwards in all, without a threshold (default: one per token)", minimum=1)
     threshold: float | None = setting(None, "parallel decoding: decode every token that is at least this confident; "
-                                      "0: a fixed number of tokens a step", flags=("-th", "--threshold"), minimum=0,
+                                      "0: a fixed number of tokens per step", flags=("-th", "--threshold"), minimum=0,
                                       maximum=1, off=0)
     temperature: float = setting(0.0, "0 takes the likeliest token; higher values draw", minimum=0)
     cache: str = setting("none", "which slots a step recomputes: none (all of them), prefix (block and suffix) or dual "
@@ -160,7 +160,7 @@ def _make_sampler(values: Mapping[str, Any], gen_length: int) -> SuffixSampler:
             names = ", ".join(entry.label for entry in own.values()) or "no settings of its own"
             raise ValueError(f"{name} is {value!r}, but dropout_strategy {strategy} does not use it; it has {names}")
     if "window" in own:
-        parameters.setdefault("window", min(WINDOW, gen_length))
+        parameters.setdefault("window", min(own["window"].default, gen_length))
     return cls(**parameters)
 
 

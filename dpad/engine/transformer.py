@@ -229,14 +229,13 @@ class MaskedDiffusionModel(PreTrainedModel):
         Raises:
             ValueError: naming the argument when a shape or an index does not fit.
         """
-        asked = sorted(
+        foreign = sorted(
             name for name, value in unused.items()
             if not any(value is neutral for neutral in NEUTRAL.get(name, (None, False)))
         )
-        if asked:
-            given = ", ".join(asked)
-            raise ValueError(f"{given}: not an argument of {type(self).__name__}.forward, which takes input_ids, "
-                             "position_ids, attention_mask and logits_to_keep")
+        if foreign:
+            raise ValueError(f"{', '.join(foreign)}: not an argument of {type(self).__name__}.forward, which takes "
+                             "input_ids, position_ids, attention_mask and logits_to_keep")
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [rows, tokens]")
         rows, length = input_ids.shape
@@ -306,12 +305,12 @@ class MaskedDiffusionModel(PreTrainedModel):
 def check_model_type(folder: Path, expected: str) -> None:
     """Raise ValueError unless the folder's config.json can be read and is of the expected kind of model."""
     try:
-        given = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {str(folder)!r} has a config.json that names no model_type or cannot be "
                          "read") from error
-    if given != expected:
-        raise ValueError(f"checkpoint {str(folder)!r} is a {given!r} model; this class loads {expected!r}")
+    if model_type != expected:
+        raise ValueError(f"checkpoint {str(folder)!r} is a {model_type!r} model; this class loads {expected!r}")
 
 
 def positions_of(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:

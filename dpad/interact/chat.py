@@ -175,7 +175,7 @@ class Chat:
         """The text of a conversation that the model continues."""
         if not self.use_chat_template:
             return self.loaded.raw(turns[-1]["content"])
-        return self.loaded.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return self.loaded.chat_turns(turns)
 
     # --- Output ---
 
