@@ -42,7 +42,7 @@ def test_questions_from_a_pipe():
 
 
 MISTAKES = [
-    ("/settings threshold 2", "threshold is '2'"),
+    ("/settings threshold 2", "threshold is 2.0"),
     ("/settings window", "takes names with their values"),
     ("/settings speed 3", "there is no setting 'speed'"),
     ("/settings cache fast", "must be one of none, prefix, dual"),
