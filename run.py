@@ -118,6 +118,11 @@ def add_placement_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--debug", action="store_true", help="show where an error happened")
 
 
+def integer_or_text(text: str) -> int | str:
+    """The value of --batch_size in an evaluation, which checks it."""
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
 def load_model(args: argparse.Namespace) -> LoadedModel:
     return load(args.model, device=args.device, dtype=args.dtype)
 
@@ -139,9 +144,8 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-re", "--from_scratch", action="store_true", help="ignore saved answers")
     group.add_argument("--record", metavar="FILE", help="also write the record into this .json file; if it holds the "
                        "record of this very command already, do nothing")
-    group.add_argument("--batch_size", type=lambda text: int(text) if text.isdecimal() else text, default=1,
-                       metavar="N", help="prompts decoded together; auto: as many as memory allows (default: "
-                       "%(default)s)")
+    group.add_argument("--batch_size", type=integer_or_text, default=1, metavar="N",
+                       help="prompts decoded together; auto: as many as memory allows (default: %(default)s)")
     group.add_argument("--prompt_limit", type=int, metavar="N", help="cut prompts to their last N tokens (default: "
                        "refuse prompts that leave no room for the answer)")
     group.add_argument("--mc_samples", type=int, default=128, metavar="N", help="random masks for each "
