@@ -26,7 +26,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dpad.engine.checks import check_integer, check_number
 from dpad.evaluation import sandbox
 from dpad.results.files import read_lines, write_text
 from dpad.results.records import cores
@@ -244,9 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     try:
-        check_number("--timeout", options.timeout, above=0)
-        if options.workers is not None:
-            check_integer("--workers", options.workers, 1)
+        if options.timeout <= 0 or (options.workers is not None and options.workers < 1):
+            raise ValueError(f"--timeout is {options.timeout} and --workers {options.workers}; both must be positive")
         samples = read_samples(options.samples)
         if holes := sandbox.isolation().holes():
             print(f"WARNING: code that a model wrote runs on this machine, where it could {', '.join(holes)}. Install "
