@@ -41,8 +41,8 @@ class DecodingSettings:
     family: ClassVar[str] = "any family"  # of the subclass, as people call it
 
     gen_length: int = setting(256, "length of the answer", flags=("-l", "--gen_length"), minimum=1, unit="tokens")
-    block_length: int = setting(32, "length of a block; divides the answer's", flags=("-b", "--block_size"), minimum=1,
-                                unit="tokens")
+    block_length: int = setting(32, "length of a block, which must divide the answer's length",
+                                flags=("-b", "--block_size"), minimum=1, unit="tokens")
     steps: int | None = setting(None, "forwards in all, without a threshold (default: one per token)", minimum=1)
     threshold: float | None = setting(None, "parallel decoding: decode every token that is at least this confident; "
                                       "0: a fixed number of tokens per step", flags=("-th", "--threshold"), minimum=0,
