@@ -25,6 +25,8 @@ from dream import DreamConfig
 from llada import LLaDAConfig
 
 WORK = Workload(prompt_length=9, gen_length=64, block_length=16, steps_per_block=4, blocks=2, window=48)
+
+
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def subject(request, random_llada, random_dream):
     """A model of random weights of each family."""
