@@ -56,7 +56,7 @@ class Workload:
     threshold: float | None = setting(None, "instead of a fixed number of forwards, as many as the confidences need",
                                       flags=("-th", "--threshold"), above=0, maximum=1)
     batch_size: int = 1
-    blocks: int | None = setting(None, "rows with early termination end after so many blocks", minimum=1)
+    blocks: int | None = setting(None, "rows with early termination end after this many blocks", minimum=1)
     window: int | None = setting(None, f"DPad's window (default: {WINDOW}, or --gen_length where that is shorter)",
                                  flags=("-w", "--window"))
     k_sigma: float = setting(3.0, "DPad's k", flags=("-k", "--k_sigma"))

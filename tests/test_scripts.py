@@ -2,7 +2,7 @@
 
     bash tests/run.sh tests/test_scripts.py
 
-A stand-in for Python writes down how it was called; one script runs for real, and the rows of a main table of each family.
+A stand-in for Python writes down how it was called. One script runs for real, and the rows of two main tables.
 """
 
 import json
