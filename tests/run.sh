@@ -34,9 +34,9 @@ if [ "${1:-}" = --fast ]; then
     shift
     set -- -m fast "${parallel[@]}" "$@"
 else
-    "$PYTHON" -m mypy --no-error-summary || fail "mypy: see the faults above"
+    "$PYTHON" -m mypy --no-error-summary || fail "mypy: see the errors above"
 fi
-"$PYTHON" -m ruff check --quiet . || fail "ruff: see the faults above"
+"$PYTHON" -m ruff check --quiet . || fail "ruff: see the errors above"
 
 if [ "$everything" ]; then
     set -- "${parallel[@]}" --durations=25 --cov --cov-report=

@@ -248,7 +248,7 @@ def main() -> None:
             check_integer(name, getattr(options, name), 1)
         check_number("rate", options.rate, above=0)
         train(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"train.py: {error}") from error
 
 
