@@ -3,9 +3,9 @@
 #
 #     source environment.sh        # from a bash script; afterwards $ROOT is the repository and $PYTHON its interpreter
 #
-# The first call installs (about two minutes), later ones only look at a stamp. An environment that was left half made
-# is repaired. Another Python than python3 is taken from the variable PYTHON. pip's own settings (mirrors, proxies,
-# wheel folders) apply as usual. EXTRA: a second file of requirements to install (the tests take the web page's).
+# The first call installs (about two minutes), later ones only look at a stamp. A half-made environment is repaired.
+# PYTHON names another interpreter than python3. pip's own settings (mirrors, proxies, wheel folders) apply as usual.
+# EXTRA: a second file of requirements to install (the tests take the web UI's).
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
@@ -38,18 +38,18 @@ find_python() {
 }
 
 install_all() {
-    local pip=("$1/bin/python" -m pip --disable-pip-version-check) wanted present
-    wanted="$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' "$ROOT/requirements.txt")"
-    present="$("${pip[@]}" show torch 2>/dev/null | sed -n 's/^Version: //p')"
+    local pip=("$1/bin/python" -m pip --disable-pip-version-check) required installed
+    required="$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' "$ROOT/requirements.txt")"
+    installed="$("${pip[@]}" show torch 2>/dev/null | sed -n 's/^Version: //p')"
     if has_gpu; then
-        case "$present" in
-        *+cpu) "${pip[@]}" uninstall --yes torch ;; # from a time when no GPU was in sight
+        case "$installed" in
+        *+cpu) "${pip[@]}" uninstall --yes torch ;; # installed before there was a GPU
         esac
-    elif [ "$(uname -s)" = Linux ] && [ "${present%+*}" != "$wanted" ]; then
-        # PyPI's wheel for Linux brings gigabytes of CUDA. The label +cpu picks the build without it, wherever one is
-        # to be had; where none is, the command after this one takes PyPI's.
+    elif [ "$(uname -s)" = Linux ] && [ "${installed%+*}" != "$required" ]; then
+        # PyPI's wheel for Linux brings gigabytes of CUDA. The label +cpu picks the build without it. Where pip finds
+        # none, the command below takes PyPI's.
         "${pip[@]}" install --no-deps --retries 1 --timeout 15 \
-            --extra-index-url https://download.pytorch.org/whl/cpu "torch==$wanted+cpu" || true
+            --extra-index-url https://download.pytorch.org/whl/cpu "torch==$required+cpu" || true
     fi
     "${pip[@]}" install -r "$ROOT/requirements.txt" && "${pip[@]}" install --no-deps -e "$ROOT"
 }

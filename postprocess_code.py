@@ -26,6 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dpad.engine.checks import check_integer, check_number
 from dpad.evaluation import sandbox
 from dpad.results.files import read_lines, write_text
 from dpad.results.records import cores
@@ -149,13 +150,13 @@ def raw_program(reply: str, problem: dict) -> str:
     return program(before(problem) + reply, problem)
 
 
-def score(samples: Sequence[dict], timeout: float = sandbox.TIMEOUT, workers: int | None = None) -> dict:
+def score(samples: Sequence[dict], timeout: float = sandbox.TIMEOUT, workers: int = 1) -> dict:
     """Run the raw and the cleaned program of every sample.
 
     Args:
         samples: from `read_samples`.
         timeout: seconds per program.
-        workers: programs that run at the same time (None: one per core).
+        workers: programs that run at the same time.
 
     Returns:
         `raw` and `cleaned`: see `pass_at_1`. `timeouts`: how many cleaned programs timed out. `isolation`: what the
@@ -167,7 +168,7 @@ def score(samples: Sequence[dict], timeout: float = sandbox.TIMEOUT, workers: in
     raw = [raw_program(sample["answer"], sample["doc"]) for sample in samples]
 
     distinct = list(dict.fromkeys(cleaned + raw))
-    with ThreadPoolExecutor(workers or cores()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         running = pool.map(lambda text: sandbox.run_program(text, timeout), distinct)
         outcomes = dict(zip(distinct, tqdm(running, total=len(distinct), unit="program", disable=None, leave=False)))
 
@@ -239,12 +240,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--timeout", type=float, default=sandbox.TIMEOUT, help="seconds per program (default: %(default)s)"
     )
-    parser.add_argument("--workers", type=int, help="programs that run at the same time (default: one per core)")
+    parser.add_argument("--workers", type=int, default=cores(), help="programs that run at the same time (default: "
+                        "one per core)")
     options = parser.parse_args(arguments)
 
     try:
-        if options.timeout <= 0 or (options.workers is not None and options.workers < 1):
-            raise ValueError(f"--timeout is {options.timeout} and --workers {options.workers}; both must be positive")
+        check_number("timeout", options.timeout, above=0)
+        check_integer("workers", options.workers, 1)
         samples = read_samples(options.samples)
         if holes := sandbox.isolation().holes():
             print(f"WARNING: code that a model wrote runs on this machine, where it could {', '.join(holes)}. Install "

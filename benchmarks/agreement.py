@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from typing import Any
 
@@ -86,8 +87,8 @@ def main() -> int:
 
     exact = [run for row in rows for key, run in row.items() if key.startswith("float32")]
     wrong = sum(run["answers"] < 1 for run in exact)
-    rounded, replayed = (sum(row[run]["answers"] for row in rows) / len(rows)
-                         for run in ("bfloat16", "bfloat16, graphs again"))
+    rounded = statistics.fmean(row["bfloat16"]["answers"] for row in rows)
+    replayed = statistics.fmean(row["bfloat16, graphs again"]["answers"] for row in rows)
     print(f"{options.device}: float32 equals the plain path in {len(exact) - wrong} of {len(exact)} runs of "
           f"{len(prompts)} answers; in bfloat16 {rounded:.1%} of the answers equal the plain path's, and with graphs "
           f"{replayed:.1%} equal those of bfloat16 without")

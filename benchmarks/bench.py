@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     Raises:
         ValueError: on flags that cannot be used.
     """
-    rows, works = plan(args)
+    rows, workloads = plan(args)
 
     from benchmarks import measurement
     from dpad.engine import cuda_graphs
@@ -96,10 +96,10 @@ def run(args: argparse.Namespace, command: str) -> None:
     subject = measurement.make_subject(args.model, args.device, args.dtype)
     with cuda_graphs.use(args.graphs):
         if args.profile:
-            print(measurement.profile(subject, args.profile, rows[args.profile], works[0]))
+            print(measurement.profile(subject, args.profile, rows[args.profile], workloads[0]))
             return
         measure = measurement.growth if args.gen_lengths else measurement.measure
-        record = measure(subject, rows, works, args.repeats, command)
+        record = measure(subject, rows, workloads, args.repeats, command)
 
     print(f"{tables.terminal_table([record])}\n\n{tables.caption([record])}")
     if args.output:

@@ -168,16 +168,23 @@ class Clock:
         pairs = itertools.pairwise(self.marks)
         return [after - before for (before, is_first), (after, _) in pairs if is_first == first]
 
+    def median_ms(self, first: bool) -> float | None:
+        """The median of `seconds` in milliseconds; None where there are none."""
+        times = self.seconds(first)
+        return 1000 * statistics.median(times) if times else None
+
 
 def run_clocked(subject: Subject, configuration: Configuration, work: Workload,
                 model: Any = None) -> tuple[DecodingOutput, dict[str, float | None]]:
-    """Decode once; also the median times of a forward in milliseconds: `full_ms`, of those that compute every slot, and
-    `cached_ms`, of those that do not (None without a cache)."""
+    """Decode once; also return the median times of a forward in milliseconds.
+
+    These are `full_ms`, of the forwards that compute every slot, and `cached_ms`, of the others (None without a cache).
+    """
     clock = Clock(subject.model.device)
     output = run(subject, configuration, work, on_forward=clock, model=model)
     clock.stop()
-    first, later = (1000 * statistics.median(times) if times else None
-                    for times in (clock.seconds(first=True), clock.seconds(first=False)))
+    first = clock.median_ms(first=True)
+    later = clock.median_ms(first=False)
     if configuration.cache == "none":  # the first forward of a block is like the others
         return output, {"full_ms": later, "cached_ms": None}
     return output, {"full_ms": first, "cached_ms": later}
@@ -225,12 +232,12 @@ class Cell:
     result: dict[str, Any] = field(default_factory=dict)
 
 
-def measure(subject: Subject, rows: Mapping[str, Configuration], works: Sequence[Workload], repeats: int,
+def measure(subject: Subject, rows: Mapping[str, Configuration], workloads: Sequence[Workload], repeats: int,
             command: str) -> dict:
     """Time rows and their rooflines in turn, `repeats` times, after a first run of each that sees its forwards.
 
     Args:
-        works: what every row decodes; they differ in batch_size alone.
+        workloads: what every row decodes; they differ in batch_size alone.
 
     Returns:
         A record of kind "benchmark". Each of its `rows` (every row with the first work, then with the next) has the
@@ -250,7 +257,7 @@ def measure(subject: Subject, rows: Mapping[str, Configuration], works: Sequence
     products = Products(subject.model)
     bandwidth = copy_bandwidth(device) if on_gpu else None
     warm_ups = 2 if on_gpu else 1  # buffers are allocated; graphs are recorded, then replayed
-    cells = [Cell(name, configuration, work) for work in works for name, configuration in rows.items()]
+    cells = [Cell(name, configuration, work) for work in workloads for name, configuration in rows.items()]
     cached_cells = [cell for cell in cells if cell.configuration.cache != "none"]
     bar = tqdm(total=len(cells) * (1 + repeats) + len(cached_cells) * warm_ups, unit="run", leave=False, disable=None)
 
@@ -289,7 +296,7 @@ def measure(subject: Subject, rows: Mapping[str, Configuration], works: Sequence
         result["ratio"] = median_quotient(result["latency_s"], result["floor_s"])
         result["speedup"] = larger * median_quotient(results[0]["latency_s"], result["latency_s"])
         result["floor_speedup"] = larger * median_quotient(results[0]["floor_s"], result["floor_s"])
-    return describe("benchmark", subject, works[0], command, bandwidth=bandwidth, repeats=repeats, rows=results)
+    return describe("benchmark", subject, workloads[0], command, bandwidth=bandwidth, repeats=repeats, rows=results)
 
 
 def run_first(subject: Subject, cell: Cell) -> None:
@@ -324,12 +331,12 @@ def median_quotient(above: Sequence[float], below: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below))
 
 
-def growth(subject: Subject, rows: Mapping[str, Configuration], works: Sequence[Workload], repeats: int,
+def growth(subject: Subject, rows: Mapping[str, Configuration], workloads: Sequence[Workload], repeats: int,
            command: str) -> dict:
     """Time the first blocks of answers of growing length: what the same block costs in a longer answer.
 
     Args:
-        works: of any answer lengths, with the same `blocks`.
+        workloads: of any answer lengths, with the same `blocks`.
 
     Returns:
         A record of kind "growth", whose `rows` have `name`, `gen_length` and `block_s`: for each block the seconds of
@@ -340,7 +347,7 @@ def growth(subject: Subject, rows: Mapping[str, Configuration], works: Sequence[
     """
     check_integer("repeats", repeats, 1)
     cells = [Cell(name, dataclasses.replace(configuration, early_termination=True), work)
-             for name, configuration in rows.items() for work in works]
+             for name, configuration in rows.items() for work in workloads]
     bar = tqdm(total=len(cells) * (1 + repeats), unit="run", leave=False, disable=None)
     for repeat in range(1 + repeats):  # the first one warms up
         for cell in cells:
@@ -356,7 +363,7 @@ def growth(subject: Subject, rows: Mapping[str, Configuration], works: Sequence[
                     block.append(seconds)
             bar.update()
     bar.close()
-    return describe("growth", subject, works[-1], command, repeats=repeats, rows=[cell.result for cell in cells])
+    return describe("growth", subject, workloads[-1], command, repeats=repeats, rows=[cell.result for cell in cells])
 
 
 def describe(kind: str, subject: Subject, work: Workload, command: str, **measured: Any) -> dict:

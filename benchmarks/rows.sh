@@ -35,7 +35,7 @@ MODEL="$(folder_or_name "${MODEL:-}")"
 OUTPUT="$(from_here "${OUTPUT:-}")"
 cd "$ROOT"
 
-begin() { # SCRIPT MODEL [PAPER]: set the folder of the results up
+begin() { # SCRIPT MODEL [PAPER]: set up the folder of the results
     SCRIPT="$1"
     MODEL="${MODEL:-$2}"
     PAPER="${3:-}"

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpad.engine.checks import check_integer
+from dpad.engine.checks import check_choice, check_integer
 from dpad.engine.configurations import CACHES, CONFIGURATIONS, LONG_SEQUENCES, Configuration
 from dpad.engine.fields import check_settings, setting
 from sampler import WINDOW, GaussianSampler
@@ -35,10 +35,11 @@ def choose_rows(table: str, names: Sequence[str] | None = None) -> dict[str, Con
         ValueError: the table has no row of such a name.
     """
     rows = ROWS[table]
-    for name in names or ():
-        if name not in rows:
-            raise ValueError(f"row is {name!r}; the rows of {table} are {', '.join(rows)}")
-    return {name: rows[name] for name in (rows if names is None else names)}
+    if names is None:
+        return rows
+    for name in names:
+        check_choice("row", name, rows)
+    return {name: rows[name] for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Workload:
     threshold: float | None = setting(None, "instead of a fixed number of forwards, as many as the confidences need",
                                       flags=("-th", "--threshold"), above=0, maximum=1)
     batch_size: int = 1
-    blocks: int | None = setting(None, "rows with early termination end after so many blocks", minimum=1)
+    blocks: int | None = setting(None, "rows with early termination end after this many blocks", minimum=1)
     window: int | None = setting(None, f"DPad's window (default: {WINDOW}, or --gen_length where that is shorter)",
                                  flags=("-w", "--window"))
     k_sigma: float = setting(3.0, "DPad's k", flags=("-k", "--k_sigma"))

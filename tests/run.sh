@@ -13,7 +13,7 @@ EXTRA=demo/requirements.txt
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 cd "$ROOT" || exit 1
 
-parallel=(-n 2 --dist loadfile)  # two processes, each with whole files: models use one thread
+parallel=(-n 2 --dist worksteal)  # two processes, because models use one thread; the idle one takes over tests
 log="$(mktemp)"
 trap 'rm -f "$log"' EXIT
 status=0
@@ -29,21 +29,21 @@ check_coverage() {
     echo "All of the code: $("$PYTHON" -m coverage report --format=total)%"
 }
 
-whole=$([ $# -eq 0 ] && echo yes)
+everything=$([ $# -eq 0 ] && echo yes)
 if [ "${1:-}" = --fast ]; then
     shift
     set -- -m fast "${parallel[@]}" "$@"
 else
-    "$PYTHON" -m mypy --no-error-summary || fail "mypy: see the faults above"
+    "$PYTHON" -m mypy --no-error-summary || fail "mypy: see the errors above"
 fi
-"$PYTHON" -m ruff check --quiet . || fail "ruff: see the faults above"
+"$PYTHON" -m ruff check --quiet . || fail "ruff: see the errors above"
 
-if [ "$whole" ]; then
+if [ "$everything" ]; then
     set -- "${parallel[@]}" --durations=25 --cov --cov-report=
 fi
 "$PYTHON" -m pytest -q "$@" 2>&1 | tee "$log" || status=1
-[ -z "$whole" ] || check_coverage
-if [ "$status" -ne 0 ] || [ "$whole" ]; then
+[ -z "$everything" ] || check_coverage
+if [ "$status" -ne 0 ] || [ "$everything" ]; then
     tail -n 1 "$log"
 fi
 exit "$status"

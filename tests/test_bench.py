@@ -25,6 +25,8 @@ from dream import DreamConfig
 from llada import LLaDAConfig
 
 WORK = Workload(prompt_length=9, gen_length=64, block_length=16, steps_per_block=4, blocks=2, window=48)
+
+
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def subject(request, random_llada, random_dream):
     """A model of random weights of each family."""
@@ -135,9 +137,9 @@ def test_a_record_becomes_a_table_and_a_picture(record, tmp_path):
 
 def test_batches_are_compared_by_their_answers(random_subject):
     """Guards --batch_size 1,2: a batch's time is shared by its rows, and the first row's answer stays what it was."""
-    works = [dataclasses.replace(WORK, batch_size=size) for size in (1, 2)]
+    workloads = [dataclasses.replace(WORK, batch_size=size) for size in (1, 2)]
     rows = choose_rows("caches", ["Vanilla", "+DPad"])
-    record = measurement.measure(random_subject, rows, works, 1, "command")
+    record = measurement.measure(random_subject, rows, workloads, 1, "command")
     assert [(row["name"], row["batch_size"]) for row in record["rows"]] == [
         ("Vanilla", 1), ("+DPad", 1), ("Vanilla", 2), ("+DPad", 2)]
     assert all(row["same_tokens"] and row["replayed"] is None for row in record["rows"])
@@ -150,10 +152,10 @@ def test_batches_are_compared_by_their_answers(random_subject):
 
 def test_growth_times_the_same_blocks_at_every_length(random_subject, tmp_path):
     """Guards the growth record: as many blocks for every length, each with every repeat."""
-    works = [Workload(prompt_length=9, gen_length=length, block_length=16, steps_per_block=2, blocks=2, window=32)
+    workloads = [Workload(prompt_length=9, gen_length=length, block_length=16, steps_per_block=2, blocks=2, window=32)
              for length in (32, 64)]
     rows = choose_rows("caches", ["Vanilla", "+DPad"])
-    record = measurement.growth(random_subject, rows, works, 3, "command")
+    record = measurement.growth(random_subject, rows, workloads, 3, "command")
     assert [(row["name"], row["gen_length"]) for row in record["rows"]] == [
         ("Vanilla", 32), ("Vanilla", 64), ("+DPad", 32), ("+DPad", 64)]
     assert all([len(block) for block in row["block_s"]] == [3, 3] for row in record["rows"])
@@ -173,8 +175,8 @@ def test_profile_names_the_operators(random_subject):
     (["-l", "100"], "block_length is 32; it must divide gen_length (100)"),
     (["--steps_per_block", "33"], "steps_per_block is 33; it must be at most one a token (32)"),
     (["--blocks", "9"], "blocks is 9; an answer of 256 tokens has only 8"),
-    (["--only", "Vanila"], "row is 'Vanila'; the rows of caches are Vanilla, "),
-    (["--profile", "x"], "row is 'x'; the rows of caches are Vanilla, "),
+    (["--only", "Vanila"], "row is 'Vanila'; it must be one of Vanilla, "),
+    (["--profile", "x"], "row is 'x'; it must be one of Vanilla, "),
     (["--gen_lengths", "64,x"], "--gen_lengths is '64,x'; it must be whole numbers with commas between them"),
     (["--repeats", "0"], "repeats is 0; it must be an integer of at least 1"),
     (["--batch_size", "1,2", "--profile", "+DPad"], "--batch_size is '1,2'; it must be one number with --profile"),

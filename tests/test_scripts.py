@@ -2,7 +2,7 @@
 
     bash tests/run.sh tests/test_scripts.py
 
-A stand-in for Python writes down how it was called; a script of each family runs for real, on the embedded models.
+A stand-in for Python writes down how it was called. One script runs for real, and the rows of two main tables.
 """
 
 import json
@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from transformers import AutoTokenizer
 
 import run
+from checkpoints import make
 from dpad.engine.configurations import classify
 from dpad.results.paper import GRID, STAND_INS, reported
+from dream import DreamConfig, DreamModel
 from sampler import GaussianSampler, UniformSampler
 
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/scripts/*.sh"))
@@ -173,20 +176,38 @@ def test_paths_count_from_where_the_user_is(house, tmp_path):
     assert calls[0][calls[0].index("-m") + 1] == "instruct"
 
 
-@pytest.mark.parametrize("script, model", [("llada/scripts/main_1.5.sh", "tiny"),
-                                           ("dream/scripts/main_base.sh", "dream-tiny")])
+@pytest.fixture
+def random_models(checkpoint_folder, tmp_path):
+    """A model of random weights of each family, by its scripts' folder; named as the embedded ones, so that they get
+    the stand-ins. The tables take seconds with these, and minutes with the embedded models."""
+    folders = {family: tmp_path / f"random-{family}-tiny" for family in ("llada", "dream")}
+    shutil.copytree(checkpoint_folder, folders["llada"])
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "dream-tiny")
+    DreamModel(DreamConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48,
+        vocab_size=len(tokenizer), max_position_embeddings=1024, mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+    )).save_pretrained(folders["dream"])
+    make.save_tokenizer(tokenizer, folders["dream"])
+    return folders
+
+
+@pytest.mark.parametrize("script", ["llada/scripts/main_1.5.sh", "dream/scripts/main_base.sh"])
 @pytest.mark.slow
-def test_a_familys_main_table_offline(tmp_path, script, model):
-    """Guards the whole path, all four benchmarks' stand-ins: 16 rows, each beside the authors' row of its name."""
-    variables = os.environ | {"MODEL": model, "LIMIT": "1", "OUTPUT": str(tmp_path)}
-    done = subprocess.run(["bash", str(ROOT / script)], cwd="/", env=variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    output = tmp_path / Path(script).stem / f"{model}-first-1"
-    records = [json.loads(path.read_text()) for path in output.glob("*.json")]
+def test_a_familys_main_table_offline(house, random_models, capsys, script):
+    """Guards the whole path, all four benchmarks' stand-ins: 16 rows, each beside the authors' row of its name.
+
+    The script's command lines run here, one after the other, because starting 16 processes takes minutes.
+    """
+    _, calls = called(house, script, MODEL=str(random_models[Path(script).parts[0]]), LIMIT="1")
+    for call in calls:
+        assert run.main(call) == 0, capsys.readouterr().err
+    *rows, _ = calls
+    records = [json.loads(Path(row[row.index("--record") + 1]).read_text()) for row in rows]
     assert len(records) == 16 and {record["task"] for record in records} == {
         "arithmetic-50", "math-local", "humaneval-local", "mbpp-local"}
-    theirs = reported("llada-1.5" if model == "tiny" else "dream-base")
-    lines = [line.split() for line in (output / "table.txt").read_text().splitlines()]
+    theirs = reported(TABLES[script][0])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     wanted = [(name, f"{row['latency_s']:.2f}") for (_, length, name), row in theirs.items() if length <= 512]
     assert len(wanted) == 16
     for name, latency in wanted:
@@ -194,13 +215,14 @@ def test_a_familys_main_table_offline(tmp_path, script, model):
 
 
 @pytest.mark.slow
-def test_a_script_runs_whole_and_then_skips(tmp_path):
+def test_a_script_runs_whole_and_then_skips(random_models, tmp_path):
     """The real thing, offline: measures, draws, prints its table; started again it computes nothing."""
     command = ["bash", str(ROOT / "llada/scripts/heatmap.sh")]
-    variables = os.environ | {"MODEL": "tiny", "LIMIT": "1", "WINDOWS": "64", "OUTPUT": str(tmp_path)}
+    model = random_models["llada"]
+    variables = os.environ | {"MODEL": str(model), "LIMIT": "1", "WINDOWS": "64", "OUTPUT": str(tmp_path)}
     done = subprocess.run(command, cwd="/", env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    output = tmp_path / "heatmap" / "tiny-first-1"
+    output = tmp_path / "heatmap" / f"{model.name}-first-1"
     assert "uniform-64-32" in (output / "table.txt").read_text()
     assert (output / "heatmap.png").stat().st_size > 5000
     record = json.loads((output / "gsm8k-512-gaussian-64-32.json").read_text())

@@ -147,7 +147,7 @@ def test_run_sh_passes_arguments_on(clone):
     status, output, calls = clone.run("tests/run.sh", "-k", "two words")
     assert status == 0 and calls[-1] == "-m pytest -q -k two words" and output.splitlines()[-1] == "3 passed"
     status, output, calls = clone.run("tests/run.sh", "--fast", "-x")
-    assert status == 0 and calls[-2:] == ["-m ruff check --quiet .", "-m pytest -q -m fast -n 2 --dist loadfile -x"]
+    assert status == 0 and calls[-2:] == ["-m ruff check --quiet .", "-m pytest -q -m fast -n 2 --dist worksteal -x"]
     assert not any("mypy" in call for call in calls) and output.splitlines()[-1] == "3 passed"
 
 

@@ -66,11 +66,11 @@ class DiffusionLM(LM):
         settings: how to decode, an object of `loaded.family.settings`. A task's own generation settings are ignored,
             except for its stop strings.
         batch_size: requests per generate call; "auto" begins with FIRST_BATCH and halves it whenever memory runs out.
-        prompt_limit: cut longer prompts to their last so many tokens; None refuses prompts that leave no room for the
-            answer.
+        prompt_limit: cut longer prompts to this many tokens, the last ones; None refuses prompts that leave no room
+            for the answer.
         mc_samples: random masks per log-likelihood (engine/likelihood.py).
         journal: keeps answers on disk and has those of earlier runs; None keeps answers in memory.
-        progress: show a progress bar if standard error is a terminal; a text is its label.
+        progress: whether to show a progress bar on a terminal; a string is shown beside it.
 
     Attributes:
         batch_size_used: the current batch size; with "auto", what is left after the halvings.
@@ -176,13 +176,13 @@ class DiffusionLM(LM):
 
         if kind == GENERATE:
             warm_up(self.loaded, share[0].prompt, self.settings.gen_length)
-        done = len(requests) - len(unanswered) if processes.count == 1 else 0
+        finished = len(requests) - len(unanswered) if processes.count == 1 else 0
         label = self.progress if isinstance(self.progress, str) else None
-        disable = True if hide_progress or not self.progress else None  # None: where it is not a terminal
+        disable = True if hide_progress or not self.progress else None  # None: unless on a terminal
         tokens = 0
         seconds = 0.0
 
-        with tqdm(total=done + len(share), initial=done, unit="sample", desc=label, disable=disable) as bar:
+        with tqdm(total=finished + len(share), initial=finished, unit="sample", desc=label, disable=disable) as bar:
             while share:
                 batch = _first_batch(share, self.batch_size_used)
                 answers = self._answer_batch(kind, batch)

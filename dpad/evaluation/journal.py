@@ -87,9 +87,9 @@ class Journal:
         text = json.dumps(dataclasses.asdict(answer), ensure_ascii=False)
         line = (text + "\n").encode("utf-8", "backslashreplace")
 
-        written = os.write(self._file, line)
-        if written != len(line):
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written; is the disk full?")
+        count = os.write(self._file, line)
+        if count != len(line):
+            raise OSError(f"{self.path}: only {count} of {len(line)} bytes could be written; is the disk full?")
         os.fsync(self._file)
 
         self.answers[answer.key] = answer

@@ -62,12 +62,10 @@ class CommandLineLM(DiffusionLM):
 
 def settings_from(family: Family, choices: dict[str, Any]) -> DecodingSettings:
     """Decoding settings from model_args, in which lm-eval has turned numbers and True into Python's values."""
-    entries = {entry.label: entry for entry in family.settings.choices()}
-    entries |= {entry.name: entry for entry in family.settings.choices()}
+    entries = {key: entry for entry in family.settings.choices() for key in (entry.name, entry.label)}
     values = {}
     for key, value in choices.items():
-        if key in entries:
-            entry = entries[key]
+        if entry := entries.get(key):
             values[entry.name] = entry.parse(str(value))
         else:
             values[key] = value  # from_choices says that there is no such setting

@@ -60,13 +60,13 @@ def evaluate(
         tasks: the result of `load_tasks` for this task, if it has been loaded already.
         num_fewshot: worked examples in the prompt.
         batch_size, prompt_limit, mc_samples: see DiffusionLM.
-        limit: use only so many documents, the first ones; None uses all.
+        limit: evaluate only the first documents, this many; None takes all of them.
         chat_template: None takes the model's default.
         output: the folder in which run folders are made.
         name: of the run, in its folder's name and in its record; by default the folder's name.
         from_scratch: ignore the answers of an earlier run with the same settings, finished or not.
         command: what the record says about how to repeat the run; by default this process's command line.
-        progress: show a progress bar if standard error is a terminal; a text is its label.
+        progress: whether to show a progress bar on a terminal; a string is shown beside it.
         processes: this process among those that share the run.
 
     Returns:

@@ -6,7 +6,7 @@
 
 Problems come from dataset/arithmetic.py as they are needed. Every answer token is masked with probability t ~ U(0, 1),
 as in LLaDA (arXiv 2502.09992, eq. 5), but the noise of most samples covers only a part of the answer: what decoding
-meets (a clean prefix, one noisy block, masks alone after it) or what is hard to learn (see NOISE_SHAPES). Answers are
+meets (a clean prefix, one noisy block, only masks after it) or what is hard to learn (see NOISE_SHAPES). Answers are
 padded with EOS, as LLaDA's are, to canvases of mixed lengths up to 1024.
 
 Imported by train.py.
@@ -36,8 +36,8 @@ NEXT = 8  # tokens that noise of the shape "next" covers
 # loss. So the first part of the run has samples in which only results or only names are masked.
 NOISE_SHAPES = {
     "everywhere": (0.2, 0.15),  # the whole answer
-    "block": (0.4, 0.75),       # one block, after a clean prefix and before masks alone: what decoding meets
-    "next": (0.2, 0.1),         # the NEXT tokens from a result on, all masked, between the same
+    "block": (0.4, 0.75),       # one block, with a clean prefix before it and only masks after it: what decoding meets
+    "next": (0.2, 0.1),         # NEXT masked tokens from a result on, also between clean prefix and masks
     "results": (0.05, 0.0),     # results of calculations
     "names": (0.15, 0.0),       # names of people
 }
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Token ids of a prompt and its answer; `drill` says that the answer is bare sums."""
+    """Token ids of a prompt and its answer; `drill`: whether the answer is bare sums."""
 
     prompt: list[int]
     answer: list[int]
@@ -68,10 +68,10 @@ class Stream:
     """The training data as a function of the step: the same seed gives a step the same batches after any restart.
 
     Args:
-        tokens_per_step: at least so many tokens, prompts and padding included, make a step.
+        tokens_per_step: the least number of tokens in a step, with prompts and padding.
         split: "train" or "test" of dataset/arithmetic.py.
-        easy_steps: so many steps, at the start, have only problems of one and two calculations.
-        lesson_steps: so many steps, at the start, have the first shares of NOISE_SHAPES and BARE_SUMS.
+        easy_steps: the number of steps, at the start, that have only problems of one and two calculations.
+        lesson_steps: the number of steps, at the start, that use the first shares of NOISE_SHAPES and BARE_SUMS.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_step: int, seed: int, split: str,

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from checkpoints import card, make
+from dpad.engine.checks import check_integer, check_number
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.results import files
 from dpad.results.records import environment
@@ -244,10 +245,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         for name in ("steps", "tokens_per_step", "threads", "log_every"):
-            if getattr(options, name) < 1:
-                raise ValueError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+            check_integer(name, getattr(options, name), 1)
+        check_number("rate", options.rate, above=0)
         train(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"train.py: {error}") from error
 
 
