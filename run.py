@@ -166,7 +166,8 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     check_integer("num_processes", args.num_processes, 1)
     command = shlex.join(["python", "run.py", *argv])
     if args.record and not args.from_scratch and Path(args.record).exists():
-        if files.read_json(args.record).get("command") == command:
+        earlier = files.read_json(args.record)
+        if isinstance(earlier, dict) and earlier.get("command") == command:
             print(f"complete: {args.record}")
             return
 

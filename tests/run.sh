@@ -13,7 +13,8 @@ EXTRA=demo/requirements.txt
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 cd "$ROOT" || exit 1
 
-parallel=(-n 2 --dist worksteal)  # two processes, because models use one thread; the idle one takes over tests
+export OMP_NUM_THREADS=1  # small models are fastest so, and two test processes do not compete for cores
+parallel=(-n 2 --dist worksteal)  # two processes; an idle one takes over tests of the other
 log="$(mktemp)"
 trap 'rm -f "$log"' EXIT
 status=0
