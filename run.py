@@ -163,7 +163,7 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     """Measure a model on a task, in one process or several; print the record's numbers."""
     from dpad.evaluation import processes
-    from dpad.results import files, tables
+    from dpad.results import evaluations, files
 
     settings = settings_from(args)  # wrong flags are reported before a model of 16 GB is loaded
     check_integer("num_processes", args.num_processes, 1)
@@ -198,7 +198,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
         return
     if args.record:
         files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
-    print(tables.summary(record))
+    print(evaluations.summarize(record))
 
 
 # --- generate and chat ------------------------------------------------------------------------------------------------

@@ -20,21 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad.engine.configurations import CONFIGURATIONS, VANILLA, Configuration, classify
+from dpad.results.benchmarks import batch_sizes, block_ms
+from dpad.results.evaluations import Row, describe_table, evaluation_rows, group_by_table, metric_labels
 from dpad.results.files import write_whole
+from dpad.results.formatting import count_samples, seconds, times
 from dpad.results.paper import GRID
 from dpad.results.records import hardware_line
-from dpad.results.tables import (
-    Row,
-    batch_sizes,
-    block_ms,
-    count_samples,
-    evaluation_rows,
-    group_evaluations,
-    metric_labels,
-    seconds,
-    times,
-    title,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +84,7 @@ def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> lis
         return [path]
 
     pictures: list[tuple[str, Callable[[Path], None]]] = []
-    for group in group_evaluations(evaluations):
+    for group in group_by_table(evaluations):
         name = f"{Path(group[0]['task']).stem}-{group[0]['settings'].get('gen_length')}"
         pictures.append((name, partial(bar_chart, group)))
     for record in records:
@@ -372,7 +363,7 @@ def heatmap(records: Sequence[dict], path: str | Path) -> None:
             axes.set_xlabel("window")
         panel_axes[0].set_ylabel("kept suffix tokens")
         figure.colorbar(image, ax=panel_axes, label=f"{labels[0]} (%)")
-        figure.suptitle(title(records), fontsize=11)
+        figure.suptitle(describe_table(records), fontsize=11)
 
 
 def _heatmap_panels(rows: Sequence[Row], label: str) -> dict[str, dict[tuple[int, int], float]]:
