@@ -68,7 +68,7 @@ def growth_table(records: Sequence[dict]) -> Table:
             cost = by_length.get(length)
             line += [number(cost), times(None if cost is None else cost / by_length[min(by_length)])]
         cells.append(line)
-    return Table(["G", *(heading for name in costs for heading in (f"{name} (ms a block)", f"{name} growth"))], cells)
+    return Table(["G", *(heading for name in costs for heading in (f"{name} (ms per block)", f"{name} growth"))], cells)
 
 
 def block_ms(row: dict) -> float:

@@ -215,7 +215,7 @@ def _draw_metrics(axes: Axes, rows: Sequence[Row], labels: Sequence[str]) -> Non
 
 
 def _scale_latencies(axes: Axes, lengths: Sequence[float], unit: str) -> None:
-    """The axis of bars of these lengths, logarithmic where they spread widely, with room for the numbers beside them."""
+    """Scale the axis of bars of these lengths, logarithmic if they spread widely, with room for numbers beside them."""
     low = min(lengths)
     high = max(lengths)
     logarithmic = low > 0 and high / low > LOG_SPREAD

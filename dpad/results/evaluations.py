@@ -239,9 +239,9 @@ def summarize(record: dict) -> str:
     """The record of one evaluation in the few lines that a person wants to read first."""
     lines = [(name, _metric_summary(entry)) for name, entry in record["metrics"].items()]
     lines += [
-        ("latency", f"{record['latency_s']:.3f} s a sample (median {record['latency_median_s']:.3f} s)"),
+        ("latency", f"{record['latency_s']:.3f} s per sample (median {record['latency_median_s']:.3f} s)"),
         ("throughput", f"{record['tps']:.1f} answer tokens/s"),
-        ("NFE", f"{record['nfe']:.1f} forwards a sample"),
+        ("NFE", f"{record['nfe']:.1f} forwards per sample"),
     ]
     for label, key in (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")):
         if record[key]:
