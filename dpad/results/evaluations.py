@@ -97,7 +97,7 @@ def _metric(entry: dict, samples: int) -> Metric:
     value, error = entry.get("value"), entry.get("stderr")
     if value is None:
         return Metric()
-    factor = scale(entry)
+    factor = display_factor(entry)
     return Metric(
         factor * value,
         factor * error if isinstance(error, (int, float)) else None,
@@ -105,8 +105,8 @@ def _metric(entry: dict, samples: int) -> Metric:
     )
 
 
-def scale(metric: dict) -> int:
-    """What a metric's value and error are shown times: 100 for a share; 1 for anything else, such as BLEU."""
+def display_factor(metric: dict) -> int:
+    """The factor of a metric's value and error in tables: 100 for a share; 1 for anything else, such as BLEU."""
     value = metric.get("value")
     return 100 if value is not None and 0 <= value <= 1 else 1
 
@@ -201,22 +201,30 @@ def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | 
     """Headings and values for CSV."""
     rows = evaluation_rows(records, reported)
     labels = metric_labels(rows)
-    lines: list[list] = [[
-        "name", "model", "task", "G", "hardware", "samples", "latency_s", "speedup", "tps", "nfe",
-        *(column for label in labels for column in (label, f"{label}_low", f"{label}_high")),
-        "paper_latency_s", "paper_speedup", *(f"paper_{label}" for label in labels),
-    ]]
+    lines = []
     for row in rows:
         record = row.record
-        line = [record["name"], record["model"], record["task"], _gen_length(record), hardware_line(record)]
-        line += [record["samples"], record["latency_s"], row.speedup, record.get("tps"), record.get("nfe")]
+        line = {
+            "name": record["name"],
+            "model": record["model"],
+            "task": record["task"],
+            "G": _gen_length(record),
+            "hardware": hardware_line(record),
+            "samples": record["samples"],
+            "latency_s": record["latency_s"],
+            "speedup": row.speedup,
+            "tps": record.get("tps"),
+            "nfe": record.get("nfe"),
+        }
         for label in labels:
             metric = row.metrics.get(label, Metric())
-            line += [metric.value, *(metric.interval or (None, None))]
+            low, high = metric.interval or (None, None)
+            line |= {label: metric.value, f"{label}_low": low, f"{label}_high": high}
         theirs = row.reported or {"metrics": {}}
-        line += [theirs.get("latency_s"), theirs.get("speedup"), *(theirs["metrics"].get(label) for label in labels)]
+        line |= {"paper_latency_s": theirs.get("latency_s"), "paper_speedup": theirs.get("speedup")}
+        line |= {f"paper_{label}": theirs["metrics"].get(label) for label in labels}
         lines.append(line)
-    return lines
+    return [list(lines[0]), *(list(line.values()) for line in lines)]
 
 
 def evaluation_caption(records: Sequence[dict]) -> str:
@@ -260,6 +268,6 @@ def _metric_summary(entry: dict) -> str:
     """A metric with its standard error: 50.0% ± 7.0%."""
     if entry["value"] is None:
         return number(None)
-    unit = "%" if scale(entry) == 100 else ""
+    unit = "%" if display_factor(entry) == 100 else ""
     values = [entry["value"]] if entry["stderr"] is None else [entry["value"], entry["stderr"]]
-    return " ± ".join(f"{scale(entry) * value:.1f}{unit}" for value in values)
+    return " ± ".join(f"{display_factor(entry) * value:.1f}{unit}" for value in values)
