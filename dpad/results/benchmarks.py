@@ -148,7 +148,7 @@ def agreement_caption(records: Sequence[dict]) -> str:
     """What the shares count, and where they were measured."""
     return " ".join(
         f"Answers / tokens (%) that equal the plain path's: float32 runs those of float32 on the CPU without graphs, "
-        f"bfloat16 with graphs those of bfloat16 without; {record['problems']} problem{'s' * (record['problems'] != 1)}, "
-        f"{hardware_line(record)}, commit {commit_of(record)}."
+        f"bfloat16 with graphs those of bfloat16 without; {record['problems']} "
+        f"problem{'s' * (record['problems'] != 1)}, {hardware_line(record)}, commit {commit_of(record)}."
         for record in records
     )
