@@ -43,9 +43,9 @@ class DecodingSettings:
     gen_length: int = setting(256, "length of the answer", flags=("-l", "--gen_length"), minimum=1, unit="tokens")
     block_length: int = setting(32, "length of a block; divides --gen_length", flags=("-b", "--block_size"), minimum=1,
                                 unit="tokens")
-    steps: int | None = setting(None, "forwards in all, without a threshold (default: one per token)", minimum=1)
+    steps: int | None = setting(None, "forwards in all, without a threshold (default: one token a forward)", minimum=1)
     threshold: float | None = setting(None, "parallel decoding: decode every token that is at least this confident; "
-                                      "0: a fixed number of tokens per step", flags=("-th", "--threshold"), above=0,
+                                      "0: a fixed number of tokens a step", flags=("-th", "--threshold"), above=0,
                                       maximum=1, off=0)
     temperature: float = setting(0.0, "0 takes the likeliest token; higher values draw", minimum=0)
     cache: str = setting("none", "which slots a step recomputes: none (all of them), prefix (block and suffix) or dual "
