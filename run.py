@@ -46,7 +46,7 @@ examples:
   python run.py -t gsm8k -m instruct -s 4 -l 1024 -d gaussian -k 3 -sc 1.6 -th 0.9 -e     LLaDA-8B, from the hub
   python run.py generate -m tiny --watch --prompt "..."                answers to your own prompts (generate --help)
 
-The same command goes on where an interrupted one stopped. Tasks that need no network: arithmetic-50, arithmetic-500.
+The same command continues an interrupted run. Tasks that need no network: arithmetic-50, arithmetic-500.
 """
 GENERATE_EXAMPLES = """\
 examples:
@@ -160,7 +160,7 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     """Measure a model on a task, in one process or several; print the record's numbers."""
     from dpad.evaluation import processes
-    from dpad.results import files, tables
+    from dpad.results import evaluations, files
 
     settings = settings_from(args)  # wrong flags are reported before a model of 16 GB is loaded
     check_integer("num_processes", args.num_processes, 1)
@@ -196,7 +196,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
         return
     if args.record:
         files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
-    print(tables.summary(record))
+    print(evaluations.summarize(record))
 
 
 # --- generate and chat ------------------------------------------------------------------------------------------------
@@ -276,11 +276,11 @@ def add_table_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paper", metavar="MODEL", help="put the authors' numbers for llada-instruct, llada-1.5 or "
                         "dream-base beside the measured ones")
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
-                        help="(default: %(default)s)")
+                        help="how tables are written (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg")
-    parser.add_argument("--figure", choices=FIGURES, default="bars", help="which: bars (latency and accuracy of "
-                        "evaluations, latency and roofline of benchmarks), accuracy by window and kept tokens, or "
-                        "speedup against answer length (default: %(default)s)")
+    parser.add_argument("--figure", choices=FIGURES, default="bars", help="bars: latency and accuracy of "
+                        "evaluations, latency and roofline of benchmarks; heatmap: accuracy by window and kept tokens; "
+                        "length: speedup against answer length (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
 
 

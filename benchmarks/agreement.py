@@ -74,7 +74,7 @@ def compare(name: str, device: str, prompts: list[str], bar: tqdm) -> list[dict]
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="agreement.py", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--device", default="cuda", help="(default: %(default)s)")
+    parser.add_argument("--device", default="cuda", help="the device to compare with the CPU (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=16, metavar="N", help="problems (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write the record into this .json file")
     options = parser.parse_args()

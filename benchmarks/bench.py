@@ -92,6 +92,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     from benchmarks import measurement
     from dpad.engine import cuda_graphs
     from dpad.results import charts, files, tables
+    from dpad.results.benchmarks import summarize
 
     subject = measurement.make_subject(args.model, args.device, args.dtype)
     with cuda_graphs.use(args.graphs):
@@ -108,4 +109,4 @@ def run(args: argparse.Namespace, command: str) -> None:
     if args.plot:
         charts.draw([record], args.plot)
         print(f"drawn in {args.plot}")
-    print(json.dumps(tables.summary_of(record)))
+    print(json.dumps(summarize(record)))

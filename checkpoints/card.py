@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dpad.engine.loading import family_of
-from dpad.results import charts, files, records, tables
+from dpad.results import charts, files, formatting, records
+from dpad.results.evaluations import METRIC_LABELS
 
 CARD = """\
 # {name}: a small {family} for machines without a GPU
@@ -113,7 +114,7 @@ def curve_table(curve: list[dict]) -> str:
     if points[-1] is not curve[-1]:
         points.append(curve[-1])
     headings = ["step", "minutes", "loss", "held-out loss", "held-out accuracy of masked tokens"]
-    return tables.as_markdown(headings, [
+    return formatting.as_markdown(headings, [
         [str(point["step"]), f"{point['seconds'] / 60:.0f}", f"{point['loss']:.3f}", f"{point['held_out_loss']:.3f}",
          f"{100 * point['held_out_accuracy']:.1f}%"]
         for point in points
@@ -124,14 +125,14 @@ def accuracy_table(evaluations: list[dict]) -> str:
     """Accuracy alone, by answer length: several evaluations shared the machine, so their times would mislead."""
     cells = []
     for record in evaluations:
-        scores = [record["metrics"][name] for name in tables.METRIC_LABELS]
+        scores = [record["metrics"][name] for name in METRIC_LABELS]
         cells.append([
             record["name"], str(record["settings"]["gen_length"]), str(record["samples"]),
             *(f"{100 * score['value']:.1f}% ± {100 * score['stderr']:.1f}" for score in scores),
         ])
-    headings = ["decoding", "G", "problems", *tables.METRIC_LABELS.values()]
+    headings = ["decoding", "G", "problems", *METRIC_LABELS.values()]
     commands = "\n".join(f"    {record['command']}" for record in evaluations)
-    return (f"{tables.as_markdown(headings, cells)}\n\n± is the standard error. Measured at commit "
+    return (f"{formatting.as_markdown(headings, cells)}\n\n± is the standard error. Measured at commit "
             f"{evaluations[0]['environment']['commit']} by\n\n{commands}")
 
 

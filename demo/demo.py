@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         if records:
             finish(records, results_folder(options))
-        print(f"\ndemo.py: {interruption or 'interrupted: the same command goes on from here'}", file=sys.stderr)
+        print(f"\ndemo.py: {interruption or 'interrupted: the same command continues from here'}", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"demo.py: {error}", file=sys.stderr)

@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from demo.app import EXAMPLES
 from dpad import ROOT
 from dpad.engine import completion, loading
 from dpad.engine.configurations import CONFIGURATIONS
 from dpad.interact.gif import write_gif
+from dpad.interact.page import EXAMPLES
 from dpad.interact.trace import Trace, Tracer
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ PORT = 7861
 
 
 def make_gif(folder: Path) -> None:
-    """Vanilla above DPad, one token a forward, on one question and one clock; the traces are kept as well."""
+    """Vanilla above DPad, one token per forward, on one question and one clock; the traces are kept as well."""
     loaded = loading.load("tiny", device="cpu")
     traces = []
     for name, file in (("Vanilla", "denoising-1-vanilla.jsonl"), ("+DPad", "denoising-2-dpad.jsonl")):

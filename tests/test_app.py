@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import pytest
 from helpers import ROOT
 
-from demo import app
 from dpad.engine import loading
 from dpad.engine.fields import setting
+from dpad.interact.denoiser import Denoiser
 from llada.settings import LLaDASettings
 from sampler import GaussianSampler
 
@@ -29,7 +29,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 LONG = 60_000  # milliseconds
 
 
-gradio = pytest.importorskip("gradio", reason="demo/requirements.txt is not installed")
+Page = pytest.importorskip("dpad.interact.page", reason="demo/requirements.txt is not installed").Page
 sync_api = pytest.importorskip("playwright.sync_api", reason="demo/requirements.txt is not installed")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
@@ -121,7 +121,7 @@ def test_every_setting_has_a_control(checkpoint_folder, monkeypatch):
         patience: int | None = setting(None, "steps without a change", minimum=1)
 
     monkeypatch.setattr("llada.settings.LLaDASettings", Extended)
-    page = app.Page(app.Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
+    page = Page(Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
     assert set(page.controls) == {entry.name for entry in Extended.choices()}
     values = {name: control.value for name, control in page.controls.items()}
     assert values["dropout_strategy"] == "gaussian" and values["patience"] == 0
@@ -131,7 +131,7 @@ def test_every_setting_has_a_control(checkpoint_folder, monkeypatch):
 
 def test_vanilla_beside_the_settings(checkpoint_folder):
     """A comparison keeps what is not one of the presets' settings, and settings without DPad get it."""
-    page = app.Page(app.Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
+    page = Page(Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
     values = {name: control.value for name, control in page.controls.items()}
     values |= {"dropout_strategy": "null", "threshold": 0.5, "cache": "dual", "block_length": 16, "factor": 0}
     vanilla, other = page.choose(tuple(values.values()), with_vanilla=True)

@@ -21,6 +21,7 @@ from benchmarks.workload import ROWS, Workload, choose_rows
 from dpad.engine import loading
 from dpad.engine.configurations import Configuration, classify
 from dpad.results import charts, records, tables
+from dpad.results.benchmarks import summarize
 from dream import DreamConfig
 from llada import LLaDAConfig
 
@@ -132,7 +133,7 @@ def test_a_record_becomes_a_table_and_a_picture(record, tmp_path):
     charts.draw([record], tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     assert tables.csv_table([record]).count("\n") == 7
-    assert [row["name"] for row in tables.summary_of(record)["rows"]] == list(ROWS["caches"])
+    assert [row["name"] for row in summarize(record)["rows"]] == list(ROWS["caches"])
 
 
 def test_batches_are_compared_by_their_answers(random_subject):

@@ -14,9 +14,10 @@ from example_records import evaluation, settings_of, vanilla_and_dpad
 
 import run
 from dpad import ROOT
-from dpad.results import files, tables
+from dpad.results import evaluations, files, tables
+from dpad.results.evaluations import evaluation_rows, share_interval
 from dpad.results.records import load
-from dpad.results.tables import evaluation_rows, markdown_table, share_interval, terminal_table
+from dpad.results.tables import markdown_table, terminal_table
 
 AGREEMENT = {
     "kind": "agreement", "device": "cpu", "problems": 16,
@@ -158,15 +159,15 @@ def test_a_metric_that_is_no_share_stays_as_it_is(tmp_path, capsys):
     assert run.main(["table", str(tmp_path)]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Vanilla")]
     assert line.split()[-1] == "27.3"
-    assert "bleu        27.3 ± 0.5\n" in tables.summary(entry)
+    assert "bleu        27.3 ± 0.5\n" in evaluations.summarize(entry)
     entry["metrics"] = {"exact": {"value": 0.5, "stderr": 0.07}}
-    assert "exact       50.0% ± 7.0%\n" in tables.summary(entry)
+    assert "exact       50.0% ± 7.0%\n" in evaluations.summarize(entry)
 
 
 def test_rows_come_in_the_papers_order():
     """Guards folders, whose files are read by name; rows that the paper does not have come last."""
     records = [evaluation(name, 1.0) for name in ("+Parallel+DPad", "mine", "+DPad", "Vanilla")]
-    [table] = tables.group_evaluations(records)
+    [table] = evaluations.group_by_table(records)
     assert [row["name"] for row in table] == ["Vanilla", "+DPad", "+Parallel+DPad", "mine"]
 
 

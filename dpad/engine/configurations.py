@@ -49,7 +49,7 @@ class Configuration:
     @property
     def help(self) -> str:
         """What the configuration does, in a few words."""
-        parts = ["tokens above the threshold at once" if self.parallel else "one token a forward"]
+        parts = ["tokens above the threshold at once" if self.parallel else "one token per forward"]
         if self.cache != "none":
             parts.append(f"{self.cache} cache")
         parts.append("suffix dropout" if self.dpad else "whole suffix")

@@ -1,6 +1,6 @@
 """The canvas of a trace: what every cell of the answer holds after so many forwards, and the trace's settings in words.
 
-The web UI (demo/app.py) and the GIF (gif.py) draw what this module describes. Imported, never run.
+The web UI (markup.py) and the GIF (gif.py) draw what this module describes. Imported, never run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the web UI draws: a trace's canvas as HTML, and the retention curve of a suffix sampler as SVG.
 
-Everything that a visitor or a model wrote is escaped here. Imported by demo/app.py, whose style.css has the looks.
+Everything that a visitor or a model wrote is escaped here. Imported by page.py; demo/style.css has the looks.
 """
 
 from __future__ import annotations

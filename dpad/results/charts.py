@@ -5,7 +5,8 @@
     python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
     python run.py table results/*/ --figure length --plot length.png              # speedup against answer length
 
-Colours say what a configuration is, by its settings: vanilla decoding grey, without DPad orange, with DPad blue.
+Colours say what a configuration is: vanilla decoding grey, without DPad orange, with DPad blue. In evaluations the
+settings decide, not the name; the rows of a benchmark have the names of configurations.
 """
 
 from __future__ import annotations
@@ -20,21 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad.engine.configurations import CONFIGURATIONS, VANILLA, Configuration, classify
+from dpad.results.benchmarks import batch_sizes, block_ms
+from dpad.results.evaluations import Row, describe_table, evaluation_rows, group_by_table, metric_labels
 from dpad.results.files import write_whole
+from dpad.results.formatting import count_samples, seconds, times
 from dpad.results.paper import GRID
 from dpad.results.records import hardware_line
-from dpad.results.tables import (
-    Row,
-    batch_sizes,
-    block_ms,
-    count_samples,
-    evaluation_rows,
-    group_evaluations,
-    metric_labels,
-    seconds,
-    times,
-    title,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +43,12 @@ BLUE = "#0072B2"
 GREEN = "#009E73"
 VERMILLION = "#D55E00"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, "#CC79A7", "#56B4E9")
-COLOUR_NAMES = {GREY: VANILLA.name, ORANGE: "without DPad", BLUE: "with DPad"}
+MEANINGS = {
+    GREY: VANILLA.name,
+    ORANGE: "without DPad",
+    BLUE: "with DPad",
+    DARK: "roofline: the matrix products alone",
+}
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -89,11 +86,13 @@ def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> lis
     path = Path(path)
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     if figure != "bars":
+        if not evaluations:
+            raise ValueError(f"the figure {figure} is drawn from records of evaluations; there are none")
         {"heatmap": heatmap, "length": length_chart}[figure](evaluations, path)
         return [path]
 
     pictures: list[tuple[str, Callable[[Path], None]]] = []
-    for group in group_evaluations(evaluations):
+    for group in group_by_table(evaluations):
         name = f"{Path(group[0]['task']).stem}-{group[0]['settings'].get('gen_length')}"
         pictures.append((name, partial(bar_chart, group)))
     for record in records:
@@ -185,18 +184,9 @@ def _draw_latencies(axes: Axes, rows: Sequence[Row]) -> None:
         speedup = "" if row.speedup is None or row.configuration.is_baseline else f"  ({times(row.speedup)})"
         _annotate_bar(axes, latencies[place], place, f"{seconds(latencies[place])} s{speedup}")
 
-    low = min(latencies)
-    high = max(latencies)
-    logarithmic = low > 0 and high / low > LOG_SPREAD
-    if logarithmic:
-        axes.set_xscale("log")
-        axes.set_xlim(low / 2, high * (high / low) ** 0.4 * 1.5)  # room for the numbers
-        axes.xaxis.set_major_formatter("{x:g}")  # 0.1 instead of a power of ten
-    else:
-        axes.set_xlim(0, high * 1.38)
-    axes.set_xlabel(f"latency (seconds per sample{', logarithmic' if logarithmic else ''})")
+    _scale_latencies(axes, latencies, "seconds per sample")
     _name_bars(axes, [row.record["name"] for row in rows])
-    _explain_colours(axes, {colour: name for colour, name in COLOUR_NAMES.items() if colour in colours})
+    _explain_colours(axes, colours)
 
 
 def _draw_metrics(axes: Axes, rows: Sequence[Row], labels: Sequence[str]) -> None:
@@ -224,6 +214,20 @@ def _draw_metrics(axes: Axes, rows: Sequence[Row], labels: Sequence[str]) -> Non
     axes.tick_params(axis="y", length=0)
 
 
+def _scale_latencies(axes: Axes, lengths: Sequence[float], unit: str) -> None:
+    """Scale the axis of bars of these lengths, logarithmic if they spread widely, with room for numbers beside them."""
+    low = min(lengths)
+    high = max(lengths)
+    logarithmic = low > 0 and high / low > LOG_SPREAD
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 2, high * (high / low) ** 0.4 * 1.5)
+        axes.xaxis.set_major_formatter("{x:g}")  # 0.1 instead of a power of ten
+    else:
+        axes.set_xlim(0, high * 1.5)
+    axes.set_xlabel(f"latency{', logarithmic' if logarithmic else ''} ({unit})")
+
+
 def _annotate_bar(axes: Axes, length: float, place: int, text: str) -> None:
     """Write beside a bar, on white so that no grid line runs through the numbers."""
     axes.annotate(text, (length, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10,
@@ -235,10 +239,11 @@ def _name_bars(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.45, -0.55)
 
 
-def _explain_colours(axes: Axes, names: dict[str, str]) -> None:
+def _explain_colours(axes: Axes, colours: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
-    axes.legend([Patch(color=colour) for colour in names], list(names.values()), **LEGEND_ABOVE)
+    patches = [Patch(color=colour, label=meaning) for colour, meaning in MEANINGS.items() if colour in colours]
+    axes.legend(handles=patches, **LEGEND_ABOVE)
 
 
 # --- Benchmarks -------------------------------------------------------------------------------------------------------
@@ -250,7 +255,7 @@ def roofline_chart(record: dict, path: str | Path) -> None:
     sizes = batch_sizes(record)
     latencies = [statistics.median(row["latency_s"]) for row in rows]
     rooflines = [statistics.median(row["floor_s"]) for row in rows]
-    colours = [colour_of(classify(row)) for row in rows]
+    colours = [colour_of(CONFIGURATIONS.get(row["name"]) or classify(row)) for row in rows]
 
     with picture(path, 10, 1.7 + 0.45 * len(rows)) as figure:
         axes = figure.subplots()
@@ -260,18 +265,12 @@ def roofline_chart(record: dict, path: str | Path) -> None:
             _annotate_bar(axes, latency, place,
                           f"{seconds(latency)} s  ({times(row['speedup'])}; {row['ratio']:.2f} × roofline)")
 
-        if max(latencies) / min(latencies) > LOG_SPREAD:
-            axes.set_xscale("log")
-            axes.set_xlim(min(rooflines) / 2, max(latencies) * (max(latencies) / min(rooflines)) ** 0.45)
-            axes.xaxis.set_major_formatter("{x:g}")
-        else:
-            axes.set_xlim(0, max(latencies) * 1.5)  # room for the numbers
-        axes.set_xlabel(f"latency (seconds a batch{'; speedup an answer' if len(sizes) > 1 else ''})")
+        _scale_latencies(axes, [*rooflines, *latencies],
+                         "seconds per batch; speedup per answer" if len(sizes) > 1 else "seconds")
         _name_bars(axes, [
             row["name"] + (f", batch {row['batch_size']}" if len(sizes) > 1 else "") for row in rows
         ])
-        names = {colour: name for colour, name in COLOUR_NAMES.items() if colour in colours}
-        _explain_colours(axes, names | {DARK: "roofline: the matrix products alone"})
+        _explain_colours(axes, [*colours, DARK])
         figure.suptitle(f"{record['model']}, G = {record['settings']['gen_length']}, "
                         f"batch size {', '.join(map(str, sizes))}, {hardware_line(record)}")
 
@@ -289,7 +288,7 @@ def growth_chart(record: dict, path: str | Path) -> None:
             axes.plot(*zip(*sorted(by_length.items())), marker="o", linewidth=2, color=colour, label=name)
         _scale_lengths(axes, {length for by_length in costs.values() for length in by_length})
         axes.set_ylim(0)
-        axes.set_ylabel("milliseconds a block")
+        axes.set_ylabel("milliseconds per block")
         axes.legend()
         work = record["settings"]
         figure.suptitle(f"{record['model']}, prompt {work['prompt_length']}, first {work['blocks']} blocks, "
@@ -372,7 +371,7 @@ def heatmap(records: Sequence[dict], path: str | Path) -> None:
             axes.set_xlabel("window")
         panel_axes[0].set_ylabel("kept suffix tokens")
         figure.colorbar(image, ax=panel_axes, label=f"{labels[0]} (%)")
-        figure.suptitle(title(records), fontsize=11)
+        figure.suptitle(describe_table(records), fontsize=11)
 
 
 def _heatmap_panels(rows: Sequence[Row], label: str) -> dict[str, dict[tuple[int, int], float]]:

@@ -1,13 +1,17 @@
 """What the authors report (arXiv 2508.14148, on an A100-PCIe-80GB), from benchmarks/paper.json.
 
     python run.py table benchmarks/long-cpu.json --paper llada-1.5        # measured, and beside it what they report
+    python run.py table benchmarks/paper.json                             # the scripts, and the hours that they take
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dpad import ROOT
 from dpad.engine.configurations import VANILLA
 from dpad.results import files
+from dpad.results.formatting import Table
 
 REPORTED = ROOT / "benchmarks" / "paper.json"
 
@@ -49,3 +53,29 @@ def reported(model: str) -> dict[tuple, dict]:
         }
         for (benchmark, gen_length, name), row in rows.items()
     }
+
+
+def describe_source(model: str) -> str:
+    """Where a model's reported numbers come from, in a few words."""
+    source = read()
+    title = source["models"][model]["title"]
+    return f"as reported by the authors for {title} on an {source['hardware']} ({source['source']})"
+
+
+def scripts_table(records: Sequence[dict]) -> Table:
+    """For each script of the paper's settings the table or figure that it makes, and how long that took the authors."""
+    cells = []
+    for source in records:
+        for script in source["scripts"]:
+            rows = [
+                row for row in source["models"][script["model"]]["rows"] if row["gen_length"] in script["gen_lengths"]
+            ]
+            hours = sum(row["latency_s"] * source["problems"][row["benchmark"]] for row in rows) / 3600
+            cells.append([f"`bash {script['script']}`", script["shows"], f"{hours:.0f}" if rows else "not reported"])
+    return Table(["command", "makes", "hours on an A100"], cells)
+
+
+def scripts_caption(records: Sequence[dict]) -> str:
+    """Where the hours come from."""
+    return (f"Hours: the latencies that the authors report for an {records[0]['hardware']} ({records[0]['source']}), "
+            "times the benchmarks' numbers of problems; nothing that was measured here.")

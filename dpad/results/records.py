@@ -85,6 +85,11 @@ def hardware_line(record: dict) -> str:
     return ", ".join(parts)
 
 
+def commit_of(record: dict) -> str:
+    """The commit that a record was made at, "unknown" where it does not say."""
+    return record.get("environment", {}).get("commit") or "unknown"
+
+
 # --- The environment --------------------------------------------------------------------------------------------------
 
 

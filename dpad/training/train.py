@@ -233,7 +233,8 @@ def main() -> None:
         prog="python -m dpad.training.train", description=str(__doc__).partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the checkpoint is written")
+    parser.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="FOLDER",
+                        help="where the checkpoint is written")
     parser.add_argument("--family", choices=sorted(make.FAMILIES), default="llada", help="which model to train")
     parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --output")
     parser.add_argument("--steps", type=int, default=6500, help="optimizer steps")

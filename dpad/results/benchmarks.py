@@ -1,0 +1,154 @@
+"""Tables of benchmarks: times beside their roofline, cost by answer length, and agreement with the plain path.
+
+    python run.py table benchmarks/cpu-small.json
+    python run.py table benchmarks/cpu-growth.json
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from dpad.engine.configurations import classify
+from dpad.results.formatting import Table, join_unique, number, seconds, times
+from dpad.results.records import commit_of, hardware_line
+
+
+def benchmark_table(records: Sequence[dict]) -> Table:
+    """For each row: time, its spread over the repeats, work, time of a forward of each kind, and the roofline."""
+    rows = [(record, row) for record in records for row in record["rows"]]
+    columns: dict[str, Callable[[dict], str]] = {
+        "latency (s)": lambda row: seconds(statistics.median(row["latency_s"])),
+        "spread": lambda row: f"±{100 * _spread(row['latency_s']):.0f}%",
+        "speedup": lambda row: f"{row['speedup']:.2f}×",
+        "forwards": lambda row: str(row["forwards"]),
+        "slots": lambda row: str(row["tokens_processed"]),
+        "kept suffix": lambda row: number(row["kept_suffix"], 0),
+        "full (ms)": lambda row: number(row["full_ms"], 2),
+        "cached (ms)": lambda row: number(row["cached_ms"], 2),
+        "roofline (s)": lambda row: seconds(statistics.median(row["floor_s"])),
+        "× roofline": lambda row: f"{row['ratio']:.2f}",
+    }
+    if any(row.get("read_s") for _, row in rows):
+        columns["read (s)"] = lambda row: number(row["read_s"], 3)
+    columns["memory (GB)"] = lambda row: number(row.get("peak_memory") and row["peak_memory"] / 2**30, 2)
+
+    parameters = {
+        "model": [record["model"] for record, _ in rows],
+        "G": [str(record["settings"]["gen_length"]) for record, _ in rows],
+        "batch": [str(row.get("batch_size", record["settings"]["batch_size"])) for record, row in rows],
+    }
+    varying = {name: values for name, values in parameters.items() if len(set(values)) > 1}
+    cells = [
+        [row["name"], *(values[index] for values in varying.values()), *(text(row) for text in columns.values())]
+        for index, (_, row) in enumerate(rows)
+    ]
+    return Table(["configuration", *varying, *columns], cells)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Half of the range, relative to the median."""
+    return (max(values) - min(values)) / 2 / statistics.median(values)
+
+
+def growth_table(records: Sequence[dict]) -> Table:
+    """A row for each answer length; for each configuration what a block costs, and that over the cost at the shortest
+    answer."""
+    several_models = len({record["model"] for record in records}) > 1
+    costs: dict[str, dict[int, float]] = {}
+    for record in records:
+        for row in record["rows"]:
+            name = f"{record['model']} {row['name']}" if several_models else row["name"]
+            costs.setdefault(name, {})[row["gen_length"]] = block_ms(row)
+
+    cells = []
+    for length in sorted({length for by_length in costs.values() for length in by_length}):
+        line = [str(length)]
+        for by_length in costs.values():
+            cost = by_length.get(length)
+            line += [number(cost), times(None if cost is None else cost / by_length[min(by_length)])]
+        cells.append(line)
+    return Table(["G", *(heading for name in costs for heading in (f"{name} (ms per block)", f"{name} growth"))], cells)
+
+
+def block_ms(row: dict) -> float:
+    """Milliseconds of a block in a row of a growth record: the mean over its blocks of the median over the repeats."""
+    return 1000 * statistics.fmean(statistics.median(repeats) for repeats in row["block_s"])
+
+
+def batch_sizes(record: dict) -> list[int]:
+    """The batch sizes of a benchmark's rows; a record of one size may name it in its settings alone."""
+    return list(dict.fromkeys(row.get("batch_size", record["settings"]["batch_size"]) for row in record["rows"]))
+
+
+def benchmark_caption(records: Sequence[dict]) -> str:
+    """What was timed, how and where: a line for each record."""
+    return "\n".join(_describe_benchmark(record) for record in records)
+
+
+def _describe_benchmark(record: dict) -> str:
+    work = record["settings"]
+    sampler = work["sampler"]
+    steps = f"threshold {work['threshold']}" if work["threshold"] else f"{work['steps_per_block']} steps"
+    if record["kind"] == "growth":
+        answer = join_unique(sorted({row["gen_length"] for row in record["rows"]}))
+        end = ""
+    else:
+        answer = str(work["gen_length"])
+        end = f" (early termination after {work['blocks']})" if work["blocks"] else ""
+    return (
+        f"Model {record['model']}, prompt {work['prompt_length']}, G = {answer}, blocks of {work['block_length']} in "
+        f"{steps}{end}, batch size {join_unique(batch_sizes(record))}, DPad window {sampler['window']}, "
+        f"k {sampler['k_sigma']:g}, scale {sampler['scale']:g}; median of {record['repeats']} runs; "
+        f"{hardware_line(record)}, {work['dtype']}, commit {commit_of(record)}."
+    )
+
+
+def summarize(record: dict) -> dict:
+    """A benchmark or growth record in one line of JSON: for each row its time, and what that is relative to."""
+    if record["kind"] == "growth":
+        rows = [{"name": row["name"], "gen_length": row["gen_length"], "block_ms": round(block_ms(row), 3)}
+                for row in record["rows"]]
+    else:
+        rows = [{"name": row["name"], "batch_size": row.get("batch_size", record["settings"]["batch_size"]),
+                 "latency_s": round(statistics.median(row["latency_s"]), 5), "speedup": round(row["speedup"], 3),
+                 "floor_speedup": round(row["floor_speedup"], 3), "times_floor": round(row["ratio"], 3)}
+                for row in record["rows"]]
+    return {"kind": record["kind"], "model": record["model"], "rows": rows}
+
+
+# --- Agreement with the plain path --------------------------------------------------------------------------------
+
+
+def agreement_table(records: Sequence[dict]) -> Table:
+    """For each way of decoding, and each dtype with and without graphs, the share of answers and of tokens that are
+    the plain path's."""
+    rows = [row for record in records for row in record["rows"]]
+    runs = list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_agreement(value)))
+    return Table(
+        ["configuration", "model", *runs],
+        [[_describe_decoding(row), row["model"], *(_agreement_text(row.get(run)) for run in runs)] for row in rows],
+    )
+
+
+def _is_agreement(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"answers", "tokens"}
+
+
+def _agreement_text(shares: dict | None) -> str:
+    return number(None) if shares is None else f"{100 * shares['answers']:.1f} / {100 * shares['tokens']:.1f}"
+
+
+def _describe_decoding(row: dict) -> str:
+    sampler = row.get("suffix_sampler")  # "None" in the records that hold it as text
+    return classify(row | {"suffix_sampler": None if sampler == "None" else sampler}).name
+
+
+def agreement_caption(records: Sequence[dict]) -> str:
+    """What the shares count, and where they were measured."""
+    return " ".join(
+        f"Answers / tokens (%) that equal the plain path's: float32 runs those of float32 on the CPU without graphs, "
+        f"bfloat16 with graphs those of bfloat16 without; {record['problems']} "
+        f"problem{'s' * (record['problems'] != 1)}, {hardware_line(record)}, commit {commit_of(record)}."
+        for record in records
+    )

@@ -1,0 +1,58 @@
+"""How results are written: numbers as text, and tables as aligned columns or Markdown.
+
+Imported by the modules that make tables and charts, never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+
+class Table(NamedTuple):
+    """Headings and cells as text. The first column is aligned to the left, all others to the right."""
+
+    headings: list[str]
+    cells: list[list[str]]
+
+
+def as_columns(headings: Sequence[str], cells: Sequence[Sequence[str]], names: Sequence[str] = ()) -> str:
+    """Aligned columns under a rule; the first is at least as wide as the longest of `names`."""
+    widths = [max(map(len, column)) for column in zip(headings, *cells)]
+    widths = [max(widths[0], *map(len, names), 0), *(max(width, 7) for width in widths[1:])]
+
+    def align(line: Sequence[str]) -> str:
+        return "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
+
+    heading = align(headings)
+    return "\n".join([heading, "─" * len(heading), *map(align, cells)])
+
+
+def as_markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+FORMATS: dict[str, Callable[[list[str], list[list[str]]], str]] = {"terminal": as_columns, "markdown": as_markdown}
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def times(value: float | None) -> str:
+    """A speedup: 1.50×, 137×."""
+    return "–" if value is None else f"{value:.{2 if value < 100 else 0}f}×"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def count_samples(samples: int | str) -> str:
+    return f"{samples} sample{'s' * (samples != 1)}"
+
+
+def join_unique(values: Iterable[object]) -> str:
+    """The different values in their order."""
+    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
