@@ -3,8 +3,8 @@
     settings = LLaDASettings(gen_length=256, threshold=0.9, cache="prefix", suffix_sampler=GaussianSampler(256, 3, 1.6))
     settings = LLaDASettings.from_choices({"gen_length": 256, "dropout_strategy": "gaussian"})      # as people say it
 
-`DecodingSettings` has the settings that every model shares; a family adds its own in a subclass (llada/generate.py,
-dream/generate.py). To add a setting, add a field there: its flag, keyword, chat command, control in the web UI and
+`DecodingSettings` has the settings that every model shares; a family adds its own in a subclass (llada/settings.py,
+dream/settings.py). To add a setting, add a field there: its flag, keyword, chat command, control in the web UI and
 entry in the records are derived from it (fields.py). Imported, never run.
 """
 
