@@ -147,8 +147,10 @@ def test_the_canvas_changes_while_the_model_decodes(visit):
     page.get_by_label("Early termination").uncheck()  # long enough to be watched
     page.wait_for_timeout(300)
     page.click("#ask")
-    page.wait_for_selector('#left .trace[data-done="0"] .cells i.block')
-    assert page.locator("#left .cells i.kept").count() and page.locator("#left .cells i.dropped").count()
+    page.wait_for_function("""() => {
+        const count = kind => document.querySelectorAll(`#left .trace[data-done="0"] .cells i.${kind}`).length
+        return count('block') && count('kept') && count('dropped')
+    }""")
     first = int(page.locator("#left .trace").get_attribute("data-forwards"))
     page.wait_for_function(f"+document.querySelector('#left .trace').dataset.forwards > {first}")
     finished(page)

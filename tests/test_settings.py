@@ -201,7 +201,7 @@ def test_flags_mean_what_the_published_command_line_means(flags, expected):
     ({"dropout_strategy": "gaussian", "k_sigma": 0.0}, "k_sigma is 0.0"),
     ({"remasking": "high"}, "remasking is 'high'"), ({"temperature": -1.0}, "temperature is -1.0"),
     ({"treshold": 0.9}, "treshold: not a setting of LLaDA, which has gen_length, block_size"),
-    ({"seed": 2**64}, "seed is 18446744073709551616; it must be at most 9223372036854775807"),
+    ({"seed": 2**64}, "seed is 18446744073709551616; it must be an integer from 0 to 9223372036854775807"),
 ])
 def test_values_outside_their_bounds_are_one_sentence(values, message):
     """Guards every setting alone: refused before a model is loaded, with its name, its value and what is allowed."""

@@ -15,10 +15,10 @@ MAX_INTEGER = 2**63 - 1  # what an int64 tensor holds
 
 def check_integer(name: str, value: object, minimum: int, maximum: int = MAX_INTEGER) -> None:
     """Raise ValueError unless `value` is an integer in [minimum, maximum]."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} is {value!r}; it must be an integer{describe_bounds(minimum)}")
-    if value > maximum:
-        raise ValueError(f"{name} is {value}; it must be at most {maximum}")
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        too_large = isinstance(value, int) and value > maximum
+        bounds = f"from {minimum} to {maximum}" if too_large or maximum < MAX_INTEGER else f"of at least {minimum}"
+        raise ValueError(f"{name} is {value!r}; it must be an integer {bounds}")
 
 
 def check_number(
@@ -33,14 +33,9 @@ def check_number(
         or (above is not None and value <= above)
         or (maximum is not None and value > maximum)
     ):
-        raise ValueError(f"{name} is {value!r}; it must be a finite number{describe_bounds(minimum, above, maximum)}")
-
-
-def describe_bounds(minimum: float | None = None, above: float | None = None, maximum: float | None = None) -> str:
-    """The bounds in words that follow "a number"; empty where there are none."""
-    bounds = {"of at least": minimum, "above": above, "at most": maximum}
-    words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
-    return f" {' and '.join(words)}" if words else ""
+        bounds = {"of at least": minimum, "above": above, "at most": maximum}
+        words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+        raise ValueError(f"{name} is {value!r}; it must be a finite number {' and '.join(words)}".rstrip())
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
