@@ -309,11 +309,12 @@ class _Slots:
 
     def keep(self, places: list[int]) -> None:
         """Keep only the rows at these places, in this order."""
-        self.rows = self.rows[places]
+        index = torch.tensor(places, device=self.rows.device)  # once: a list would be copied to the device each time
+        self.rows = self.rows[index]
         self.host_rows = [self.host_rows[place] for place in places]
-        self.positions = self.positions[places]
-        self.key_mask = None if self.key_mask is None else self.key_mask[places]
-        self.masked = self.masked[places]
+        self.positions = self.positions[index]
+        self.key_mask = None if self.key_mask is None else self.key_mask[index]
+        self.masked = self.masked[index]
         self.masks = [self.masks[place] for place in places]
 
 
