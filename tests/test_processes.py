@@ -20,7 +20,8 @@ from dpad.evaluation import processes
 from dpad.evaluation.journal import Journal
 
 pytestmark = pytest.mark.slow
-FLAGS = ["-t", "arithmetic-50", "-s", "2", "-th", "0.02", "-l", "64", "-b", "32", "--limit", "7", "--device", "cpu"]
+# One token a forward, so that answers take long enough to be interrupted.
+FLAGS = ["-t", "arithmetic-50", "-s", "2", "-l", "256", "-b", "32", "--limit", "7", "--device", "cpu"]
 
 
 def command(checkpoint, output, *more):
@@ -70,7 +71,7 @@ def test_a_killed_run_goes_on(checkpoint_folder, alone, tmp_path):
     """
     line = command(checkpoint_folder, tmp_path, "--num_processes", "2")
     launcher = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    os.kill(wait_for_answers(tmp_path, launcher), signal.SIGKILL)
+    os.kill(holder_of(wait_for_answers(tmp_path, launcher)), signal.SIGKILL)
     error = launcher.communicate(timeout=120)[1]
     assert launcher.returncode != 0
     assert "was killed by SIGKILL, so the run was stopped; finished answers are kept" in error
@@ -98,13 +99,13 @@ def test_killing_the_launcher_kills_its_processes(checkpoint_folder, alone, tmp_
     assert samples_of(tmp_path) == samples_of(alone)
 
 
-def wait_for_answers(output: Path, launcher: subprocess.Popen) -> int:
-    """Wait for the first finished answer; the process that holds its journal."""
+def wait_for_answers(output: Path, launcher: subprocess.Popen) -> Path:
+    """Wait for the first finished answer; the journal that has it."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and launcher.poll() is None:
         for path in journals(output):
             if path.stat().st_size:
-                return holder_of(path)
+                return path
         time.sleep(0.005)
     raise AssertionError(f"no answer: {launcher.communicate()[1]}")
 
@@ -123,6 +124,7 @@ def is_locked(path: Path) -> bool:
 
 
 def holder_of(path: Path) -> int:
+    """The process that has a file open."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if any(os.path.realpath(file) == str(path.resolve()) for file in (folder / "fd").iterdir()):
