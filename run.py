@@ -50,7 +50,7 @@ The same command continues an interrupted run. Tasks that need no network: arith
 """
 GENERATE_EXAMPLES = """\
 examples:
-  python run.py generate -m tiny --prompt "Dan is 33 years old. Zoe is 38 years older than Dan. How old is Zoe?"
+  python run.py generate -m tiny --prompt "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?"
   python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch --prompt "..."      watch the masks being decoded
   echo "..." | python run.py generate -m tiny -th 0.9                    the prompt from standard input
   python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json > answers.jsonl
@@ -59,7 +59,7 @@ CHAT_EXAMPLES = """\
 examples:
   python run.py chat -m tiny -d gaussian -k 3 -sc 1.6 -e             the embedded model, offline
   python run.py chat -m instruct -d gaussian -th 0.9 -c -e           LLaDA-8B, from the hub
-  echo "Dan is 33 years old. Zoe is twice as old as Dan. How old is Zoe?" | python run.py chat -m tiny
+  echo "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?" | python run.py chat -m tiny
 """
 BENCH_EXAMPLES = """\
 examples:

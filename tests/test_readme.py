@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 from importlib.util import find_spec
@@ -130,4 +131,36 @@ def test_python_example_runs(capsys):
     """Guards the interface that the README shows."""
     [example] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
-    assert "tensor" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert output.count("#### 12") == 2, "both questions have the answer 12"
+    assert "tensor" in output
+
+
+# The questions that README and the help ask of the embedded model, and their results.
+RESULTS = {
+    "Tom has 3 bags with 4 apples each. How many apples does Tom have?": 12,
+    "Tom has 3 bags with 4 apples each. How many apples does he have?": 12,
+    "Dan is 33. Zoe is 5 years older. How old is Zoe?": 38,
+    "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?": 12,
+}
+TEXTS = "\n".join([README.read_text(encoding="utf-8"), run.__doc__ or "", run.GENERATE_EXAMPLES, run.CHAT_EXAMPLES])
+QUESTIONS = re.findall(
+    r'^ *(python run\.py generate -m tiny .*--prompt "[^".].*?"|echo "[^".].*?" \| python run\.py .*)$',
+    TEXTS, flags=re.MULTILINE,
+)
+
+
+def test_there_are_questions():
+    assert len(QUESTIONS) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", QUESTIONS)
+def test_an_example_is_answered_right(command, capsys, monkeypatch):
+    """Guards a newcomer's first answer: the embedded model gets the examples that we show right."""
+    words = shlex.split(command)
+    [question] = [word for word in words if word in RESULTS]
+    if words[0] == "echo":
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{question}\n"))
+    assert run.main([*words[words.index("run.py") + 1 :], "--device", "cpu"]) == 0
+    assert f"#### {RESULTS[question]}" in capsys.readouterr().out
