@@ -451,3 +451,4 @@ def test_a_budget_that_ends_keeps_the_best(monkeypatch):
 def test_any_reply_can_be_cleaned(reply, start):
     """Guards against replies that make cleaning raise: what is left always compiles."""
     assert parses(clean(start + reply, ADD)) and parses(clean(start + reply, SQUARE))
+    assert parses(clean(start + reply, {"task_id": 1, "test_list": ["assert f(", reply]}))

@@ -87,7 +87,7 @@ def _clean(reply: str, problem: dict) -> str:
             if rank[0] == len(wanted):
                 break
         return "\n".join(needed(_selected(best, wanted), used | wanted))
-    except RecursionError:  # the compiler takes deeper trees than can be walked through
+    except (RecursionError, MemoryError):  # the compiler takes deeper trees than can be walked through
         whole = before(problem) + reply
         return whole if parses(whole) else ""
 
@@ -97,7 +97,11 @@ def _names_in_tests(problem: dict) -> set[str]:
     lines = [problem["test"]] if "entry_point" in problem else [
         *(problem.get("test_imports") or ()), problem.get("test_setup_code") or "", *problem["test_list"],
     ]
-    binds, _, reads = names_of("\n".join(lines))
+    text = "\n".join(lines)
+    try:
+        binds, _, reads = names_of(text)
+    except ERRORS:  # nothing passes such tests
+        return set(re.findall(r"[^\W\d]\w*", text))
     return set(reads - binds)
 
 
@@ -364,4 +368,5 @@ def _statement(source: str, node: ast.stmt, block: int = 0, is_whole: bool = Tru
     binds, sets, reads = names_of(source)
     if isinstance(node, ast.AnnAssign) and node.value is None:
         binds = frozenset()
-    return Statement(source, node, block, is_whole, binds, sets, reads, line=line)
+    deleted = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Del)}
+    return Statement(source, node, block, is_whole, binds, sets, reads | (deleted & binds), line=line)

@@ -127,7 +127,7 @@ def needed(statements: Sequence[Statement], names: Set[str]) -> list[str]:
             implies["part", name].append(("parts of", one))
         for name in reads_now:
             keeps["agent", name].append(one)
-        if one not in risky and _is_setting(one.node, imported):
+        if one not in risky and _is_setting(one.node, imported) or any(map(_imports_all, now)):
             keeps["part", INTERPRETER].append(one)
 
         inside = {id(part) for part in now}
@@ -192,9 +192,17 @@ def _is_setting(node: ast.stmt, imported: Set[str]) -> bool:
     return root in imported and not (parts | {root}) & PASSING
 
 
+def _imports_all(node: ast.AST) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+
+
 def _guarded(node: ast.stmt) -> str:
     """A statement that may fill a table, but may also fail as an example or a script does."""
-    return f"try:\n{textwrap.indent(ast.unparse(node), '    ')}\nexcept BaseException:\n    pass"
+    try:
+        text = ast.unparse(node)
+    except RecursionError:
+        return "pass"
+    return f"try:\n{textwrap.indent(text, '    ')}\nexcept BaseException:\n    pass"
 
 
 def _does_nothing(node: ast.stmt) -> bool:
@@ -272,7 +280,7 @@ def _marks(node: ast.stmt) -> bool:
 
 
 def _aliased(parts: Iterable[ast.AST]) -> set[str]:
-    """The names of which what these parts bind may be a part: `row = GRID[0]`, `for row in GRID`."""
+    """The names of which what these parts bind may be a part: `row = GRID[0]`, `for row in GRID`, `class A(B)`."""
     names = set()
     for part in parts:
         if isinstance(part, LOOPS):
@@ -281,6 +289,8 @@ def _aliased(parts: Iterable[ast.AST]) -> set[str]:
             value = part.value
         elif isinstance(part, ast.withitem):
             value = part.context_expr
+        elif isinstance(part, ast.ClassDef):
+            value = ast.Tuple(part.bases)
         else:
             continue
         for inner in ast.walk(value) if value else ():
