@@ -230,15 +230,14 @@ def test_evaluation_prints_and_writes_its_record(model, capsys, tmp_path):
     (["--batch_size", "-2"], "batch_size is -2"),
     (["-s", "-1"], "num_fewshot is -1"),
     (["--seed", "-1"], "seed is -1"),
-    (["--output", "file"], "file/arithmetic-50-"),
+    (["--output", "file"], "--output is 'file', but file is not a folder"),
     (["--chat_template", "maybe"], "invalid choice: 'maybe'"),
     (["train"], "unrecognized arguments: train"),
 ])
 def test_bad_flags_are_one_line(model, capsys, tmp_path, flags, message):
     """No traceback, a status that is not 0, and nothing half written."""
     (tmp_path / "file").write_text("in the way")
-    status = 1 if flags[0] == "--output" else 2  # the file system's fault, not the flags'
-    assert message in refused(capsys, ["-t", "arithmetic-50", *model, "-l", "32", "-b", "16", *flags], status)
+    assert message in refused(capsys, ["-t", "arithmetic-50", *model, "-l", "32", "-b", "16", *flags])
     assert not list(tmp_path.glob("results/*/record.json"))
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from dpad.engine.configurations import LONG_SEQUENCES, VANILLA, Configuration, classify
+from dpad.engine.configurations import LONG_SEQUENCES, Configuration, classify
 from dpad.results.formatting import Table, count_samples, join_unique, number, seconds, times
 from dpad.results.paper import STAND_INS
 from dpad.results.records import commit_of, hardware_line
 
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
+CONFIGURING = ("cache", "threshold", "factor", "suffix_sampler", "early_termination", "steps", "limit")
 Z95 = 1.959964  # of the normal distribution, two-sided
 
 
@@ -28,20 +30,25 @@ class Metric(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An evaluation's record, and what tables and charts derive from it.
+    """An evaluation's record, and what tables and charts derive from it: from its settings, whatever its name.
 
-    speedup: the latency of vanilla decoding over this one's; None where no vanilla record has the same task, model,
-    answer length and hardware. metrics: by label. reported: the authors' row of the same benchmark, length and name.
+    detail: what tells it from other rows of the same configuration, "" where there is none: the name that its run was
+    given, and settings. speedup: the latency of vanilla decoding over this one's; None where no vanilla record has the
+    same `comparison_key`, or several could be meant. metrics: by label. reported: the authors' row of the same
+    benchmark, length and configuration.
     """
 
     record: dict
+    configuration: Configuration
+    detail: str
     speedup: float | None
     metrics: dict[str, Metric]
     reported: dict | None
 
     @property
-    def configuration(self) -> Configuration:
-        return classify(self.record["settings"])
+    def label(self) -> str:
+        """What charts call the row."""
+        return self.configuration.name + (f" ({self.detail})" if self.detail else "")
 
 
 def evaluation_rows(records: Sequence[dict], reported: Mapping[tuple, dict] | None = None) -> list[Row]:
@@ -51,25 +58,26 @@ def evaluation_rows(records: Sequence[dict], reported: Mapping[tuple, dict] | No
         reported: the authors' rows, see `paper.reported`.
 
     Raises:
-        ValueError: there are no records, or two of them could be the baseline of a speedup.
+        ValueError: there are no records.
     """
     if not records:
         raise ValueError("there are no records to show")
     groups: dict[tuple, list[dict]] = {}
     for record in records:
-        groups.setdefault(_comparison_key(record), []).append(record)
-    baselines = {key: _baseline_latency(group) for key, group in groups.items()}
+        groups.setdefault(comparison_key(record), []).append(record)
 
     rows = []
-    for record in records:
-        baseline = baselines[_comparison_key(record)]
+    for record, detail in zip(records, _details(records)):
+        configuration = classify(record["settings"])
+        baseline = _baseline_latency(record, groups[comparison_key(record)])
         speedup = baseline / record["latency_s"] if baseline and record["latency_s"] else None
         metrics = {
             METRIC_LABELS.get(name, name): _metric(entry, record["samples"])
             for name, entry in record["metrics"].items()
         }
-        place = STAND_INS.get(record["task"], record["task"]), _gen_length(record), record["name"]
-        rows.append(Row(record, speedup, metrics, (reported or {}).get(place)))
+        place = STAND_INS.get(record["task"], record["task"]), _gen_length(record), configuration.name
+        theirs = (reported or {}).get(place) if _sampler_of(record) in (None, "gaussian") else None
+        rows.append(Row(record, configuration, detail, speedup, metrics, theirs))
     return rows
 
 
@@ -77,20 +85,80 @@ def _gen_length(record: dict) -> int | None:
     return record["settings"].get("gen_length")
 
 
-def _comparison_key(record: dict) -> tuple:
-    """What must agree before two latencies may be compared."""
-    return record["task"], record["model"], _gen_length(record), hardware_line(record)
+def _shots(record: dict) -> int:
+    return record["settings"].get("num_fewshot") or 0
 
 
-def _baseline_latency(records: Sequence[dict]) -> float | None:
-    """The latency of vanilla decoding among comparable records; of several such records that of the one so named."""
-    vanilla = [record for record in records if classify(record["settings"]).is_baseline]
-    if len(vanilla) > 1:
-        vanilla = [record for record in vanilla if record["name"] == VANILLA.name]
-    if len(vanilla) > 1:
-        raise ValueError(f"two records named {VANILLA.name} have the same task, model, G and hardware: "
-                         "the speedups would be ambiguous")
-    return vanilla[0]["latency_s"] if vanilla else None
+def _batch_size(record: dict) -> int | str:
+    return record["settings"].get("batch_size") or 1
+
+
+def _dtype(record: dict) -> str:
+    return record["settings"].get("dtype") or "unknown dtype"
+
+
+def _sampler_of(record: dict) -> str | None:
+    return (record["settings"].get("suffix_sampler") or {}).get("name")
+
+
+def comparison_key(record: dict) -> tuple:
+    """What must agree before numbers of two records may stand in one table or chart, or be divided by each other."""
+    limit = record["settings"].get("limit")
+    if limit is not None and limit >= record["samples"]:
+        limit = None  # 50 of 50 problems are all of them
+    return (record["task"], _shots(record), record["model"], _gen_length(record), record["samples"], limit,
+            hardware_line(record), _dtype(record), _batch_size(record))
+
+
+def _baseline_latency(record: dict, comparable: Sequence[dict]) -> float | None:
+    """The latency of vanilla decoding among comparable records; of several the one that agrees best in all the rest.
+
+    None where there is none, or several are left that took different times.
+    """
+    candidates = [entry for entry in comparable if classify(entry["settings"]).is_baseline]
+    for aspect in (_other_settings, commit_of, lambda entry: entry["settings"].get("steps")):
+        agreeing = [entry for entry in candidates if aspect(entry) == aspect(record)]
+        candidates = agreeing or candidates
+    latencies = {entry["latency_s"] for entry in candidates}
+    return latencies.pop() if len(latencies) == 1 else None
+
+
+def _other_settings(record: dict) -> dict:
+    """The settings that do not say which configuration a record is."""
+    return {name: value for name, value in record["settings"].items() if name not in CONFIGURING}
+
+
+def _details(records: Sequence[dict]) -> list[str]:
+    """For each record what tells it from others of its configuration: the name that it was given; where that is not
+    enough, the settings that differ."""
+    rivals: dict[tuple, list[dict]] = {}
+    keys = [(comparison_key(record), classify(record["settings"]).name, _given_name(record)) for record in records]
+    for key, record in zip(keys, records):
+        rivals.setdefault(key, []).append(_flat_settings(record))
+
+    details = []
+    for key, record in zip(keys, records):
+        settings = _flat_settings(record)
+        varying = [name for name in settings if any(rival.get(name) != settings[name] for rival in rivals[key])]
+        parts = [key[-1]] if key[-1] else []
+        if settings.get("sampler", "gaussian") != "gaussian" and "sampler" not in varying:
+            parts.append(f"sampler {settings['sampler']}")
+        details.append(", ".join(parts + [f"{name} {settings[name]}" for name in varying]))
+    return details
+
+
+def _given_name(record: dict) -> str:
+    """The name that a person gave to a run; "" where it says no more than the configuration, or is its folder's."""
+    name = record["name"]
+    folder = f"{Path(record['task']).stem}-{Path(record['model']).name}-"
+    return "" if name == classify(record["settings"]).name or name.startswith(folder) else name
+
+
+def _flat_settings(record: dict) -> dict[str, Any]:
+    """The settings with the sampler's parameters among them, the sampler itself by its name."""
+    settings = dict(record["settings"])
+    sampler = settings.pop("suffix_sampler", None) or {}
+    return settings | {"sampler" if name == "name" else name: value for name, value in sampler.items()}
 
 
 def _metric(entry: dict, samples: int) -> Metric:
@@ -101,7 +169,7 @@ def _metric(entry: dict, samples: int) -> Metric:
     return Metric(
         factor * value,
         factor * error if isinstance(error, (int, float)) else None,
-        share_interval(value, samples) if factor == 100 else None,
+        share_interval(value, samples) if factor == 100 and samples else None,
     )
 
 
@@ -123,23 +191,37 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def group_by_table(records: Sequence[dict]) -> list[list[dict]]:
-    """Records that belong into one table: of one task, model and answer length; rows of the paper in its order, then
-    all others."""
+    """Records that belong into one table, or chart: of one `comparison_key`. The paper's rows come first, in its order,
+    then all others."""
     groups: dict[tuple, list[dict]] = {}
     for record in records:
-        groups.setdefault((record["task"], record["model"], _gen_length(record)), []).append(record)
+        groups.setdefault(comparison_key(record), []).append(record)
 
     order = {name: place for place, name in enumerate(LONG_SEQUENCES)}
-    return [sorted(group, key=lambda record: order.get(record["name"], len(order))) for group in groups.values()]
+    return [
+        sorted(group, key=lambda record: order.get(classify(record["settings"]).name, len(order)))
+        for group in groups.values()
+    ]
 
 
-def describe_table(records: Sequence[dict]) -> str:
-    """The line above a table of evaluations of one task, model and answer length."""
-    first = records[0]
-    counts = sorted({record["samples"] for record in records})
-    samples = count_samples(counts[0] if len(counts) == 1 else f"{counts[0]}–{counts[-1]}")
-    return (f"{first['task']}, {first['settings'].get('num_fewshot') or 0}-shot, {first['model']}, "
-            f"G = {_gen_length(first)}, {samples}, {hardware_line(first)}")
+def describe_tables(groups: Sequence[Sequence[dict]]) -> list[str]:
+    """The lines above tables of evaluations: what all records of a group have in common.
+
+    Batch size, dtype and the limit are named where two lines would be the same without them.
+    """
+    titles = [_describe_table(group[0]) for group in groups]
+    if len(set(titles)) == len(titles):
+        return titles
+    return [
+        f"{title}, {_dtype(group[0])}, batch size {_batch_size(group[0])}"
+        + (f", limit {group[0]['settings']['limit']}" if group[0]["settings"].get("limit") else "")
+        for group, title in zip(groups, titles)
+    ]
+
+
+def _describe_table(record: dict) -> str:
+    return (f"{record['task']}, {_shots(record)}-shot, {record['model']}, G = {_gen_length(record)}, "
+            f"{count_samples(record['samples'])}, {hardware_line(record)}")
 
 
 def metric_labels(rows: Sequence[Row]) -> list[str]:
@@ -151,7 +233,9 @@ def metric_labels(rows: Sequence[Row]) -> list[str]:
 def evaluation_table(
     records: Sequence[dict], reported: Mapping[tuple, dict] | None = None, intervals: bool = False,
 ) -> Table:
-    """A table of evaluations. What varies among model, task, G and hardware has a column after the name.
+    """A table of evaluations: the configuration, what tells rows of one configuration apart, and the numbers.
+
+    What varies among model, task, few-shot examples, G, samples, hardware, batch size and dtype has a column.
 
     Args:
         reported: the authors' rows; where one belongs to a record, their numbers get columns on the right.
@@ -163,10 +247,17 @@ def evaluation_table(
     parameters = {
         "model": [row.record["model"] for row in rows],
         "task": [row.record["task"] for row in rows],
+        "shots": [str(_shots(row.record)) for row in rows],
         "G": [str(_gen_length(row.record)) for row in rows],
+        "samples": [str(row.record["samples"]) for row in rows],
         "hardware": [hardware_line(row.record) for row in rows],
+        "batch": [str(_batch_size(row.record)) for row in rows],
+        "dtype": [_dtype(row.record) for row in rows],
     }
     varying = {name: values for name, values in parameters.items() if len(set(values)) > 1}
+
+    if any(row.detail for row in rows):
+        varying = {"run": [row.detail for row in rows]} | varying
 
     headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *_percent(labels)]
     compared = any(row.reported for row in rows)
@@ -176,7 +267,7 @@ def evaluation_table(
     cells = []
     for index, row in enumerate(rows):
         record = row.record
-        line = [record["name"], *(values[index] for values in varying.values())]
+        line = [row.configuration.name, *(values[index] for values in varying.values())]
         line += [seconds(record["latency_s"]), times(row.speedup), number(record.get("tps")), number(record.get("nfe"))]
         line += [_metric_text(row.metrics.get(label, Metric()), intervals) for label in labels]
         if compared:
@@ -205,9 +296,11 @@ def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | 
     for row in rows:
         record = row.record
         line = {
-            "name": record["name"],
+            "configuration": row.configuration.name,
+            "name": _given_name(record) or row.configuration.name,
             "model": record["model"],
             "task": record["task"],
+            "shots": _shots(record),
             "G": _gen_length(record),
             "hardware": hardware_line(record),
             "samples": record["samples"],
@@ -245,7 +338,7 @@ def evaluation_caption(records: Sequence[dict]) -> str:
 
 def summarize(record: dict) -> str:
     """The record of one evaluation in the few lines that a person wants to read first."""
-    lines = [(name, _metric_summary(entry)) for name, entry in record["metrics"].items()]
+    lines = [(name, _metric_summary(_metric(entry, record["samples"]))) for name, entry in record["metrics"].items()]
     lines += [
         ("latency", f"{record['latency_s']:.3f} s per sample (median {record['latency_median_s']:.3f} s)"),
         ("throughput", f"{record['tps']:.1f} answer tokens/s"),
@@ -264,10 +357,8 @@ def summarize(record: dict) -> str:
     ])
 
 
-def _metric_summary(entry: dict) -> str:
-    """A metric with its standard error: 50.0% ± 7.0%."""
-    if entry["value"] is None:
-        return number(None)
-    unit = "%" if display_factor(entry) == 100 else ""
-    values = [entry["value"]] if entry["stderr"] is None else [entry["value"], entry["stderr"]]
-    return " ± ".join(f"{display_factor(entry) * value:.1f}{unit}" for value in values)
+def _metric_summary(metric: Metric) -> str:
+    """A share with its 95 % interval, 50.0% [36.6, 63.4]; anything else with its standard error, 27.3 ± 0.5."""
+    if metric.interval is not None:
+        return f"{number(metric.value)}% [{metric.interval[0]:.1f}, {metric.interval[1]:.1f}]"
+    return number(metric.value) + ("" if metric.error is None else f" ± {metric.error:.1f}")
