@@ -45,8 +45,13 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
-def check_config(integers: dict[str, object], optional: dict[str, object], numbers: dict[str, object]) -> None:
-    """Check fields of a config.json: integers of at least 1, others that may also be None, and numbers above 0.
+def check_config(
+    integers: dict[str, object], optional: dict[str, object], numbers: dict[str, object],
+    switches: dict[str, object], others: dict[str, object],
+) -> None:
+    """Check fields of a config.json: integers of at least 1, others that may also be None, numbers above 0, booleans.
+
+    Of the others, num_labels is checked, since transformers makes a table of that many entries.
 
     Raises:
         ValueError: naming the first field that does not fit, its value and what is allowed.
@@ -58,3 +63,21 @@ def check_config(integers: dict[str, object], optional: dict[str, object], numbe
             check_integer(f"config field {name}", value, 1)
     for name, value in numbers.items():
         check_number(f"config field {name}", value, above=0)
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"config field {name} is {value!r}; it must be true or false")
+    if others.get("num_labels") is not None:
+        check_integer("config field num_labels", others["num_labels"], 0, 2**16)
+
+
+def check_token_ids(vocab_size: int, required: dict[str, object], optional: dict[str, object]) -> None:
+    """Check a config.json's special tokens: `required` has mask_token_id and eos_token_id, `optional` may have None.
+
+    Raises:
+        ValueError: naming the field that is no token of the vocabulary; or the mask is EOS.
+    """
+    for name, value in {**required, **optional}.items():
+        if name in required or value is not None:
+            check_integer(f"config field {name}", value, 0, vocab_size - 1)
+    if required["mask_token_id"] == required["eos_token_id"]:
+        raise ValueError(f"config field mask_token_id is {required['mask_token_id']}; it must differ from eos_token_id")
