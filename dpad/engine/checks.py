@@ -45,6 +45,36 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
+def check_text(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is text that has a UTF-8 form, which a lone surrogate does not have."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {short(value)}; it must be text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is {short(value)}; it must be valid Unicode, without lone surrogates") from None
+
+
+def texts_of(name: str, value: object) -> list[str]:
+    """Texts as a list, whether one text or several were given; ValueError unless there is one at least."""
+    if isinstance(value, str):
+        value = [value]  # a text is one text, not a sequence of characters
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} is {short(value)}; it must be text or a list of texts")
+    texts = list(value)
+    if not texts:
+        raise ValueError(f"{name} is empty; it must have at least one text")
+    for index, text in enumerate(texts):
+        check_text(f"{name}[{index}]", text)
+    return texts
+
+
+def short(value: object, length: int = 60) -> str:
+    """A value as an error shows it: its repr, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def check_config(
     integers: dict[str, object], optional: dict[str, object], numbers: dict[str, object],
     switches: dict[str, object], others: dict[str, object],

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
 from dpad.engine.checkpoint import check_folder, find_folder, read_config
-from dpad.engine.checks import check_choice
+from dpad.engine.checks import check_choice, check_text, texts_of
 
 if TYPE_CHECKING:
     import torch
@@ -157,31 +157,43 @@ class LoadedModel:
         rule = self.family.rule(settings or self.family.settings(**keywords), TokenIds.of(self.model))
         return decode(self.model, rule, input_ids, attention_mask, streamer, on_forward)
 
-    def encode(self, prompts: list[str], chat_template: bool | None = None) -> BatchEncoding:
+    def encode(self, prompts: str | Sequence[str], chat_template: bool | None = None) -> BatchEncoding:
         """Token ids and attention mask [R, P] of prompts, padded on the left, on the model's device.
 
-        chat_template: put each prompt into a user's turn of the chat template (None: this model's default).
+        prompts: one text or several. chat_template: put each prompt into a user's turn of the chat template (None: this
+        model's default).
+
+        Raises:
+            ValueError: there is no prompt, or one is not text.
         """
         use_template = self.chat_template if chat_template is None else chat_template
-        return self.encode_text([self.chat(prompt) if use_template else self.raw(prompt) for prompt in prompts])
+        texts = texts_of("prompts", prompts)
+        return self.encode_text([self.chat(prompt) if use_template else self.raw(prompt) for prompt in texts])
 
-    def encode_text(self, texts: list[str]) -> BatchEncoding:
+    def encode_text(self, texts: str | Sequence[str]) -> BatchEncoding:
         """The same for texts that are complete: nothing is put around them."""
         return self.tokenizer(
-            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False,
+            texts_of("texts", texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False,
             return_token_type_ids=False,
         ).to(self.model.device)
 
     def chat(self, prompt: str) -> str:
         """The text of a conversation in which the user said `prompt` and the assistant is about to answer."""
+        check_text("prompt", prompt)
         return self.chat_turns([{"role": "user", "content": prompt}])
 
     def chat_turns(self, turns: list[dict[str, str]]) -> str:
         """The text of a conversation in which the assistant is about to answer; turns have `role` and `content`."""
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+            raise ValueError('turns must be a list of one or more {"role": text, "content": text}')
+        for turn in turns:
+            for key in ("role", "content"):
+                check_text(key, turn.get(key))
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def raw(self, prompt: str) -> str:
         """The text that a prompt without the chat template becomes: with BOS before it where the family wants one."""
+        check_text("prompt", prompt)
         return self.tokenizer.bos_token + prompt if self.family.bos_before_raw else prompt
 
 
@@ -208,6 +220,8 @@ def load(
     with _quiet_if_small(folder):
         # Straight to the device: the machine's main memory may be too small for the weights.
         model = family.model.from_pretrained(folder, dtype=dtype, device_map={"": device}).eval()
+    if options:
+        model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
     tokenizer = _tokenizer(folder, model)
     return LoadedModel(
         name=name, checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer,
