@@ -63,7 +63,7 @@ def test_every_auto_class_finds_it(folder, config, model):
 def test_a_broken_folder_is_refused_by_auto_classes_too(tmp_path):
     """Guards that the strict loader is what they call."""
     (tmp_path / "config.json").write_bytes((ROOT / "tests" / "golden" / "dream-gqa" / "config.json").read_bytes())
-    with pytest.raises(ValueError, match="has no weights in model.safetensors"):
+    with pytest.raises(ValueError, match="it has no weights in model.safetensors"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 

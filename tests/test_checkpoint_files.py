@@ -78,7 +78,7 @@ def test_a_folder_around_the_checkpoint(folder, tmp_path):
     ((), "has no config.json: the folder is empty"),
     (("tokenizer.json", "tokenizer_config.json"), "has no config.json, but a tokenizer"),
     (("model.safetensors",), "has no config.json: it must be a folder written by save_pretrained"),
-    (("config.json", "tokenizer.json"), "has no weights in model.safetensors or model.safetensors.index.json"),
+    (("config.json", "tokenizer.json"), "it has no weights in model.safetensors or model.safetensors.index.json"),
 ], ids=str)
 def test_half_a_checkpoint(folder, kept, words):
     keep_only(folder, *kept)
@@ -164,7 +164,7 @@ def test_a_model_in_the_hubs_cache(hub_cache):
 def test_an_unfinished_download(hub_cache):
     """Guards a cache in which only config.json has arrived, and one without the model."""
     (hub_cache / "model.safetensors").unlink()
-    assert "has no weights in model.safetensors" in refusal("owner/name")
+    assert "it has no weights in model.safetensors" in refusal("owner/name")
     assert "owner/other is not in the local cache" in refusal("owner/other")
     with pytest.raises(ValueError, match="'owner/other' could not be downloaded"):
         LLaDAModelLM.from_pretrained("owner/other", local_files_only=True)

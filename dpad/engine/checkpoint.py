@@ -93,8 +93,8 @@ def find_folder(name: str | Path, **options: Any) -> Path:
         raise ValueError(f"checkpoint {str(name)!r} could not be downloaded: {reason}") from error
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError, saying what the folder is instead, unless it holds a model with weights in safetensors."""
+def check_folder(folder: Path, with_weights: bool = True) -> None:
+    """Raise ValueError, saying what the folder is instead, unless it holds config.json and weights in safetensors."""
     name = f"checkpoint {str(folder)!r}"
     if (folder / ADAPTER).is_file():
         base = read_object(folder / ADAPTER).get("base_model_name_or_path")
@@ -112,8 +112,8 @@ def check_folder(folder: Path) -> None:
             raise ValueError(f"{name} has no config.json: the folder is empty")
         raise ValueError(f"{name} has no config.json{_what_else(files)}: it must be a folder written by "
                          "save_pretrained or downloaded from the hub")
-    if not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
-        raise ValueError(f"{name} has no weights in {WEIGHTS} or {INDEX}{_what_else(files)}")
+    if with_weights and not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
+        raise ValueError(f"{name} could not be loaded: it has no weights in {WEIGHTS} or {INDEX}{_what_else(files)}")
 
 
 def _what_else(files: Iterable[str]) -> str:

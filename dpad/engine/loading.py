@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -335,7 +335,7 @@ def _family_of(name: str, checkpoint: str, options: dict) -> Family:
 
     if os.path.isdir(checkpoint):
         folder = Path(checkpoint)
-        check_folder(folder)
+        check_folder(folder, with_weights=False)
     else:
         try:
             folder = Path(hf_hub_download(checkpoint, "config.json", **options)).parent
