@@ -58,6 +58,13 @@ def test_auto_classes_find_the_model(checkpoint):
         assert isinstance(auto_class.from_pretrained(checkpoint, trust_remote_code=False), LLaDAModelLM)
 
 
+def test_adapters_of_causal_models_find_their_base(random_llada, capfd):
+    """Guards peft's CAUSAL_LM adapters, which look for this method; transformers says nothing about it."""
+    ids = torch.arange(4)[None]
+    assert random_llada.prepare_inputs_for_generation(ids, attention_mask=None) == {"input_ids": ids}
+    assert not LLaDAModelLM.can_generate() and not capfd.readouterr().err
+
+
 def test_hub_fields_survive_a_round_trip(checkpoint, tmp_path):
     """Guards config.json: every field of the hub's file is read and written with its value."""
     recorded = json.loads((checkpoint / "config.json").read_text())

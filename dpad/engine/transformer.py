@@ -266,6 +266,15 @@ class MaskedDiffusionModel(PreTrainedModel):
             raise ValueError("logits_to_keep must be a number of last places or a 1-D tensor of indices")
         return MaskedLMOutput(logits=self.head(hidden))
 
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
+        """What peft looks for in the base of an adapter that was trained as a causal model's; decoding never calls it."""
+        return {"input_ids": input_ids}
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Not by transformers' own `generate`, which writes from left to right."""
+        return False
+
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, **options: Any) -> Any:  # type: ignore[override]
         """Load a checkpoint folder or hub id, sharded or not, from safetensors alone and without remote code.
