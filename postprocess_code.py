@@ -144,17 +144,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=int, default=cores(), help="programs that run at the same time (default: "
                         "one per core)")
+    parser.add_argument("--isolation", choices=sandbox.LEVELS, help="the least isolation of programs to accept; none "
+                        f"accepts any risk (default: {sandbox.DEFAULT_LEVEL})")
     options = parser.parse_args(arguments)
 
     try:
         check_number("timeout", options.timeout, above=0)
         check_integer("workers", options.workers, 1)
         samples = read_samples(options.samples)
-        if holes := sandbox.isolation().holes():
+        sandbox.require_level(options.isolation)
+        if holes := sandbox.check_level().holes():
             print(f"WARNING: code that a model wrote runs on this machine, where it could {', '.join(holes)}. Install "
                   "bubblewrap to prevent that.", file=sys.stderr)
         scores = score(samples, options.timeout, options.workers)
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         print(f"postprocess_code.py: {error}", file=sys.stderr)
         return 2
 

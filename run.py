@@ -25,6 +25,7 @@ from dpad.engine.checks import check_integer
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, family_of, load
 from dpad.engine.settings import DecodingSettings
+from dpad.evaluation.sandbox import DEFAULT_LEVEL, LEVELS
 
 if TYPE_CHECKING:
     from dpad.engine.loading import LoadedModel
@@ -159,6 +160,8 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
                        "with its own GPU if there are any (default: %(default)s)")
     group.add_argument("-p", "--main_process_port", type=int, metavar="PORT",
                        help="TCP port at which they meet (default: a free one)")
+    group.add_argument("--isolation", choices=LEVELS, help="the least isolation to accept for programs that the model "
+                       f"writes (humaneval, mbpp): none accepts any risk (default: {DEFAULT_LEVEL})")
     add_shared_flags(parser)
 
 
@@ -179,16 +182,20 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
                 print(f"complete: {args.record}")
                 return
 
-    from dpad.evaluation import runs, tasks
+    from dpad.evaluation import runs, sandbox, tasks
 
     runs.check_run(num_fewshot=args.num_fewshot, limit=args.limit, batch_size=args.batch_size,
                    prompt_limit=args.prompt_limit, mc_samples=args.mc_samples)
+    sandbox.require_level(args.isolation)
     loaded_tasks = tasks.load_tasks(args.task, args.num_fewshot, settings.seed)
+    isolated = runs.isolation_of(loaded_tasks, args.task, args.isolation)
     if args.num_processes > 1 and processes.current().count == 1:
         processes.launch(args.num_processes, args.main_process_port, argv, args.device)
         return
 
     here = processes.join()
+    if isolated and here.rank == 0:
+        print(f"programs that the model writes run with {isolated['isolation']}", file=sys.stderr)
     try:
         if here.count > 1 and args.device in (None, "cuda"):
             args.device = processes.device(here)
@@ -197,6 +204,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
             batch_size=args.batch_size, limit=args.limit, chat_template=CHAT_TEMPLATE[args.chat_template],
             output=args.output, name=args.name, from_scratch=args.from_scratch, command=command, processes=here,
             prompt_limit=args.prompt_limit, mc_samples=args.mc_samples, after_eos=args.after_eos,
+            isolation=args.isolation,
         )
     finally:
         processes.leave()

@@ -6,7 +6,8 @@ The task files beside this one name these functions. To see a task at work, offl
 
 lm-eval's own versions of these tasks run the model's programs inside lm-eval's process and download the code for that.
 Here sandbox.py runs the programs, after all generation is done, and every answer is scored twice: as the model wrote it
-(`pass@1_raw`) and cleaned by postprocess_code.py (`pass@1`).
+(`pass@1_raw`) and cleaned by postprocess_code.py (`pass@1`). Where the machine offers less isolation than is asked for,
+loading the problems fails already.
 """
 
 from datasets import Dataset, load_dataset
@@ -23,11 +24,13 @@ MBPP_COLUMNS = ("task_id", "text", "code", "test_list")
 
 def humaneval(**metadata: object) -> dict[str, Dataset]:
     """HumanEval's 164 problems, from the hub (Chen et al., arXiv 2107.03374)."""
+    sandbox.check_level()
     return {"test": load_dataset("openai/openai_humaneval", split="test")}
 
 
 def mbpp(**metadata: object) -> dict[str, Dataset]:
     """MBPP's 500 test problems, from the hub, and the authors' three few-shot examples (arXiv 2108.07732)."""
+    sandbox.check_level()
     examples = load_dataset("google-research-datasets/mbpp", "full", split="prompt")
     examples = examples.filter(lambda problem: problem["task_id"] in MBPP_FEWSHOT_IDS)
     return {"train": examples, "test": load_dataset("google-research-datasets/mbpp", "full", split="test")}
@@ -48,6 +51,7 @@ def mbpp_local(**metadata: object) -> dict[str, Dataset]:
 
 
 def _own_problems(columns: tuple[str, ...]) -> Dataset:
+    sandbox.check_level()
     problems = read_problems("programs.jsonl")
     return Dataset.from_list([{column: problem[column] for column in columns} for problem in problems])
 
@@ -56,3 +60,6 @@ def score(doc: dict, results: list[str]) -> dict[str, float]:
     """Whether the answer's program passes the problem's tests: cleaned, and as the model wrote it."""
     programs = {"pass@1": program(clean(results[0], doc), doc), "pass@1_raw": raw_program(results[0], doc)}
     return {metric: float(sandbox.run_program(text) == "passed") for metric, text in programs.items()}
+
+
+score.runs_programs = True  # type: ignore[attr-defined]  # so that a run's record says how they were isolated

@@ -161,11 +161,12 @@ def _be_program(job: dict, hint: int, go: int) -> None:
     os.write(hint, f"{name}\n".encode())
 
     _set_limits(job["seconds"])
-    for restrict in (_drop_capabilities, functools.partial(_restrict_with_landlock, job["folder"]), _restrict_with_seccomp):
+    restrict_files = functools.partial(_restrict_with_landlock, job["folder"])
+    for restrict in (_drop_capabilities, restrict_files, _restrict_with_seccomp):
         with contextlib.suppress(ImportError, OSError, AttributeError):  # the self-test finds out what holds
             restrict()
 
-    wait = [functools.partial(os.write, hint, b"."), functools.partial(os.read, go, 1)]
+    wait: list[Callable[[], object]] = [functools.partial(os.write, hint, b"."), functools.partial(os.read, go, 1)]
     _call_in_turn(wait)
     code = compile(job["program"], "program.py", "exec", dont_inherit=True)
     _call_in_turn([functools.partial(exec, code, {"__name__": "__main__"}), *wait])

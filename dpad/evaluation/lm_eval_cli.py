@@ -29,7 +29,7 @@ from lm_eval.utils import simple_parse_args_string
 
 from dpad.engine.loading import Family, family_of, load
 from dpad.engine.settings import DecodingSettings
-from dpad.evaluation import processes
+from dpad.evaluation import processes, sandbox
 from dpad.evaluation.adapter import DiffusionLM, Request, describe_settings
 from dpad.evaluation.processes import ALONE, Processes
 from dpad.evaluation.runs import open_journal, run_folder
@@ -45,6 +45,7 @@ class CommandLineLM(DiffusionLM):
     journal: a folder in which finished answers are kept, so that the same command goes on after an interruption.
     prompt_limit, mc_samples, after_eos: see DiffusionLM. All others are decoding settings by their names or flags:
     gen_length, block_length (or block_size), threshold, dropout_strategy, ...
+    isolation: the least to accept for programs that the model writes, see sandbox.py.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -54,8 +55,9 @@ class CommandLineLM(DiffusionLM):
         self, checkpoint: str | None = None, pretrained: str | None = None, revision: str | None = None,
         dtype: str | None = None, device: str | None = None, batch_size: int | str = 1,
         max_batch_size: int | None = None, journal: str | None = None, prompt_limit: int | None = None,
-        mc_samples: int = 128, after_eos: str = "drop", **choices: Any,
+        mc_samples: int = 128, after_eos: str = "drop", isolation: str | None = None, **choices: Any,
     ) -> None:
+        sandbox.require_level(isolation)
         if checkpoint and pretrained:
             raise ValueError("checkpoint and pretrained mean the same; give one")
         name = str(checkpoint or pretrained or "instruct")  # lm-eval reads a name such as 1.5 as a number

@@ -29,6 +29,7 @@ from dpad.engine.checks import check_integer
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import check_chat_template
 from dpad.engine.settings import DecodingSettings
+from dpad.evaluation import sandbox
 from dpad.evaluation.adapter import DiffusionLM, check_answering, describe_settings
 from dpad.evaluation.journal import Journal, digest
 from dpad.evaluation.metrics import metrics_of, speed
@@ -51,7 +52,7 @@ def evaluate(
     num_fewshot: int = 0, batch_size: int | str = 1, limit: int | None = None, chat_template: bool | None = None,
     output: str | Path = "results", name: str = "", from_scratch: bool = False, command: str | None = None,
     progress: bool | str = True, processes: Processes = ALONE, prompt_limit: int | None = None, mc_samples: int = 128,
-    after_eos: str = "drop",
+    after_eos: str = "drop", isolation: str | None = None,
 ) -> dict[str, Any] | None:
     """Measure a model on a task; write and return the run's record.
 
@@ -71,6 +72,8 @@ def evaluate(
         command: what the record says about how to repeat the run; by default this process's command line.
         progress: whether to show a progress bar on a terminal; a string is shown beside it.
         processes: this process among those that share the run.
+        isolation: the least that is accepted for tasks that run the model's programs, one of sandbox.LEVELS; None is
+            the default, sandbox.DEFAULT_LEVEL.
 
     Returns:
         The content of record.json, and "folder", the path of the run's folder. None in every process but the first,
@@ -86,8 +89,10 @@ def evaluate(
         loaded, settings, batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples
     ) | {"num_fewshot": num_fewshot, "limit": limit, "chat_template": chat_template, "after_eos": after_eos}
 
+    sandbox.require_level(isolation)
     with quiet():
         tasks = tasks or load_tasks(task, num_fewshot, settings.seed)
+        isolated = isolation_of(tasks, task, isolation)
         folder = run_folder(output, name, task, loaded, description)
         with open_journal(folder, from_scratch, processes) as journal:
             lm = DiffusionLM(
@@ -123,7 +128,7 @@ def evaluate(
                 "cut_prompts": lm.cut_prompts,
                 "processes": processes.count,
                 "environment": environment(),
-            }
+            } | isolated
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers, after_eos)
             write_json(folder / "record.json", record)
     return record | {"folder": str(folder)}
@@ -138,6 +143,21 @@ def check_run(
     if limit is not None:
         check_integer("limit", limit, 1)
     check_answering(batch_size, prompt_limit, mc_samples, after_eos)
+
+
+def isolation_of(tasks: dict[str, Any], name: str, level: str | None) -> dict[str, str]:
+    """For a record, how the programs of a task that runs any are isolated; empty for other tasks.
+
+    level: what was asked for.
+
+    Raises:
+        ValueError: this machine offers less, or a level was asked for without need.
+    """
+    if any(getattr(task.config.process_results, "runs_programs", False) for task in tasks["tasks"].values()):
+        return {"isolation": sandbox.check_level().describe()}
+    if level is not None:
+        raise ValueError(f"isolation {level!r} means nothing for task {name!r}, which runs no programs")
+    return {}
 
 
 # --- Several processes ------------------------------------------------------------------------------------------------

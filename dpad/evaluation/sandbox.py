@@ -25,6 +25,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -93,40 +94,44 @@ def remove_folder(folder: str) -> None:
     """
     prefix = secrets.token_hex(8)
     numbers = itertools.count()
-    with contextlib.suppress(OSError):
-        os.chmod(folder, 0o700)
-    waiting = _entries(folder)
-    while waiting:
-        path = waiting.pop()
-        try:
-            if os.path.islink(path) or not os.path.isdir(path):
-                os.unlink(path)
-                continue
-            os.chmod(path, 0o700)
-            for inner in _entries(path):
-                moved = os.path.join(folder, f"{prefix}-{next(numbers)}")
-                with contextlib.suppress(OSError):
-                    os.chmod(inner, 0o700, follow_symlinks=os.path.islink(inner) is False)
+    folders = _empty(folder)
+    while folders:
+        path = folders.pop()
+        for inner in _empty(path):
+            moved = os.path.join(folder, f"{prefix}-{next(numbers)}")
+            with contextlib.suppress(OSError):
                 os.rename(inner, moved)
-                waiting.append(moved)
+                folders.append(moved)
+        with contextlib.suppress(OSError):
             os.rmdir(path)
-        except OSError:
-            continue
     with contextlib.suppress(OSError):
         os.rmdir(folder)
 
 
-def _entries(folder: str) -> list[str]:
-    try:
-        return [os.path.join(folder, name) for name in os.listdir(folder)]
-    except OSError:
-        return []
+def _empty(folder: str) -> list[str]:
+    """Remove what can be removed from a folder at once; return the folders in it that remain. Follow no link."""
+    remaining = []
+    with contextlib.suppress(OSError):
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            os.unlink(folder)
+        os.chmod(folder, 0o700)  # a locked one can be neither read nor moved
+        for entry in list(os.scandir(folder)):
+            with contextlib.suppress(OSError):
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                try:
+                    os.rmdir(entry.path)
+                except OSError:
+                    remaining.append(entry.path)
+                    os.chmod(entry.path, 0o700)
+    return remaining
 
 
 def _bubblewrap(folder: str) -> list[str]:
     return [
-        "bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc",
-        "--bind", folder, folder, "--chdir", folder,
+        "bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--remount-ro", "/dev",
+        "--proc", "/proc", "--bind", folder, folder, "--chdir", folder,
     ]
 
 
@@ -236,8 +241,8 @@ def try_wrapper(wrapper: str) -> Isolation | None:
         Path(outside, "file").write_bytes(b"precious")
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         names = {
-            "FILE": os.path.join(outside, "file"), "NEW": os.path.join(outside, "new"), "PORT": listener.getsockname()[1],
-            "PID": os.getpid(),
+            "FILE": os.path.join(outside, "file"), "NEW": os.path.join(outside, "new"),
+            "PORT": listener.getsockname()[1], "PID": os.getpid(),
         }
         head = TRY + "".join(f"{name} = {value!r}\n" for name, value in names.items())
         holes = [
@@ -246,7 +251,7 @@ def try_wrapper(wrapper: str) -> Isolation | None:
             != "passed"
         ]
     if _run(FORGERY, PROBE_TIMEOUT, wrapper) != "failed":
-        holes.append("count as passed without reaching its end")
+        holes.append(FORGING)
     return Isolation(wrapper, tuple(holes))
 
 
@@ -298,12 +303,13 @@ ATTEMPTS = {  # what must be refused, by the hole that there is otherwise
         "os.execv('/bin/true', ['true'])",
     ],
     "change the machine or leave memory behind": [
-        "native('sethostname', b'x', 1)", "native('setdomainname', b'x', 1)", "native('shmget', 0, 4096, 0o1600)",
-        "native('semget', 0, 1, 0o1600)", "native('msgget', 0, 0o1600)", "os.memfd_create('x')",
+        "os.memfd_create('x')", "native('shmget', 0, 4096, 0o1600)", "native('semget', 0, 1, 0o1600)",
+        "native('msgget', 0, 0o1600)", "native('sethostname', b'x', 1)", "native('setdomainname', b'x', 1)",
         "os.mknod('device', stat.S_IFCHR | 0o600, os.makedev(1, 3))", "native('unshare', 0x10000000)",
         "native('mount', b'none', b'/', b'tmpfs', 0, 0)", "native('chroot', b'.')",
     ],
 }
+FORGING = "count as passed without reaching its end"
 FORGERY = """
 import os
 for descriptor in range(3, 64):
@@ -323,7 +329,7 @@ os._exit(0)
 def describe_machine() -> str:
     """What each wrapper holds here, as a table for people, and what is chosen and required."""
     offers = {wrapper: try_wrapper(wrapper) for wrapper in WRAPPERS}
-    holes = [*ATTEMPTS, "count as passed without reaching its end"]
+    holes = [*ATTEMPTS, FORGING]
     width = max(map(len, holes)) + 2
     lines = ["A program could ...".ljust(width) + "".join(f"{wrapper:<12}" for wrapper in offers)]
     for hole in holes:
