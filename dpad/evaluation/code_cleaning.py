@@ -20,6 +20,7 @@ from __future__ import annotations
 import ast
 import bisect
 import builtins
+import html
 import re
 import textwrap
 import time
@@ -31,6 +32,11 @@ from dpad.evaluation.needed_code import FUNCTIONS, IMPORTS, Statement, is_in_lib
 LINE_END = re.compile(r"\r\n?|\n")  # as in Python, where U+2028 ends no line (str.splitlines would split there)
 UNREADABLE = re.compile("[\0\ud800-\udfff]")  # what no program contains
 CONTINUATION = re.compile(r"(?:else|elif|except|finally|case)\b|[)\]}]")  # goes on with a statement at the same margin
+TYPOGRAPHY = {  # what text editors and web pages make of plain characters
+    **dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060\u00ad"), None),
+    **dict.fromkeys(map(ord, "\u00a0\u202f"), " "),
+    **dict.fromkeys(map(ord, "\u2018\u2019"), "'"), **dict.fromkeys(map(ord, "\u201c\u201d"), '"'),
+}
 END_MARK = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:eos|end_of_turn)>|\[DONE\]")  # the model's, or MBPP's
 START_MARK = re.compile(r"\[BEGIN\]|`+(?:[ \t]*(?:python|py)[\d.]*\b)?", re.IGNORECASE)
 QUOTE = re.compile(r"^[ \t]*(?:>>>|\.\.\.|>) ?", re.MULTILINE)  # of an interactive interpreter, or of Markdown
@@ -176,8 +182,8 @@ def _readings(prompt: str, reply: str, wanted: Set[str]) -> Iterator[list[Statem
     prompt += "\n" if prompt and not prompt.endswith("\n") else ""
     literal = LINE_END.sub("\n", UNREADABLE.sub("\ufffd", reply))
     marked = END_MARK.sub(f"\n{DONE}\n", literal)
-    plain = START_MARK.sub("\n", FENCE_LINE.sub("", marked.expandtabs(4)))
-    bare = INLINE.sub("\n", ITEM.sub(lambda item: " " * len(item[0]), QUOTE.sub("", plain)))
+    plain = START_MARK.sub("\n", FENCE_LINE.sub("", html.unescape(marked).translate(TYPOGRAPHY).expandtabs(4)))
+    bare = textwrap.dedent(INLINE.sub("\n", ITEM.sub(lambda item: " " * len(item[0]), QUOTE.sub("", plain))))
     texts = list(dict.fromkeys([marked, literal, plain, bare]))
     if parses(whole):
         lines = whole.split("\n")

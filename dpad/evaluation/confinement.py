@@ -109,7 +109,7 @@ def _ends_well(hint: int, go: int, go_writer: int, folder: str) -> bool:
             return False
 
 
-def _waiting_place(path: str, descriptor: int, tries: int = 1000) -> tuple[str, int] | None:
+def _waiting_place(path: str, descriptor: int, tries: int = 10_000) -> tuple[str, int] | None:
     """Where a process waits for this descriptor: the system call and the stack pointer of its main thread.
 
     None if it does not wait there, or the system does not tell.

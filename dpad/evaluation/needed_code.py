@@ -68,7 +68,7 @@ class Statement:
 
     @property
     def is_stub(self) -> bool:
-        """Whether this is a function without a body: a docstring, `pass`, `...`, `return`, NotImplementedError."""
+        """Whether this is a function that does nothing: a docstring, `pass`, `...`, `return`, NotImplementedError."""
         return isinstance(self.node, FUNCTIONS) and all(_does_nothing(part) for part in self.node.body)
 
 
@@ -210,7 +210,9 @@ def _does_nothing(node: ast.stmt) -> bool:
         return node.value is None or isinstance(node.value, ast.Constant) and node.value.value is None
     if isinstance(node, ast.Raise):
         return any(isinstance(part, ast.Name) and part.id == "NotImplementedError" for part in ast.walk(node))
-    return isinstance(node, ast.Pass) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    return isinstance(node, (ast.Pass, *DEFINITIONS, *IMPORTS))
 
 
 def _walk_now(node: ast.AST) -> Iterator[ast.AST]:
