@@ -11,8 +11,9 @@ by one, where the parser finds them: a line at which none begins (prose, a fence
 where a statement stops. Among the readings of a reply, the first is preferred that gives each function that the tests
 call a body; of that, everything stays that the functions may need (needed_code.py).
 
-The number of characters given to the parser is bounded by a multiple of the reply's length, and so is the time. When a
-reply that nobody can read uses this up, what has been found until then counts.
+A reply is looked through at most nine times, and each time the number of characters given to the parser is bounded by a
+multiple of its length, and so is the time. When a reply that nobody can read uses this up, what has been found until
+then counts.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ DONE = "[DONE]"
 ERRORS = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)  # of the compiler
 ALLOW_INCOMPLETE_INPUT = 0x4000  # a flag of compile(), as in codeop: a text that only lacks its end raises INCOMPLETE
 INCOMPLETE = "incomplete input"
-CHARACTERS_PER_CHARACTER = 50  # that the parser may read for each of the reply
+CHARACTERS_PER_CHARACTER = 20  # that the parser may read for each of a text, each time that it is looked through
 CHARACTERS_ANYWAY = 200_000
-SECONDS = 10.0
+SECONDS = 3.0
+MAX_HEADS = 5  # lines that begin a definition from which a text is looked through again
 MAX_CUTS = 10  # that a statement may need before what precedes its errors parses
 
 
@@ -190,12 +192,10 @@ def _readings(prompt: str, reply: str, wanted: Set[str]) -> Iterator[list[Statem
         yield [_statement(_source(lines, node), node) for node in ast.parse(whole).body]
         texts = [text for text in texts if text != literal]
 
-    budget = Budget(len(prompt) + len(reply))
     prompt_lines = prompt.count("\n")
     found: list[Statement] = []
     for text in texts:
-        lines = (prompt + text).split("\n")
-        found = _scan(lines, budget)
+        found = _scan((prompt + text).split("\n"))
         yield found
         yield _with_body(found, prompt_lines, wanted)
 
@@ -203,9 +203,9 @@ def _readings(prompt: str, reply: str, wanted: Set[str]) -> Iterator[list[Statem
     names = "|".join(map(re.escape, sorted(wanted)))
     beginning = re.compile(rf"[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+(?:{names})\b")
     lines = (prompt + plain).split("\n")
-    for index, line in enumerate(lines):
-        if index >= prompt_lines and beginning.match(line):
-            yield found + _scan(lines, budget, index)
+    heads = [index for index, line in enumerate(lines) if index >= prompt_lines and beginning.match(line)]
+    for index in reversed(heads[-MAX_HEADS:]):
+        yield found + _scan(lines, index)
 
 
 def _with_body(statements: list[Statement], prompt_lines: int, wanted: Set[str]) -> list[Statement]:
@@ -234,7 +234,8 @@ def _with_body(statements: list[Statement], prompt_lines: int, wanted: Set[str])
 
 
 class Budget:
-    """What may still be spent on a text: characters for the parser, and seconds, which no readable reply comes near."""
+    """What may be spent on one look at a text: characters for the parser, and seconds, which no reply that can be read
+    comes near."""
 
     def __init__(self, length: int) -> None:
         self.characters = CHARACTERS_ANYWAY + CHARACTERS_PER_CHARACTER * length
@@ -246,9 +247,10 @@ class Budget:
         return self.characters > 0 and time.monotonic() < self.deadline
 
 
-def _scan(lines: list[str], budget: Budget, first: int = 0) -> list[Statement]:
-    """The statements in a text, wherever they stand."""
+def _scan(lines: list[str], first: int = 0) -> list[Statement]:
+    """The statements in a text from a line on, wherever they stand."""
     found: list[Statement] = []
+    budget = Budget(sum(map(len, lines)))
     chunks = _chunks(lines)
     fences = [index for index, line in enumerate(lines) if FENCE.match(line)]
     block = 0
