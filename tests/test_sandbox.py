@@ -41,14 +41,15 @@ def own_level():
     sandbox.require_level(None)
 
 
-def programs_in_process_list():
-    found = []
+def is_running(path):
+    """Whether any process was started with this path in its command."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found.append(file.read_bytes())
+            if str(path).encode() in file.read_bytes():
+                return True
         except OSError:  # it has just ended
             continue
-    return [command for command in found if b"confinement.py" in command and str(ROOT).encode() in command]
+    return False
 
 
 # --- Honest programs --------------------------------------------------------------------------------------------------
@@ -118,17 +119,40 @@ def test_no_pass_is_forged(wrapper, program):
     ("import socket\nsocket.create_connection(('127.0.0.1', 9), 1)", "failed"),
 ], ids=lambda value: value.splitlines()[-1][:30] if len(value) > 9 else value)
 @pytest.mark.slow
-def test_hostile_programs_end_as_failed(wrapper, program, outcome):
+def test_hostile_programs_end_as_failed(wrapper, program, outcome, tmp_path, monkeypatch):
     """Guards scoring: loops, bombs, floods and hogs do not pass, end in time, and leave no process behind."""
+    inside = tmp_path / "confinement.py"  # a path of its own, by which to know its processes
+    inside.write_text(Path(confinement.__file__).read_text())
+    monkeypatch.setattr(sandbox, "INSIDE", inside)
     timeout = {"timed out": 2, "either": 5, "failed": 20}[outcome]  # a busy machine takes long to start an interpreter
     started = time.monotonic()
     found = sandbox._run(program, timeout, wrapper)
     assert found == outcome or (outcome == "either" and found != "passed")
     assert time.monotonic() - started < timeout + 10
     deadline = time.monotonic() + 10  # the kernel takes a moment to end what was killed
-    while programs_in_process_list() and time.monotonic() < deadline:
+    while is_running(inside) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not programs_in_process_list()
+    assert not is_running(inside)
+
+
+@pytest.mark.slow
+def test_programs_end_with_a_killed_scorer(wrapper, tmp_path):
+    """Guards machines on which scoring was killed: its program ends with it, at every level."""
+    inside = tmp_path / "confinement.py"
+    inside.write_text(Path(confinement.__file__).read_text())
+    source = (f"import pathlib, tempfile\nfrom dpad.evaluation import sandbox\ntempfile.tempdir = {str(tmp_path)!r}\n"
+              f"sandbox.INSIDE = pathlib.Path({str(inside)!r})\nsandbox._run('while True: pass', 60, {wrapper!r})")
+    scorer = subprocess.Popen([sys.executable, "-c", source], cwd=ROOT)
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob("program-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    scorer.kill()
+    scorer.wait()
+    while is_running(inside) and time.monotonic() < deadline + 10:
+        time.sleep(0.05)
+    assert not is_running(inside)
 
 
 # --- Nothing is harmed ------------------------------------------------------------------------------------------------
