@@ -216,6 +216,15 @@ def test_environment_and_output_are_private(wrapper, monkeypatch):
     assert sandbox._run(program, 20, wrapper) == "passed"
 
 
+def test_the_temporary_folder_may_be_memory(wrapper, monkeypatch):
+    """Guards machines whose temporary files live in /dev/shm, of which bubblewrap makes its own."""
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("no /dev/shm")
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
+    assert sandbox._run("open('file', 'w').write('x')", 20, wrapper) == "passed"
+    assert sandbox._run("open('/dev/shm/dpad-probe', 'w').write('x')", 20, wrapper) == "failed"
+
+
 # --- The folder of a program ------------------------------------------------------------------------------------------
 
 FOLDERS = {

@@ -130,8 +130,8 @@ def _empty(folder: str) -> list[str]:
 
 def _bubblewrap(folder: str) -> list[str]:
     return [
-        "bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--remount-ro", "/dev",
-        "--proc", "/proc", "--bind", folder, folder, "--chdir", folder,
+        "bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc",
+        "--bind", folder, folder, "--chdir", folder, "--remount-ro", "/dev",  # last: the folder may lie in /dev/shm
     ]
 
 
