@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from dpad import ROOT
 from dpad.engine.checks import check_integer
+from dpad.engine.command_line import Parser
 from dpad.engine.configurations import BLOCK_LENGTH, CONFIGURATIONS, THRESHOLD, dpad_parameters, names_for
 from dpad.results import charts, files, tables
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="demo.sh also takes the first four from the environment: MODEL, TASK, LIMIT, GEN_LENGTH.",
     )

@@ -1,4 +1,4 @@
-"""What several test files use: paths, prompts, padding, and the samplers that the laws of decoding are tested with.
+"""What several test files use: paths, prompts, padding, command lines, and the samplers that laws are tested with.
 
 Fixtures are in conftest.py. Imported by name (`from helpers import ROOT`): pytest puts this folder on the path.
 """
@@ -34,6 +34,12 @@ def left_padded(prompts: Sequence[Tensor], filler: int = 7) -> tuple[Tensor, Ten
         ids[row, width - len(prompt):] = prompt
         mask[row, width - len(prompt):] = 1
     return ids, mask
+
+
+def with_flags(base: list, flags: list) -> list:
+    """A command line's flags, each with one value, where those of `flags` take the place of the same ones in `base`."""
+    pairs = [base[i : i + 2] for i in range(0, len(base), 2) if base[i] not in flags]
+    return [word for pair in pairs for word in pair] + flags
 
 
 def name_of(value: object) -> str:

@@ -117,8 +117,10 @@ def test_settings_have_the_names_of_flags_and_keywords(checkpoint_folder, name):
 def test_another_dropout_strategy(checkpoint_folder):
     """It keeps the parameters that it shares with the one before, drops the others and has its own defaults."""
     talk = make_chat(str(checkpoint_folder), dropout_strategy="gaussian", window=64, scale=1.6, threshold=0.9)
-    talk.change(["dropout_strategy", "uniform"])
-    assert talk.settings.suffix_sampler == UniformSampler(64, 0) and talk.settings.threshold == 0.9
+    with pytest.raises(ValueError, match="num_tokens is 0, so that dropout_strategy uniform would keep no suffix"):
+        talk.change(["dropout_strategy", "uniform"])
+    talk.change(["dropout_strategy", "uniform", "num_tokens", "8"])
+    assert talk.settings.suffix_sampler == UniformSampler(64, 8) and talk.settings.threshold == 0.9
     talk.change(["dropout_strategy", "gaussian"])
     assert talk.settings.suffix_sampler == GaussianSampler(64, 4.0, 2.0)
 

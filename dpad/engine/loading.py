@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
-from dpad.engine.checks import check_choice
+from dpad.engine.checks import check_choice, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -241,7 +241,7 @@ def resolve(name: str) -> str:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
     raise ValueError(f"model is {name!r}; it must be {', '.join(NAMES)}, an existing checkpoint folder or a hub id "
-                     "(owner/name)")
+                     f"(owner/name){suggest(name, NAMES)}")
 
 
 def placement(
@@ -269,10 +269,20 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda, cuda:1 or the like"
+                         f"{suggest(device, ('cpu', 'cuda'))}") from error
+    gpus = torch.cuda.device_count() if place.type == "cuda" else 0
+    if place.type == "cuda" and not gpus:
+        raise ValueError(f"device is {str(device)!r}, but torch sees no GPU here; leave out --device, or give cpu")
+    if place.type == "cuda" and (place.index or 0) >= gpus:
+        raise ValueError(f"device is {str(device)!r}, but torch sees {gpus} GPU{'s' * (gpus > 1)} here: "
+                         f"{', '.join(f'cuda:{number}' for number in range(gpus))}")
+    try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda or another device that this installation of "
-                         "torch can use") from error
+        raise ValueError(f"device is {str(device)!r}, which this installation of torch cannot use here; it must be cpu "
+                         "or cuda") from error
     if place.type == "mps":
         raise ValueError("device is 'mps', which has no float64 to compute confidences in; it must be cpu or cuda")
     return place
