@@ -37,9 +37,14 @@ def left_padded(prompts: Sequence[Tensor], filler: int = 7) -> tuple[Tensor, Ten
 
 
 def with_flags(base: list, flags: list) -> list:
-    """A command line's flags, each with one value, where those of `flags` take the place of the same ones in `base`."""
-    pairs = [base[i : i + 2] for i in range(0, len(base), 2) if base[i] not in flags]
-    return [word for pair in pairs for word in pair] + flags
+    """A command line where the flags of `flags` take the place of the same ones in `base`."""
+    kept: list[str] = []
+    flag = ""
+    for word in base:
+        flag = word if str(word).startswith("-") else flag
+        if flag not in flags:
+            kept.append(word)
+    return kept + flags
 
 
 def name_of(value: object) -> str:

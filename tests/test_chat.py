@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, with_flags
 
 from dpad.engine import completion, loading
 from dpad.engine.fields import setting
@@ -27,7 +27,7 @@ FLAGS = ["-d", "gaussian", "-k", "3", "-sc", "1.6", "-e", "-th", "0.9", "-l", "6
 
 
 def line(model="tiny", *more):
-    return [sys.executable, str(ROOT / "run.py"), "chat", "-m", str(model), *FLAGS, *more]
+    return [sys.executable, str(ROOT / "run.py"), "chat", "-m", str(model), *with_flags(FLAGS, [*more])]
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ class Terminal:
 @pytest.mark.slow
 def test_on_a_terminal(plain):
     """A person asks, sees drafts with masks, reads the cost, stops an answer with Ctrl-C, and ends with Ctrl-D."""
-    slow = ["--threshold", "0", "-l", "256"]
+    slow = ["-th", "0", "-l", "256"]
     talk = Terminal(line("tiny", *slow), **({"NO_COLOR": "1"} if plain else {}))
     talk.wait("lists the commands")
     talk.type("/settings gen_length 64 window 64\n")

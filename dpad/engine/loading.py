@@ -283,6 +283,8 @@ def _device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device is {str(device)!r}, which this installation of torch cannot use here; it must be cpu "
                          "or cuda") from error
+    if place.type == "meta":
+        raise ValueError("device is 'meta', which holds no numbers; it must be cpu or cuda")
     if place.type == "mps":
         raise ValueError("device is 'mps', which has no float64 to compute confidences in; it must be cpu or cuda")
     return place
