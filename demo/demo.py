@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from dpad import ROOT
 from dpad.engine.checks import check_integer
-from dpad.engine.command_line import Parser
+from dpad.engine.command_line import Parser, waiting_for
 from dpad.engine.configurations import BLOCK_LENGTH, CONFIGURATIONS, THRESHOLD, dpad_parameters, names_for
 from dpad.results import charts, files, tables
 
@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from dpad.engine import loading
 
-        settings = prepare(options)
-        loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
+        with waiting_for(f"the task {options.task} and the model {options.model}"):
+            settings = prepare(options)
+            loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
         print(f"{len(settings)} configurations of {options.model} on {options.task}, G = {options.gen_length}. "
               "Each row appears when it is measured.\n", flush=True)
         for record in measure(loaded, settings, options):

@@ -188,6 +188,7 @@ def test_generate_does_not_import_lm_eval(model):
     (["--prompt_file", "bytes.txt"], "bytes.txt cannot be read: it is not UTF-8 text"),
     (["--prompt_file", "empty.txt"], "empty.txt: the prompt is empty"),
     (["--prompt_file", "bad.jsonl"], "bad.jsonl, line 2: not a JSON object with a text"),
+    (["--prompt_file", "deep.jsonl"], "deep.jsonl, line 1: not a JSON object with a text"),
     (["--prompt", "a", "--prompt_file", "b"], "not allowed with argument"),
     (["--prompt", "a", "--watch", "--json"], "--watch shows one prompt at a time"),
     (["--prompt", "a", "--batch_size", "0"], "batch_size is 0"),
@@ -198,6 +199,7 @@ def test_bad_generate_requests_are_one_line(model, capsys, tmp_path, arguments, 
     """No traceback, exit status 2, nothing on standard output."""
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     assert message in refused(capsys, ["generate", *model, *arguments])
 

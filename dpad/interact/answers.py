@@ -59,7 +59,7 @@ def _read_prompt_file(name: str) -> list[str]:
         try:
             fields = json.loads(line)
             prompt = fields["prompt"] if "prompt" in fields else fields["question"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             prompt = None
         if not isinstance(prompt, str):
             raise ValueError(f"{name}, line {number}: not a JSON object with a text \"prompt\" or \"question\"")
