@@ -16,19 +16,26 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from dpad.engine import hub
 from dpad.engine.answer_text import AFTER_EOS
-from dpad.engine.checks import check_integer
+from dpad.engine.checks import check_integer, suggest
+from dpad.engine.command_line import Parser, waiting_for
+from dpad.engine.configurations import DPAD
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
-from dpad.engine.loading import FAMILIES, family_of, load
+from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, load, placement, resolve
+from dpad.engine.prompts import knows_single_questions_only
 from dpad.engine.settings import DecodingSettings
+from dpad.evaluation import processes
 
 if TYPE_CHECKING:
     from dpad.engine.loading import LoadedModel
 
+MC_SAMPLES = 128
 CHAT_TEMPLATE = {"auto": None, "on": True, "off": False}
 
 USAGE = """\
@@ -39,29 +46,35 @@ run.py [flags]            measure a model on a task
        run.py table RECORD...    tables and figures of records
        run.py trace FILE...      show and draw recorded denoisings
 Each of them has its own --help."""
+DPAD_FLAGS = f"-k {DPAD['k_sigma']:g} -sc {DPAD['scale']:g}"
+NOTE = f"""
+The defaults of -k and -sc are the authors', which the paper has for LLaDA-8B-Instruct. For all other models the
+examples, the benchmark, the demo and the web UI use {DPAD_FLAGS}, as the paper does for LLaDA-1.5.
+"""
 EVALUATE_EXAMPLES = """\
 examples:
   python run.py -t arithmetic-50 -m tiny                               the embedded model, vanilla decoding, offline
   python run.py -t arithmetic-50 -m tiny -d gaussian -k 3 -sc 1.6 -e   DPad: suffix dropout and early termination
   python run.py -t arithmetic-50 -m tiny -th 0.9 -c                    parallel decoding and prefix cache (Fast-dLLM)
-  python run.py -t gsm8k -m instruct -s 4 -l 1024 -d gaussian -k 3 -sc 1.6 -th 0.9 -e     LLaDA-8B, from the hub
-  python run.py generate -m tiny --watch --prompt "..."                answers to your own prompts (generate --help)
+  python run.py -t gsm8k -m 1.5 -s 4 -d gaussian -k 3 -sc 1.6 -th 0.9 -e     LLaDA-1.5 on GSM8K, from the hub
+  python run.py generate --help                                        answers to your own prompts
 
 The same command continues an interrupted run. Tasks that need no network: arithmetic-50, arithmetic-500.
-"""
+""" + NOTE
 GENERATE_EXAMPLES = """\
 examples:
   python run.py generate -m tiny --prompt "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?"
-  python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch --prompt "..."      watch the masks being decoded
-  echo "..." | python run.py generate -m tiny -th 0.9                    the prompt from standard input
+  python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch \\
+      --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+  echo "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?" | python run.py generate -m tiny -th 0.9
   python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json > answers.jsonl
-"""
+""" + NOTE
 CHAT_EXAMPLES = """\
 examples:
   python run.py chat -m tiny -d gaussian -k 3 -sc 1.6 -e             the embedded model, offline
-  python run.py chat -m instruct -d gaussian -th 0.9 -c -e           LLaDA-8B, from the hub
+  python run.py chat -m 1.5 -d gaussian -k 3 -sc 1.6 -th 0.9 -c -e   LLaDA-1.5, from the hub
   echo "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?" | python run.py chat -m tiny
-"""
+""" + NOTE
 BENCH_EXAMPLES = """\
 examples:
   python run.py bench                                      eight layers of random weights: vanilla, DPad, caches
@@ -95,7 +108,19 @@ def all_settings() -> tuple[list[Setting], list[Setting]]:
 def settings_from(args: argparse.Namespace) -> DecodingSettings:
     """The decoding settings that the flags stand for; ValueError when they clash or the model has no such setting."""
     decoding, dropout = all_settings()
-    return family_of(args.model).settings.from_choices(read_flags(args, [*decoding, *dropout]))
+    family = family_of(args.model) if args.model in NAMES else read_family(args.model)
+    return family.settings.from_choices(read_flags(args, [*decoding, *dropout]))
+
+
+def read_family(checkpoint: str) -> Family:
+    """The family of a checkpoint folder or hub id, from its config.json; ValueError when there is none to be had."""
+    with waiting_for(f"the configuration of {checkpoint}"), without_waiting_for_the_hub(checkpoint):
+        return family_of(checkpoint)
+
+
+def without_waiting_for_the_hub(name: str) -> AbstractContextManager[None]:
+    """Where a model is none of this machine's folders, ask once whether the hub answers."""
+    return nullcontext() if Path(resolve(name)).is_dir() else hub.offline_if_unreachable()
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
@@ -124,8 +149,41 @@ def integer_or_text(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
+def load_libraries() -> None:
+    """Import what takes seconds, and keep it from printing about itself; errors stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with waiting_for("torch and transformers"):
+        import torch  # noqa: F401
+        from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load_model(args: argparse.Namespace) -> LoadedModel:
-    return load(args.model, device=args.device, dtype=args.dtype)
+    load_libraries()
+    with waiting_for(f"the model {args.model}"), without_waiting_for_the_hub(args.model):
+        return load(args.model, device=args.device, dtype=args.dtype)
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Raise ValueError unless the device can be used and the model can be had: before anything takes long."""
+    load_libraries()
+    placement(args.device, args.dtype)
+    checkpoint = resolve(args.model)
+    try:
+        read_family(checkpoint)
+    except ValueError as error:
+        if Path(checkpoint).is_dir() or hub.is_reachable():
+            raise
+        from dpad.evaluation.tasks import offline_hint
+
+        raise ValueError(f"{error}. {offline_hint()}") from None
+
+
+def note(text: str) -> None:
+    """Say what is no error, but may surprise."""
+    print(f"run.py: note: {text}", file=sys.stderr)
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
@@ -153,8 +211,8 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
                        "first EOS or end-of-turn token: drop, the answer ends there; keep, it is scored without the "
                        "special tokens, as the published LLaDA numbers were. The record has both scores (default: "
                        "%(default)s)")
-    group.add_argument("--mc_samples", type=int, default=128, metavar="N", help="random masks for each "
-                       "log-likelihood, in multiple-choice tasks (default: %(default)s)")
+    group.add_argument("--mc_samples", type=int, metavar="N", help="random masks for each log-likelihood, in "
+                       f"multiple-choice tasks (default: {MC_SAMPLES})")
     group.add_argument("--num_processes", type=int, default=1, metavar="N", help="processes that share the work, each "
                        "with its own GPU if there are any (default: %(default)s)")
     group.add_argument("-p", "--main_process_port", type=int, metavar="PORT",
@@ -164,11 +222,10 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     """Measure a model on a task, in one process or several; print the record's numbers."""
-    from dpad.evaluation import processes
     from dpad.results import evaluations, files, outputs
 
     settings = settings_from(args)  # wrong flags are reported before a model of 16 GB is loaded
-    check_integer("num_processes", args.num_processes, 1)
+    check_processes(args)
     command = shlex.join(["python", "run.py", *argv])
     outputs.check_folder("--output", args.output)
     if args.record is not None:
@@ -179,25 +236,41 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
                 print(f"complete: {args.record}")
                 return
 
-    from dpad.evaluation import runs, tasks
-
-    runs.check_run(num_fewshot=args.num_fewshot, limit=args.limit, batch_size=args.batch_size,
-                   prompt_limit=args.prompt_limit, mc_samples=args.mc_samples)
-    loaded_tasks = tasks.load_tasks(args.task, args.num_fewshot, settings.seed)
+    if not Path(resolve(args.model)).is_dir():
+        hub.ask()  # while the libraries are imported
+    load_libraries()
+    with waiting_for("lm-eval"):
+        from dpad.evaluation import runs, tasks
+    answering = {"batch_size": args.batch_size, "prompt_limit": args.prompt_limit,
+                 "mc_samples": MC_SAMPLES if args.mc_samples is None else args.mc_samples,
+                 "after_eos": args.after_eos}
+    runs.check_run(num_fewshot=args.num_fewshot, limit=args.limit, **answering)
+    check_model(args)
+    with waiting_for(f"the task {args.task}"):
+        loaded_tasks = tasks.load_tasks(args.task, args.num_fewshot, settings.seed)
+    check_use_of_flags(args, tasks.output_types(loaded_tasks))
     if args.num_processes > 1 and processes.current().count == 1:
+        with without_waiting_for_the_hub(args.model):
+            weights = processes.weight_bytes(args.model, placement(args.device, args.dtype)[1])
+        processes.check_count(args.num_processes, args.device, weights)
         processes.launch(args.num_processes, args.main_process_port, argv, args.device)
         return
 
     here = processes.join()
     try:
+        if args.num_fewshot and here.rank == 0 and knows_single_questions_only(resolve(args.model)):
+            note(f"{args.model} was trained on single questions; worked examples (-s {args.num_fewshot}) confuse it")
         if here.count > 1 and args.device in (None, "cuda"):
             args.device = processes.device(here)
         record = runs.evaluate(
-            load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot,
-            batch_size=args.batch_size, limit=args.limit, chat_template=CHAT_TEMPLATE[args.chat_template],
-            output=args.output, name=args.name, from_scratch=args.from_scratch, command=command, processes=here,
-            prompt_limit=args.prompt_limit, mc_samples=args.mc_samples, after_eos=args.after_eos,
+            load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot, limit=args.limit,
+            chat_template=CHAT_TEMPLATE[args.chat_template], output=args.output, name=args.name,
+            from_scratch=args.from_scratch, command=command, processes=here, **answering,
         )
+    except ValueError:
+        if not processes.is_first_to_fail():
+            sys.exit(2)
+        raise
     finally:
         processes.leave()
     if record is None:  # the first process has it
@@ -205,6 +278,35 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     if args.record is not None:
         files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
     print(evaluations.summarize(record))
+
+
+def check_processes(args: argparse.Namespace) -> None:
+    """Raise ValueError unless the flags about processes fit each other and the launcher of this one, if it has one."""
+    check_integer("num_processes", args.num_processes, 1)
+    count = processes.current().count
+    if count > 1 and args.num_processes not in (1, count):
+        raise ValueError(f"num_processes is {args.num_processes}, but {count} processes have been launched already; "
+                         "leave it out")
+    if args.main_process_port is not None:
+        check_integer("main_process_port", args.main_process_port, 1, 2**16 - 1)
+        if args.num_processes == 1 and processes.current().rank == 0:
+            note(f"main_process_port is {args.main_process_port}, which has no effect without --num_processes")
+
+
+def check_use_of_flags(args: argparse.Namespace, types: set[str]) -> None:
+    """Raise ValueError for flags that the task has no use for.
+
+    Args:
+        types: what the task asks of a model, see `tasks.output_types`.
+    """
+    decoding, dropout = all_settings()
+    if types == {"generate_until"} and args.mc_samples is not None:
+        raise ValueError(f"mc_samples is {args.mc_samples}, but task {args.task} asks for no log-likelihoods")
+    if "generate_until" not in types:
+        unused = [entry.label for entry in (*decoding, *dropout) if hasattr(args, entry.name) and entry.name != "seed"]
+        if unused:
+            raise ValueError(f"{', '.join(unused)}: task {args.task} asks for log-likelihoods alone, for which nothing "
+                             "is decoded; leave them out")
 
 
 # --- generate and chat ------------------------------------------------------------------------------------------------
@@ -233,6 +335,7 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         raise ValueError("--trace records one prompt: give --prompt, not --prompt_file")
     check_integer("batch_size", args.batch_size, 1)
     settings = settings_from(args)
+    load_libraries()
 
     from dpad.interact import answers
     from dpad.results import outputs
@@ -249,11 +352,13 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
 
 def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
     """Talk with a model on the terminal, or answer a pipe line by line."""
+    settings = settings_from(args)
+    load_libraries()
+
     from dpad.engine.prompts import check_chat_template
     from dpad.interact import terminal
     from dpad.interact.chat import Chat
 
-    settings = settings_from(args)
     loaded = load_model(args)
     use_template = check_chat_template(loaded, CHAT_TEMPLATE[args.chat_template])
     Chat(loaded, settings, use_chat_template=use_template, live=terminal.can_redraw(),
@@ -278,6 +383,7 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
     """Time decoding in one process beside the roofline of its matrix products."""
     from benchmarks import bench
 
+    load_libraries()
     bench.run(args, shlex.join(["python", "run.py", *argv]))
 
 
@@ -382,17 +488,11 @@ COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """End with one line; argparse would print the usage before it."""
-        self.exit(2, f"run.py: {message} (see --help)\n")
-
-
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a command's flags."""
     command = COMMANDS[name]
-    parser = _Parser(
-        prog="run.py" if name == "evaluate" else f"run.py {name}", usage=command.usage, allow_abbrev=False,
+    parser = Parser(
+        prog="run.py" if name == "evaluate" else f"run.py {name}", usage=command.usage,
         description=command.description, epilog=command.examples, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_flags(parser)
@@ -401,14 +501,14 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run a command line; the return value is the exit status."""
+    processes.end_with_launcher()
     has_name = bool(argv) and not argv[0].startswith("-")
     name = argv[0] if has_name else "evaluate"
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}; flags without one mean "
-                     "evaluate (see --help)", 2)
+                     f"evaluate (see --help){suggest(name, COMMANDS)}", 2)
     args = parser_of(name).parse_args(argv[1:] if has_name else argv)
     try:
-        _silence_libraries()
         COMMANDS[name].run(args, argv)
     except KeyboardInterrupt as interrupt:
         return _fail(interrupt if str(interrupt) else "interrupted", 130)
@@ -424,15 +524,6 @@ def main(argv: list[str]) -> int:
             return _fail(f"{error.filename}: {error.strerror}", 1)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     return 0
-
-
-def _silence_libraries() -> None:
-    """Keep libraries from printing about themselves; errors stay."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _fail(message: object, status: int) -> int:

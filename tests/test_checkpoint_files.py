@@ -126,8 +126,8 @@ def test_quantization_that_nobody_knows(folder, entry):
 
 
 def test_names_that_are_almost_right():
-    assert "did you mean tiny?" in refusal("tny")
-    assert "did you mean dream-instruct" in refusal("dream-instuct")
+    assert "did you mean 'tiny'?" in refusal("tny")
+    assert "did you mean 'dream-instruct'" in refusal("dream-instuct")
     assert "model is ''" in refusal("")
 
 

@@ -7,6 +7,7 @@ Imported by everything that takes arguments; standard library only.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 
@@ -42,17 +43,31 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     choices = tuple(choices)
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}{suggest(value, choices)}")
+
+
+def suggest(value: object, choices: Iterable[str], count: int = 1) -> str:
+    """`; did you mean "this"?` for a value that looks like one of the choices; otherwise nothing.
+
+    count: how many of them are named, at most.
+    """
+    names = {name.lower(): name for name in choices}
+    close = difflib.get_close_matches(str(value).lower(), names, n=count)
+    return f"; did you mean {' or '.join(repr(names[name]) for name in close)}?" if close else ""
 
 
 def check_text(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is text that has a UTF-8 form, which a lone surrogate does not have."""
+    """Raise ValueError unless `value` is text that can be written as UTF-8, which bytes of another encoding cannot.
+
+    Python hands bytes of the command line and of standard input that are not UTF-8 on as lone surrogates; JSON may hold
+    them too. Tokenizers and files refuse them.
+    """
     if not isinstance(value, str):
         raise ValueError(f"{name} is {short(value)}; it must be text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} is {short(value)}; it must be valid Unicode, without lone surrogates") from None
+        raise ValueError(f"{name} is not UTF-8 text") from None
 
 
 def texts_of(name: str, value: object) -> list[str]:

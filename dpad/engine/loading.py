@@ -9,7 +9,6 @@ A family of models is one package (llada/) and one entry of FAMILIES. Imported, 
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dpad import ROOT
 from dpad.engine.answer_text import AnswerText
 from dpad.engine.checkpoint import check_folder, find_folder, read_config
-from dpad.engine.checks import check_choice, check_text, texts_of
+from dpad.engine.checks import check_choice, check_text, suggest, texts_of
 
 if TYPE_CHECKING:
     import torch
@@ -270,10 +269,8 @@ def resolve(name: str) -> str:
         find_folder(name)  # says that it must be a folder
     if name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "/", "~")):
         return name
-    close = difflib.get_close_matches(name, NAMES, n=2)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise ValueError(f"model is {name!r}; it must be {', '.join(NAMES)}, an existing checkpoint folder or a hub id "
-                     f"(owner/name){hint}")
+                     f"(owner/name){suggest(name, NAMES)}")
 
 
 def placement(
@@ -301,10 +298,22 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda, cuda:1 or the like"
+                         f"{suggest(device, ('cpu', 'cuda'))}") from error
+    gpus = torch.cuda.device_count() if place.type == "cuda" else 0
+    if place.type == "cuda" and not gpus:
+        raise ValueError(f"device is {str(device)!r}, but torch sees no GPU here; leave out --device, or give cpu")
+    if place.type == "cuda" and (place.index or 0) >= gpus:
+        raise ValueError(f"device is {str(device)!r}, but torch sees {gpus} GPU{'s' * (gpus > 1)} here: "
+                         f"{', '.join(f'cuda:{number}' for number in range(gpus))}")
+    try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda or another device that this installation of "
-                         "torch can use") from error
+        raise ValueError(f"device is {str(device)!r}, which this installation of torch cannot use here; it must be cpu "
+                         "or cuda") from error
+    if place.type == "meta":
+        raise ValueError("device is 'meta', which holds no numbers; it must be cpu or cuda")
     if place.type == "mps":
         raise ValueError("device is 'mps', which has no float64 to compute confidences in; it must be cpu or cuda")
     return place

@@ -12,6 +12,7 @@ on. The same command therefore finds its folder again and goes on there. It hold
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
 import shlex
@@ -27,7 +28,7 @@ from dpad import ROOT
 from dpad.engine.answer_text import other
 from dpad.engine.checks import check_integer
 from dpad.engine.loading import LoadedModel
-from dpad.engine.prompts import check_chat_template
+from dpad.engine.prompts import PromptTooLong, check_chat_template
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation.adapter import DiffusionLM, check_answering, describe_settings
 from dpad.evaluation.journal import Journal, digest
@@ -165,12 +166,19 @@ def answer_and_score(
     Several processes each answer their share of the requests before lm-eval's evaluator runs, which works alone: in the
     first process it then finds all the answers in the journal.
     """
-    if processes.count > 1:
-        for kind, instances in build_requests(lm, tasks, limit, chat_template).items():
-            lm.answer(kind, instances, processes)
-        processes.wait()
-        journal.refresh()
-    return score(lm, tasks, limit, chat_template) if processes.rank == 0 else None
+    try:
+        if processes.count > 1:
+            for kind, instances in build_requests(lm, tasks, limit, chat_template).items():
+                lm.answer(kind, instances, processes)
+            processes.wait()
+            journal.refresh()
+        return score(lm, tasks, limit, chat_template) if processes.rank == 0 else None
+    except PromptTooLong as error:
+        count = max(task.config.num_fewshot or 0 for task in tasks["tasks"].values())
+        fitting = count_fitting_examples(lm, tasks, count, limit, chat_template)
+        if fitting is None:
+            raise
+        raise ValueError(f"{error}; num_fewshot is {count}, and {fitting} worked examples would fit") from None
 
 
 def score(lm: DiffusionLM, tasks: dict[str, Any], limit: int | None, chat_template: bool) -> dict[str, Any]:
@@ -178,6 +186,27 @@ def score(lm: DiffusionLM, tasks: dict[str, Any], limit: int | None, chat_templa
     for task in tasks["tasks"].values():  # the evaluator builds the requests again, from the same few-shot examples
         task.set_fewshot_seed(seed=lm.settings.seed)
     return evaluator.evaluate(lm, tasks, limit=limit, apply_chat_template=chat_template, fewshot_as_multiturn=False)
+
+
+def count_fitting_examples(
+    lm: DiffusionLM, tasks: dict[str, Any], too_many: int, limit: int | None, chat_template: bool
+) -> int | None:
+    """With how many worked examples, less than `too_many`, all prompts leave room for the answer; None if with none."""
+
+    def fits(count: int) -> bool:
+        for task in tasks["tasks"].values():
+            task.set_config(key="num_fewshot", value=count)
+            task.set_fewshot_seed(seed=lm.settings.seed)
+        try:
+            for kind, instances in build_requests(lm, tasks, limit, chat_template).items():
+                lm.prepare(kind, instances)
+        except PromptTooLong:
+            return False
+        return True
+
+    # The smallest number that does not fit, minus one. More examples are not always the same ones and another, so that
+    # a number between may fit or not; the one that is found does fit.
+    return bisect.bisect_left(range(too_many), True, key=lambda count: not fits(count)) - 1 if fits(0) else None
 
 
 def build_requests(

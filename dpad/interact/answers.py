@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from dpad.engine import completion
+from dpad.engine.checks import check_text
 from dpad.engine.completion import Completion
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import check_chat_template, check_prompt
@@ -43,6 +44,8 @@ def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
         prompts = [_read_text("-").strip("\n")]
     if not prompts or not all(text.strip() for text in prompts):
         raise ValueError(f"{source}: the prompt is empty")
+    for text in prompts:
+        check_text(f"a prompt of {source}" if len(prompts) > 1 else f"{source}: the prompt", text)
     return prompts
 
 
@@ -56,7 +59,7 @@ def _read_prompt_file(name: str) -> list[str]:
         try:
             fields = json.loads(line)
             prompt = fields["prompt"] if "prompt" in fields else fields["question"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             prompt = None
         if not isinstance(prompt, str):
             raise ValueError(f"{name}, line {number}: not a JSON object with a text \"prompt\" or \"question\"")
@@ -65,12 +68,7 @@ def _read_prompt_file(name: str) -> list[str]:
 
 
 def _read_text(name: str) -> str:
-    if name != "-":
-        return files.read_text(name)
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise ValueError("standard input cannot be read: it is not UTF-8 text") from error
+    return sys.stdin.read() if name == "-" else files.read_text(name)
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------
@@ -126,4 +124,4 @@ def _as_json(prompt: str, answer: Completion) -> str:
         "tokens_per_second": answer.tokens_per_second, "seconds": answer.seconds,
         "tokens_processed": answer.tokens_processed,
     }
-    return json.dumps(line, ensure_ascii=False)
+    return json.dumps(line, ensure_ascii=(sys.stdout.encoding or "").lower() != "utf-8")

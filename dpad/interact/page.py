@@ -14,7 +14,7 @@ import gradio as gr
 
 from dpad.engine.configurations import CONFIGURATIONS, dpad_parameters
 from dpad.engine.fields import Setting, settings_of
-from dpad.engine.settings import ALIASES, STRATEGY, DecodingSettings
+from dpad.engine.settings import ALIASES, SAMPLER_SETTINGS, STRATEGY, DecodingSettings, default_parameters
 from dpad.interact.canvas import canvas_after, describe_trace
 from dpad.interact.denoiser import MAX_GEN_LENGTH, MAX_QUESTION, MAX_VISITORS, AnswerThread, Denoiser, read_uploaded
 from dpad.interact.markup import render_canvas, render_curve, render_message
@@ -127,9 +127,8 @@ class Page:
     def read_choices(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """What the controls say, without the parameters of other dropout strategies."""
         choices = {name: read_value(self.settings[name], value) for name, value in zip(self.controls, values)}
-        strategy = {STRATEGY.name: choices[STRATEGY.name]}
-        applicable = self.family.from_choices(strategy).as_choices()
-        return {name: value for name, value in choices.items() if name in applicable}
+        parameters = default_parameters(choices[STRATEGY.name])
+        return {name: value for name, value in choices.items() if name not in SAMPLER_SETTINGS or name in parameters}
 
     def vanilla_choices(self, choices: dict[str, Any]) -> dict[str, Any]:
         """Vanilla decoding to compare with: it keeps the choices that all models share, except what presets change."""

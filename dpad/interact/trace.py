@@ -1,6 +1,7 @@
-"""The trace of one answer: what every forward decoded, recorded while it happens and kept as JSON lines.
+r"""The trace of one answer: what every forward decoded, recorded while it happens and kept as JSON lines.
 
-    python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --trace dpad.jsonl --prompt "Tom has 3 bags ..."
+    python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --trace dpad.jsonl \
+        --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
     python run.py trace dpad.jsonl
 
 The first line of a trace holds the prompt and the settings, the last one the answer and its cost. Each line between
