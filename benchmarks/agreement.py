@@ -85,7 +85,7 @@ def main() -> int:
     try:
         loading.placement(options.device, None)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"{str(error).partition(';')[0]}; --device cpu tries the script itself")
     with tqdm(total=len(names) * len(SETTINGS), unit="setting", disable=None) as bar:
         rows = [row for name in names for row in compare(name, options.device, prompts, bar)]
 

@@ -271,7 +271,7 @@ def test_bad_flags_are_one_line(model, capsys, tmp_path, flags, message):
     (["--mc_samples", "64"], "mc_samples is 64, but task arithmetic-50 asks for no log-likelihoods"),
     (["-t", "choices-local", "-th", "0.9", "-e"], "threshold, early_termination: task choices-local asks for log-like"),
     (["-t", "choices-local", "-d", "gaussian"], "dropout_strategy: task choices-local asks for log-likelihoods alone"),
-    (["--device", "cuda"], "device is 'cuda', but torch sees no GPU here; leave out --device, or give cpu"),
+    (["--device", "cuda"], "device is 'cuda', but torch sees no GPU here; leave it out, or give cpu"),
     (["--device", "cuda:7"], "device is 'cuda:7', but torch sees no GPU here"),
     (["--device", "meta"], "device is 'meta', which holds no numbers; it must be cpu or cuda"),
     (["-s", "100"], "num_fewshot is 100; task 'arithmetic-50' has 64 worked examples"),
