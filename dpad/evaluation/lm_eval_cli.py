@@ -1,7 +1,7 @@
 """Models of this repository under lm-eval's own command line, as `--model dpad`.
 
     python -m dpad.evaluation.lm_eval_cli --model dpad --tasks arithmetic-50 --include_path dataset/tasks \
-        --model_args checkpoint=tiny,gen_length=256,dropout_strategy=gaussian \
+        --model_args checkpoint=tiny,dropout_strategy=gaussian,k_sigma=3,scale=1.6 \
         --apply_chat_template --fewshot_as_multiturn False
 
 All of lm-eval's flags work. (`lm_eval --model dpad` alone does not know the name, because lm-eval 0.4.13 finds only
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lm_eval.api.registry import register_model
 
+from dpad.engine.command_line import use_utf8
 from dpad.engine.loading import Family, family_of, load
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation.adapter import DiffusionLM, describe_settings
@@ -76,6 +77,7 @@ def main() -> int:
     """lm-eval's command line; an argument that cannot be used ends it with one line and status 2."""
     from lm_eval.__main__ import cli_evaluate
 
+    use_utf8()
     try:
         cli_evaluate()
     except ValueError as error:
