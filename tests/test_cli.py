@@ -316,6 +316,17 @@ def test_worked_examples_for_a_model_of_single_questions(capsys, monkeypatch, tm
     assert capsys.readouterr().err == (line if warned else "")
 
 
+@pytest.mark.parametrize("arguments", [["-m", "1.5"], ["-m", "someone/something"], ["-m", "tiny", "-t", "mbpp"]])
+def test_every_failure_of_the_hub_says_what_works(capsys, monkeypatch, tmp_path, arguments):
+    """Guards the end of each such line: the tasks whose data are here, and no others."""
+    monkeypatch.setattr("dpad.engine.hub.is_reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    line = refused(capsys, arguments)
+    assert "the hub is out of reach" in line and "Tasks that need no network: arithmetic-50, arithmetic-500, ch" in line
+    assert not {"mbpp", "humaneval"} & set(line.rpartition(": ")[2].replace(",", "").split())
+
+
 @pytest.mark.slow
 def test_without_the_hub_the_default_command_says_what_works(tmp_path):
     """Guards a newcomer's first command: offline it ends in seconds, with what works instead."""
