@@ -108,14 +108,22 @@ def all_settings() -> tuple[list[Setting], list[Setting]]:
 def settings_from(args: argparse.Namespace) -> DecodingSettings:
     """The decoding settings that the flags stand for; ValueError when they clash or the model has no such setting."""
     decoding, dropout = all_settings()
-    family = family_of(args.model) if args.model in NAMES else read_family(args.model)
+    family = family_of(args.model) if args.model in NAMES else read_family(args)
     return family.settings.from_choices(read_flags(args, [*decoding, *dropout]))
 
 
-def read_family(checkpoint: str) -> Family:
-    """The family of a checkpoint folder or hub id, from its config.json; ValueError when there is none to be had."""
-    with waiting_for(f"the configuration of {checkpoint}"), without_waiting_for_the_hub(checkpoint):
-        return family_of(checkpoint)
+def read_family(args: argparse.Namespace) -> Family:
+    """The family of the model, from its config.json; ValueError when there is none to be had."""
+    checkpoint = resolve(args.model)
+    try:
+        with waiting_for(f"the configuration of {checkpoint}"), without_waiting_for_the_hub(checkpoint):
+            return family_of(checkpoint)
+    except ValueError as error:
+        if "task" not in args or Path(checkpoint).is_dir() or hub.is_reachable():
+            raise
+        from dpad.evaluation.tasks import offline_hint
+
+        raise ValueError(f"{error}. {offline_hint()}") from None
 
 
 def without_waiting_for_the_hub(name: str) -> AbstractContextManager[None]:
@@ -170,15 +178,7 @@ def check_model(args: argparse.Namespace) -> None:
     """Raise ValueError unless the device can be used and the model can be had: before anything takes long."""
     load_libraries()
     placement(args.device, args.dtype)
-    checkpoint = resolve(args.model)
-    try:
-        read_family(checkpoint)
-    except ValueError as error:
-        if Path(checkpoint).is_dir() or hub.is_reachable():
-            raise
-        from dpad.evaluation.tasks import offline_hint
-
-        raise ValueError(f"{error}. {offline_hint()}") from None
+    read_family(args)
 
 
 def note(text: str) -> None:

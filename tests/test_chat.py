@@ -206,6 +206,8 @@ def test_on_a_terminal(plain):
     slow = ["-th", "0", "-l", "256"]
     talk = Terminal(line("tiny", *slow), **({"NO_COLOR": "1"} if plain else {}))
     talk.wait("lists the commands")
+    os.write(talk.file, b"caf\xe9?\n/settings \xff 1\n")  # another encoding: refused, and the conversation goes on
+    talk.wait(r"(?s)is not UTF-8 text.*is not UTF-8 text")
     talk.type("/settings gen_length 64 window 64\n")
     talk.wait(r"history +off")
     talk.type(QUESTION + "\n")

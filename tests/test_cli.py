@@ -257,7 +257,7 @@ def test_bad_flags_are_one_line(model, capsys, tmp_path, flags, message):
     (["--mc_samples", "64"], "mc_samples is 64, but task arithmetic-50 asks for no log-likelihoods"),
     (["-t", "choices-local", "-th", "0.9", "-e"], "threshold, early_termination: task choices-local asks for log-like"),
     (["-t", "choices-local", "-d", "gaussian"], "dropout_strategy: task choices-local asks for log-likelihoods alone"),
-    (["--device", "cuda"], "device is 'cuda', but torch sees no GPU here; leave out --device, or give cpu"),
+    (["--device", "cuda"], "device is 'cuda', but torch sees no GPU here; leave it out, or give cpu"),
     (["--device", "cuda:7"], "device is 'cuda:7', but torch sees no GPU here"),
     (["--device", "meta"], "device is 'meta', which holds no numbers; it must be cpu or cuda"),
     (["-s", "100"], "num_fewshot is 100; task 'arithmetic-50' has 64 worked examples"),
@@ -300,6 +300,17 @@ def test_worked_examples_for_a_model_of_single_questions(capsys, monkeypatch, tm
     assert run.main(words) == 0
     line = "run.py: note: tiny was trained on single questions; worked examples (-s 2) confuse it\n"
     assert capsys.readouterr().err == (line if warned else "")
+
+
+@pytest.mark.parametrize("arguments", [["-m", "1.5"], ["-m", "someone/something"], ["-m", "tiny", "-t", "mbpp"]])
+def test_every_failure_of_the_hub_says_what_works(capsys, monkeypatch, tmp_path, arguments):
+    """Guards the end of each such line: the tasks whose data are here, and no others."""
+    monkeypatch.setattr("dpad.engine.hub.is_reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    line = refused(capsys, arguments)
+    assert "the hub is out of reach" in line and "Tasks that need no network: arithmetic-50, arithmetic-500, ch" in line
+    assert not {"mbpp", "humaneval"} & set(line.rpartition(": ")[2].replace(",", "").split())
 
 
 @pytest.mark.slow

@@ -247,11 +247,11 @@ def test_cores_and_memory_bound_the_processes(machine):
     processes.check_count(8, None, 0)
     with pytest.raises(ValueError, match="^num_processes is 9; it must be at most 8 here: one for each processor core"):
         processes.check_count(9, None, 0)
-    processes.check_count(3, "cpu", gib)
-    with pytest.raises(ValueError, match="^num_processes is 4; it must be at most 3 here: each takes about 1.3 GiB of "
+    processes.check_count(2, "cpu", gib)
+    with pytest.raises(ValueError, match="^num_processes is 3; it must be at most 2 here: each takes about 1.4 GiB of "
                                          "memory, and 4.0 GiB are free$"):
-        processes.check_count(4, "cpu", gib)
-    with pytest.raises(ValueError, match="at most 1 here: each takes about 32.3 GiB"):
+        processes.check_count(3, "cpu", gib)
+    with pytest.raises(ValueError, match="at most 1 here: each takes about 32.4 GiB"):
         processes.check_count(2, None, 32 * gib)
     processes.check_count(1, None, 32 * gib)
 

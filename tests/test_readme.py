@@ -158,7 +158,7 @@ PROMPTS = set(re.findall(
 ))
 QUESTIONS = sorted(command for command in PROMPTS if re.search(r"-m (dream-)?tiny", command))
 EVALUATIONS = sorted(set(re.findall(r"python run\.py -t [\w-]+ -m (?:dream-)?tiny(?: -\w+(?: [\w.]+)?)*", TEXTS)))
-DROPOUTS = sorted(set(re.findall(r"python run\.py [^`\n]*-d gaussian[^`\n]*", TEXTS)))
+DROPOUTS = sorted(set(re.findall(r"python [^`\n]*(?:-d |dropout_strategy=)gaussian[^`\n]*", TEXTS)))
 
 
 def test_there_are_questions():
@@ -197,7 +197,7 @@ def test_an_example_of_an_evaluation_runs(command, capsys, monkeypatch, tmp_path
 @pytest.mark.parametrize("command", DROPOUTS)
 def test_examples_of_suffix_dropout_use_one_set_of_parameters(command):
     """Guards -k and -sc wherever we choose them: the ones that configurations.py has for the model."""
-    found = dict(re.findall(r" (-k|-sc|-m) ([\w./-]+)", command))
-    model = found.get("-m", "instruct")
-    parameters = {"k_sigma": float(found.get("-k", 4)), "scale": float(found.get("-sc", 2))}
-    assert parameters == (dpad_parameters(model) if model.islower() else parameters)
+    words = {"-k": "k_sigma", "-sc": "scale", "-m": "model", "checkpoint": "model"}
+    found = {words.get(word, word): value for word, value in re.findall(r"([\w-]+)[ =]([\w./-]+)", command)}
+    parameters = {"k_sigma": float(found.get("k_sigma", 4)), "scale": float(found.get("scale", 2))}
+    assert parameters == dpad_parameters(found.get("model", "instruct"))

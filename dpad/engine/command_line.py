@@ -106,9 +106,9 @@ def use_utf8() -> None:
 def waiting_for(what: str) -> Iterator[None]:
     """Say on a terminal what is being loaded, once it has taken a second; the line disappears when it is done.
 
-    Pipes and files get nothing.
+    Pipes and files get nothing, and of several processes one speaks.
     """
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("RANK", "0") != "0":
         yield
         return
 

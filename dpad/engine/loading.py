@@ -303,7 +303,7 @@ def _device(device: str | torch.device | None) -> torch.device:
                          f"{suggest(device, ('cpu', 'cuda'))}") from error
     gpus = torch.cuda.device_count() if place.type == "cuda" else 0
     if place.type == "cuda" and not gpus:
-        raise ValueError(f"device is {str(device)!r}, but torch sees no GPU here; leave out --device, or give cpu")
+        raise ValueError(f"device is {str(device)!r}, but torch sees no GPU here; leave it out, or give cpu")
     if place.type == "cuda" and (place.index or 0) >= gpus:
         raise ValueError(f"device is {str(device)!r}, but torch sees {gpus} GPU{'s' * (gpus > 1)} here: "
                          f"{', '.join(f'cuda:{number}' for number in range(gpus))}")

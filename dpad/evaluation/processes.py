@@ -35,7 +35,7 @@ RUN = ROOT / "run.py"
 LAUNCHER = "DPAD_LAUNCHER"  # the environment variable that holds the launcher's process id
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 MEMORY, CONTROL_GROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-BASE_MEMORY = 280 * 2**20  # bytes of main memory of a process before it has a model: Python, torch, lm-eval
+BASE_MEMORY = 400 * 2**20  # bytes that a process takes besides the weights: Python, torch, lm-eval, answering
 GRACE = 60  # seconds that the launcher has to end the other processes of a run in which one failed
 # How long processes that are finished wait for the others. If one of them dies, its launcher ends the run at once.
 MAX_WAIT = timedelta(days=7)
