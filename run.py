@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from dpad.engine.answer_text import AFTER_EOS
 from dpad.engine.checks import check_integer
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, family_of, load
@@ -148,6 +149,10 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
                        help="prompts decoded together; auto: as many as memory allows (default: %(default)s)")
     group.add_argument("--prompt_limit", type=int, metavar="N", help="cut prompts to their last N tokens (default: "
                        "refuse prompts that leave no room for the answer)")
+    group.add_argument("--after_eos", choices=AFTER_EOS, default="drop", help="text that the model writes after its "
+                       "first EOS or end-of-turn token: drop, the answer ends there; keep, it is scored without the "
+                       "special tokens, as the published LLaDA numbers were. The record has both scores (default: "
+                       "%(default)s)")
     group.add_argument("--mc_samples", type=int, default=128, metavar="N", help="random masks for each "
                        "log-likelihood, in multiple-choice tasks (default: %(default)s)")
     group.add_argument("--num_processes", type=int, default=1, metavar="N", help="processes that share the work, each "
@@ -191,7 +196,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
             load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot,
             batch_size=args.batch_size, limit=args.limit, chat_template=CHAT_TEMPLATE[args.chat_template],
             output=args.output, name=args.name, from_scratch=args.from_scratch, command=command, processes=here,
-            prompt_limit=args.prompt_limit, mc_samples=args.mc_samples,
+            prompt_limit=args.prompt_limit, mc_samples=args.mc_samples, after_eos=args.after_eos,
         )
     finally:
         processes.leave()

@@ -62,7 +62,7 @@ def record(loaded: loading.LoadedModel, name: str) -> Trace:
     text = loaded.chat(EXAMPLES[0])
     completion.warm_up(loaded, text, GEN_LENGTH)
     tracer = Tracer(loaded, EXAMPLES[0], settings)
-    [answer] = completion.complete(loaded, [text], settings, until=[loaded.eos], streamer=tracer)
+    [answer] = completion.complete(loaded, [text], settings, streamer=tracer)
     return tracer.finish(answer)
 
 

@@ -154,19 +154,6 @@ def test_text_output(model, capsys):
     assert "tokens/s" in statistics
 
 
-def test_watch_shows_drafts_and_ends_with_the_answer(model, capsys):
-    """--watch draws masks being decoded, without special tokens, and leaves the answer that generate gives."""
-    slow = [*SHORT, "-th", "1"]  # one token a forward
-    [expected] = answers(capsys, [*model, "--prompt", PROMPT, *slow])
-    assert run.main(["generate", *model, "--prompt", PROMPT, "--watch", *slow]) == 0
-    shown = capsys.readouterr().out
-    drafts = shown.split("\0337")[1:]
-    assert len(drafts) == expected["forwards"] == 32
-    assert any("░" in draft for draft in drafts) and "<|" not in shown and PROMPT not in shown
-    confirmed = "".join(part.split("\0337")[0] for part in shown.split("\0338\033[J")[1:])
-    assert expected["answer"].split()[0] in confirmed and "░" not in confirmed
-
-
 @pytest.mark.slow
 def test_generate_does_not_import_lm_eval(model):
     """Answering a prompt must not wait for the evaluation harness."""

@@ -21,7 +21,7 @@ LAYERS = [  # from the bottom to the top; a package stands for all its modules t
      "dpad.engine.cuda_graphs"},
     {"llada", "dream"},
     {"dpad.engine.loading", "dpad.engine.configurations", "dpad.engine.prompts", "dpad.engine.completion",
-     "dpad.engine.likelihood"},
+     "dpad.engine.likelihood", "dpad.engine.answer_text"},
     {"dpad.results"},
     {"dpad.evaluation", "dpad.interact", "dpad.training", "checkpoints", "dataset", "postprocess_code"},
     {"benchmarks", "demo"},

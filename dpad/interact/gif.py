@@ -125,7 +125,7 @@ def _draw_cell(draw: ImageDraw, cell: Cell, box: tuple[int, int, int, int], trac
 
     colour = shade(cell.forward, len(trace.forwards))
     draw.rectangle(inner, fill=colour, outline=OUTLINE[cell.kind])
-    if with_text and cell.text != trace.eos:
+    if with_text and cell.glyph:
         middle = ((left + right) / 2, (top + bottom) / 2)
         ink = LIGHT_INK if needs_light_text(colour) else INK
         draw.text(middle, cell.glyph[:MAX_CHARACTERS], fill=ink, font=_font(11), anchor="mm")
