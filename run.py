@@ -196,7 +196,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
             load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot,
             batch_size=args.batch_size, limit=args.limit, chat_template=CHAT_TEMPLATE[args.chat_template],
             output=args.output, name=args.name, from_scratch=args.from_scratch, command=command, processes=here,
-            prompt_limit=args.prompt_limit, mc_samples=args.mc_samples, after_eos=args.after_eos,
+            prompt_limit=args.prompt_limit, mc_samples=args.mc_samples, after_eos=args.after_eos, note=_note,
         )
     finally:
         processes.leave()
@@ -304,11 +304,8 @@ def run_table(args: argparse.Namespace, argv: list[str]) -> None:
         raise ValueError(f"--figure is {args.figure!r}, but nothing is drawn without --plot FILE")
     if args.plot is not None:
         outputs.check("--plot", args.plot, outputs.PICTURE, inputs=args.paths)
-    def note(text: str) -> None:
-        print(f"run.py: {text}", file=sys.stderr)
-
-    loaded_records = records.load(args.paths, note=note)
-    pictures = [] if args.plot is None else charts.plan(loaded_records, args.figure or "bars", note)
+    loaded_records = records.load(args.paths, note=_note)
+    pictures = [] if args.plot is None else charts.plan(loaded_records, args.figure or "bars", _note)
     print(tables.render(loaded_records, args.paper, args.format))
     for path in charts.draw_all(pictures, args.plot) if pictures else ():
         print(f"drawn in {path}", file=sys.stderr)
@@ -324,19 +321,23 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
     """Show recorded denoisings, and draw them as a GIF."""
     from dpad.interact.canvas import summarize
-    from dpad.interact.gif import write_gif
+    from dpad.interact.gif import check_gif, write_gif
     from dpad.interact.trace import read_trace
     from dpad.results import outputs
+    from dpad.results.formatting import LAYOUT, printable
 
     if args.seconds is not None and args.gif is None:
         raise ValueError(f"--seconds is {args.seconds:g}, but nothing is drawn without --gif FILE")
     if args.gif is not None:
         outputs.check("--gif", args.gif, outputs.GIF, inputs=args.paths)
+    seconds = 8.0 if args.seconds is None else args.seconds
     traces = [read_trace(path) for path in args.paths]
-    for trace in traces:
-        print(f"{summarize(trace)}\n")
     if args.gif is not None:
-        write_gif(traces, args.gif, 8.0 if args.seconds is None else args.seconds)
+        check_gif(traces, seconds)
+    for trace in traces:
+        print(printable(summarize(trace), LAYOUT), end="\n\n")
+    if args.gif is not None:
+        write_gif(traces, args.gif, seconds)
         print(f"drawn in {args.gif}")
 
 
@@ -435,10 +436,15 @@ def _silence_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def _fail(message: object, status: int) -> int:
+def _note(message: object) -> None:
+    """One line on standard error."""
     from dpad.results.formatting import printable
 
-    print("run.py:", printable(" ".join(str(message).split())), file=sys.stderr)
+    print("run.py:", printable(" ".join(str(message).split())), file=sys.stderr, flush=True)
+
+
+def _fail(message: object, status: int) -> int:
+    _note(message)
     return status
 
 

@@ -8,7 +8,6 @@ dpad/training/train.py writes the first card of a model; this renews it, for ins
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def write_card(folder: Path) -> None:
     Raises:
         ValueError: train.jsonl or records.json cannot be read.
     """
-    entries = [json.loads(line) for line in files.read_lines(folder / "train.jsonl")]
+    entries = [entry for _, entry in files.read_json_lines(folder / "train.jsonl")]
     starts = [entry for entry in entries if "command" in entry]
     curve = [entry for entry in entries if "loss" in entry]
     family = family_of(str(folder))

@@ -97,6 +97,11 @@ def _dtype(record: dict) -> str:
     return record["settings"].get("dtype") or "unknown dtype"
 
 
+def _after_eos(record: dict) -> str:
+    """What was scored of text after EOS; records that do not say so were made when it was kept."""
+    return record["settings"].get("after_eos") or "keep"
+
+
 def _sampler_of(record: dict) -> str | None:
     return (record["settings"].get("suffix_sampler") or {}).get("name")
 
@@ -107,7 +112,7 @@ def comparison_key(record: dict) -> tuple:
     if limit is not None and limit >= record["samples"]:
         limit = None  # 50 of 50 problems are all of them
     return (record["task"], _shots(record), record["model"], _gen_length(record), record["samples"], limit,
-            hardware_line(record), _dtype(record), _batch_size(record))
+            hardware_line(record), _dtype(record), _batch_size(record), _after_eos(record))
 
 
 def _baseline_latency(record: dict, comparable: Sequence[dict]) -> float | None:
@@ -207,13 +212,13 @@ def group_by_table(records: Sequence[dict]) -> list[list[dict]]:
 def describe_tables(groups: Sequence[Sequence[dict]]) -> list[str]:
     """The lines above tables of evaluations: what all records of a group have in common.
 
-    Batch size, dtype and the limit are named where two lines would be the same without them.
+    Batch size, dtype, text after EOS and the limit are named where two lines would be the same without them.
     """
     titles = [_describe_table(group[0]) for group in groups]
     if len(set(titles)) == len(titles):
         return titles
     return [
-        f"{title}, {_dtype(group[0])}, batch size {_batch_size(group[0])}"
+        f"{title}, {_dtype(group[0])}, batch size {_batch_size(group[0])}, text after EOS: {_after_eos(group[0])}"
         + (f", limit {group[0]['settings']['limit']}" if group[0]["settings"].get("limit") else "")
         for group, title in zip(groups, titles)
     ]
