@@ -75,6 +75,7 @@ The roofline is the time of the same forwards reduced to their matrix products, 
 """
 TABLE_EXAMPLES = """\
 examples:
+  python run.py table results                                         all runs, compared where they can be
   python run.py table results/main_1.5/1.5 --paper llada-1.5          measured, and beside it what the authors report
   python run.py table benchmarks/cpu-small.json                       a record of run.py bench
   python run.py table record.json --format csv > table.csv
@@ -284,12 +285,14 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
     from dpad.results.charts import FIGURES
 
-    parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders of them")
+    parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders, which are "
+                        "searched with all their subfolders")
     parser.add_argument("--paper", metavar="MODEL", help="put the authors' numbers for llada-instruct, llada-1.5 or "
                         "dream-base beside the measured ones")
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
                         help="how tables are written (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg")
+    parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg; several get "
+                        "names of their own from it")
     parser.add_argument("--figure", choices=FIGURES, help="what --plot draws; bars: latency and accuracy of "
                         "evaluations, latency and roofline of benchmarks; heatmap: accuracy by window and kept tokens; "
                         "length: speedup against answer length (default: bars)")
@@ -306,8 +309,10 @@ def run_table(args: argparse.Namespace, argv: list[str]) -> None:
         outputs.check("--plot", args.plot, outputs.PICTURE, inputs=args.paths)
     loaded_records = records.load(args.paths, note=_note)
     pictures = [] if args.plot is None else charts.plan(loaded_records, args.figure or "bars", _note)
+    paths = charts.place(pictures, args.plot) if pictures else []
     print(tables.render(loaded_records, args.paper, args.format))
-    for path in charts.draw_all(pictures, args.plot) if pictures else ():
+    for picture, path in zip(pictures, paths):
+        picture.draw(path)
         print(f"drawn in {path}", file=sys.stderr)
 
 

@@ -133,7 +133,9 @@ def titles_of(pictures, path, monkeypatch):
     original = Figure.suptitle
     monkeypatch.setattr(Figure, "suptitle", lambda self, text, **more: (
         titles.append(text) or original(self, text, **more)))
-    paths = charts.draw_all(pictures, path)
+    paths = charts.place(pictures, path)
+    for entry, target in zip(pictures, paths):
+        entry.draw(target)
     return dict(zip([path.name for path in paths], titles, strict=True))
 
 

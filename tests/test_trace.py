@@ -175,7 +175,7 @@ def test_a_gif_of_an_absurd_length_is_refused(loaded, tmp_path, capsys):
     assert run.main(["trace", str(tmp_path / "t.jsonl"), "--gif", str(tmp_path / "x.gif")]) == 2
     output, error = capsys.readouterr()
     assert not output
-    assert "the answers have 131072 tokens together; a GIF shows at most 16384" in error and error.count("\n") == 1
+    assert "the answers have 131072 tokens together; a GIF shows at most 8192" in error and error.count("\n") == 1
     trace.head["gen_length"] = 96
     with pytest.raises(ValueError, match="19200 tokens together"):
         write_gif([trace] * 200, tmp_path / "x.gif")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-MAX_LENGTH = 16_384  # tokens of all answers in one picture
+MAX_LENGTH = 8192  # tokens of all answers in one picture
 MAX_LARGE = 512  # cells; a longer answer is drawn in small cells without text
 COLUMNS = 16
 CELL = (64, 22)

@@ -111,14 +111,8 @@ def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> lis
         ValueError: the records do not make this figure, or a file cannot be written there; see `outputs.check`.
         OSError: the file cannot be written.
     """
-    return draw_all(plan(records, figure), path)
-
-
-def draw_all(pictures: Sequence[Picture], path: str | Path) -> list[Path]:
-    """Draw planned pictures and return the files written; see `draw`."""
-    paths = name_files(pictures, path)
-    for target in paths:
-        outputs.check("--plot", target, outputs.PICTURE)
+    pictures = plan(records, figure)
+    paths = place(pictures, path)
     for entry, target in zip(pictures, paths):
         entry.draw(target)
     return paths
@@ -184,9 +178,19 @@ def _slug(*parts: object) -> str:
     return "-".join(re.sub(r"[^\w.+=]+", "-", str(part)) for part in parts if part not in (None, ""))
 
 
-def name_files(pictures: Sequence[Picture], path: str | Path) -> list[Path]:
-    """Where each picture goes: into `path` itself if it is the only one, otherwise beside it."""
-    path = Path(path)
+def place(pictures: Sequence[Picture], path: str | Path) -> list[Path]:
+    """Where each picture goes: into `path` itself if it is the only one, otherwise beside it.
+
+    Raises:
+        ValueError: one of them cannot be written there; see `outputs.check`.
+    """
+    paths = _name_files(pictures, Path(path))
+    for target in paths:
+        outputs.check("--plot", target, outputs.PICTURE)
+    return paths
+
+
+def _name_files(pictures: Sequence[Picture], path: Path) -> list[Path]:
     if len(pictures) == 1:
         return [path]
     uses = Counter(entry.name for entry in pictures)

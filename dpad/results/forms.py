@@ -69,7 +69,8 @@ EVALUATION = {
     "settings": {
         "gen_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE, "steps?": COUNT,
         "threshold?": NUMBER, "factor?": NUMBER, "cache?": TEXT, "early_termination?": FLAG, "device?": TEXT,
-        "dtype?": TEXT, "after_eos?": TEXT, "suffix_sampler?": {"name": TEXT, "window?": LENGTH, "number?": ZERO_OR_MORE},
+        "dtype?": TEXT, "after_eos?": TEXT,
+        "suffix_sampler?": {"name": TEXT, "window?": LENGTH, "number?": ZERO_OR_MORE},
     },
     "environment?": ENVIRONMENT,
 }
