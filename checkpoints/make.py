@@ -140,7 +140,7 @@ def make_llada(seed: int) -> tuple[PreTrainedTokenizerBase, type[MaskedDiffusion
         **LLADA_SHAPE, vocab_size=VOCABULARY, max_sequence_length=MAX_POSITIONS,
         mask_token_id=tokenizer.mask_token_id, eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
-        eot_id=bpe.token_to_id(LLADA_TOKENS["end_of_turn"]),  # type: ignore[arg-type]
+        eot_id=bpe.token_to_id(LLADA_TOKENS["end_of_turn"]),
     )
 
 

@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 try:
     from dpad.engine import cuda_graphs, loading
+    from dpad.engine.checks import check_integer
 except ModuleNotFoundError as error:
     if error.name != "dpad" or __name__ != "__main__":
         raise
     sys.exit("app.py: the package dpad is not installed: run `pip install -e .` in the repository's folder")
 
+HOST = "127.0.0.1"
 STYLE = Path(__file__).with_name("style.css")
 
 
@@ -37,36 +42,55 @@ def serve(loaded: loading.LoadedModel, port: int) -> None:
                            font_mono=["ui-monospace", "monospace"])
     with cuda_graphs.use("off"):  # recorded graphs share their buffers, which visitors must not
         page = Page(Denoiser(loaded))
-        print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+        print(f"http://{HOST}:{port}  (Ctrl-C ends it)", flush=True)
         page.blocks.launch(
-            server_name="127.0.0.1", server_port=port, share=False, quiet=True, theme=theme,
+            server_name=HOST, server_port=port, share=False, quiet=True, theme=theme,
             css=STYLE.read_text(encoding="utf-8"), footer_links=[], ssr_mode=False, enable_monitoring=False,
             max_file_size=MAX_FILE,
         )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with one line; argparse would print the usage before it."""
+        self.exit(2, f"app.py: {message} (see --help)\n")
+
+
+def check_port(port: int) -> None:
+    """Raise ValueError, naming the port and what is allowed, unless the page can be served there."""
+    check_integer("port", port, 1, 2**16 - 1)
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does, after one that has ended
+            probe.bind((HOST, port))
+    except OSError as error:
+        raise ValueError(f"port is {port}, which cannot be used ({error.strerror}); choose another with --port, from "
+                         "1024 to 65535") from error
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="app.py", description=(__doc__ or "").split("\n\n")[0])
+    parser = _Parser(prog="app.py", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("-m", "--model", default="tiny", help="tiny, dream-tiny, instruct, 1.5, ..., a folder or a hub "
                         "id (default: tiny)")
-    parser.add_argument("--port", type=int, default=7860, help="on 127.0.0.1 (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help=f"on {HOST} (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the first GPU, or the CPU)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16")
     options = parser.parse_args(arguments)
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
+    if find_spec("gradio") is None:
         print("app.py: the page needs Gradio: pip install -r demo/requirements.txt", file=sys.stderr)
         return 1
 
     try:
-        serve(loading.load(options.model, device=options.device, dtype=options.dtype), options.port)
+        check_port(options.port)
+        print(f"loading {options.model} ...", file=sys.stderr, flush=True)
+        loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
+        serve(loaded, options.port)
     except (ValueError, OSError) as error:
-        print(f"app.py: {error}", file=sys.stderr)
-        return 1
+        print("app.py:", " ".join(str(error).split()), file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         print()
     return 0

@@ -4,13 +4,16 @@
     llada = load("tiny")          # or instruct, 1.5, base, dream-tiny, a checkpoint folder, a hub id
 
 Its packages: engine (decoding, loading), evaluation (tasks, runs), results (records, tables, charts, documents),
-interact (chat, traces) and training. Importing this package imports none of them.
+interact (chat, traces) and training. Importing this package imports none of them, but from then on transformers' Auto
+classes find LLaDA and Dream.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dpad.engine import auto_classes
 
 if TYPE_CHECKING:
     from dpad.engine.loading import load
@@ -27,3 +30,6 @@ def __getattr__(name: str) -> Any:
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+auto_classes.install()

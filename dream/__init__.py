@@ -2,12 +2,14 @@
 
     from dream import DreamModel
 
-Imported, never run. The first use of a class here registers model type `Dream` with transformers' Auto classes.
+Imported, never run. From then on transformers' Auto classes find model type `Dream`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import dpad  # noqa: F401  (registers the classes: dpad/engine/auto_classes.py)
 
 if TYPE_CHECKING:
     from dream.configuration import DreamConfig

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from dpad.engine.checks import check_config
+from dpad.engine.checks import check_config, check_token_ids
 
 # Every Dream checkpoint has these values. No other value is implemented, so others are refused.
-FIXED = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False}
+FIXED = {"hidden_act": "silu", "rope_scaling": None, "rope_parameters": None, "use_sliding_window": False}
 
 
 class DreamConfig(PretrainedConfig):
@@ -33,7 +33,7 @@ class DreamConfig(PretrainedConfig):
         num_key_value_heads: int = 4, intermediate_size: int = 18944, vocab_size: int = 152064,
         max_position_embeddings: int = 131072, rope_theta: float = 1_000_000.0, rms_norm_eps: float = 1e-6,
         initializer_range: float = 0.02, tie_word_embeddings: bool = False, mask_token_id: int = 151666,
-        bos_token_id: int = 151643, eos_token_id: int = 151643, pad_token_id: int = 151643, **others: Any,
+        bos_token_id: int | None = 151643, eos_token_id: int = 151643, pad_token_id: int | None = 151643, **others: Any,
     ):
         for name, fixed in FIXED.items():
             value = others.pop(name, fixed)
@@ -44,7 +44,9 @@ class DreamConfig(PretrainedConfig):
             {"hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "vocab_size": vocab_size,
              "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads,
              "intermediate_size": intermediate_size, "max_position_embeddings": max_position_embeddings}, {},
-            {"rope_theta": rope_theta, "rms_norm_eps": rms_norm_eps},
+            {"rope_theta": rope_theta, "rms_norm_eps": rms_norm_eps, "initializer_range": initializer_range},
+            {"tie_word_embeddings": tie_word_embeddings},
+            others,
         )
         if hidden_size % num_attention_heads or (hidden_size // num_attention_heads) % 2:
             raise ValueError(f"config field num_attention_heads is {num_attention_heads}; it must divide hidden_size "
@@ -52,6 +54,8 @@ class DreamConfig(PretrainedConfig):
         if num_attention_heads % num_key_value_heads:
             raise ValueError(f"config field num_key_value_heads is {num_key_value_heads}; it must divide "
                              f"num_attention_heads ({num_attention_heads})")
+        check_token_ids(vocab_size, {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id},
+                        {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id})
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads

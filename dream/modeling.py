@@ -1,14 +1,14 @@
 """Dream as a transformers model: the weight names of the hub's checkpoints over the layers of transformer.py.
 
 Imported, never run. `DreamModel.from_pretrained(folder_or_hub_id)` loads Dream-v0-Base-7B and Dream-v0-Instruct-7B;
-AutoModel finds it too once this module is imported.
+AutoModel and AutoModelForCausalLM find it too once `dream` is imported.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
 from dream.configuration import DreamConfig
@@ -79,6 +79,7 @@ class DreamModel(MaskedDiffusionModel):
 
     config_class = DreamConfig
     base_model_prefix = "model"
+    head_name = "lm_head.weight"
     prediction_offset = 1
     _no_split_modules = ["DreamDecoderLayer"]
 
@@ -118,5 +119,5 @@ class DreamModel(MaskedDiffusionModel):
         self.model.embed_tokens = value
 
 
-for auto_class in (AutoModel, AutoModelForMaskedLM):
+for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
     auto_class.register(DreamConfig, DreamModel)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from dpad.engine.checks import check_config
+from dpad.engine.checks import check_config, check_token_ids
 
 # Options of OLMo, whose configuration LLaDA's comes from, that every LLaDA checkpoint leaves at these values. No other
 # value is implemented, so others are refused.
@@ -24,7 +24,9 @@ FIXED = {
     "layer_norm_type": "rms",
     "rope": True,
     "rope_full_precision": True,
+    "rope_parameters": None,
 }
+EOT_ID = 126348  # <|eot_id|> of LLaDA's vocabulary; the hub's files leave it out
 
 
 class LLaDAConfig(PretrainedConfig):
@@ -35,7 +37,7 @@ class LLaDAConfig(PretrainedConfig):
     vocab_size). max_sequence_length: prompt and answer together. include_bias: on every projection;
     include_qkv_bias: on q, k, v at least. weight_tying: the head is the embedding. scale_logits: divide logits by
     sqrt(d_model). input_emb_norm: multiply embeddings by sqrt(d_model). eot_id: ends a turn of the chat template
-    (the hub's files leave it out).
+    (None: EOT_ID where the vocabulary has it). pad_token_id: None means EOS.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -55,7 +57,7 @@ class LLaDAConfig(PretrainedConfig):
         rms_norm_eps: float = 1e-5, include_bias: bool = False, include_qkv_bias: bool = False,
         weight_tying: bool = False, scale_logits: bool = False, input_emb_norm: bool = False,
         init_std: float = 0.02, mask_token_id: int = 126336, eos_token_id: int = 126081,
-        eot_id: int = 126348, pad_token_id: int | None = None, **others: Any,
+        eot_id: int | None = None, pad_token_id: int | None = None, **others: Any,
     ):
         if others.get("multi_query_attention"):
             raise ValueError("config field multi_query_attention is on; set n_kv_heads to 1 instead")
@@ -67,8 +69,14 @@ class LLaDAConfig(PretrainedConfig):
             {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "vocab_size": vocab_size,
              "mlp_ratio": mlp_ratio, "max_sequence_length": max_sequence_length},
             {"n_kv_heads": n_kv_heads, "mlp_hidden_size": mlp_hidden_size, "embedding_size": embedding_size},
-            {"rope_theta": rope_theta, "rms_norm_eps": rms_norm_eps},
+            {"rope_theta": rope_theta, "rms_norm_eps": rms_norm_eps, "init_std": init_std},
+            {"include_bias": include_bias, "include_qkv_bias": include_qkv_bias, "weight_tying": weight_tying,
+             "scale_logits": scale_logits, "input_emb_norm": input_emb_norm},
+            others,
         )
+        for alias, name in self.attribute_map.items():
+            if alias in others:
+                raise ValueError(f"config field {alias} is not one of LLaDA's, which calls it {name}")
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         if d_model % n_heads or (d_model // n_heads) % 2:
             raise ValueError(f"config field n_heads is {n_heads}; it must divide d_model ({d_model}) into heads of "
@@ -79,6 +87,9 @@ class LLaDAConfig(PretrainedConfig):
         if embedding_size < vocab_size:
             raise ValueError(f"config field embedding_size is {embedding_size}; it must be at least vocab_size "
                              f"({vocab_size})")
+        eot_id = EOT_ID if eot_id is None and EOT_ID < vocab_size else eot_id
+        check_token_ids(vocab_size, {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id},
+                        {"pad_token_id": pad_token_id, "bos_token_id": others.get("bos_token_id"), "eot_id": eot_id})
         self.d_model = d_model
         self.n_layers = n_layers
         self.n_heads = n_heads

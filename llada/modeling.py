@@ -1,7 +1,7 @@
 """LLaDA as a transformers model: the weight names of the hub's checkpoints over the layers of transformer.py.
 
 Imported, never run. `LLaDAModelLM.from_pretrained(folder_or_hub_id)` loads LLaDA-8B-Base, LLaDA-8B-Instruct,
-LLaDA-1.5 or checkpoints/llada-tiny; AutoModel and AutoModelForCausalLM find it too once this module is imported.
+LLaDA-1.5 or checkpoints/llada-tiny; AutoModel and AutoModelForCausalLM find it too once `llada` is imported.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class LLaDAModelLM(MaskedDiffusionModel):
 
     config_class = LLaDAConfig
     base_model_prefix = "model"
+    head_name = "model.transformer.ff_out.weight"
     _no_split_modules = ["LLaDABlock"]
 
     def __init__(self, config: LLaDAConfig):

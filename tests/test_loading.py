@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from dpad.engine import loading
+from dpad.engine.completion import complete
 from dpad.engine.transformer import RMSNorm, rope_tables, rotate
 from llada import LLaDAConfig, LLaDAModelLM
 
@@ -55,6 +56,13 @@ def test_auto_classes_find_the_model(checkpoint):
     assert isinstance(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), LLaDAConfig)
     for auto_class in (AutoModel, AutoModelForCausalLM):
         assert isinstance(auto_class.from_pretrained(checkpoint, trust_remote_code=False), LLaDAModelLM)
+
+
+def test_adapters_of_causal_models_find_their_base(random_llada, capfd):
+    """Guards peft's CAUSAL_LM adapters, which look for this method; transformers says nothing about it."""
+    ids = torch.arange(4)[None]
+    assert random_llada.prepare_inputs_for_generation(ids, attention_mask=None) == {"input_ids": ids}
+    assert not LLaDAModelLM.can_generate() and not capfd.readouterr().err
 
 
 def test_hub_fields_survive_a_round_trip(checkpoint, tmp_path):
@@ -243,10 +251,59 @@ def test_batches_are_padded_on_the_left():
     assert loaded.tokenizer.decode(alone.input_ids[0]) == text
 
 
+@pytest.fixture(scope="module")
+def loaded(checkpoint_folder):
+    return loading.load(str(checkpoint_folder), device="cpu")
+
+
+def test_a_text_is_one_prompt(loaded):
+    """Guards against one prompt for each of its letters, in every method that takes several."""
+    assert torch.equal(loaded.encode("abc").input_ids, loaded.encode(["abc"]).input_ids)
+    assert torch.equal(loaded.encode_text("abc").input_ids, loaded.encode_text(["abc"]).input_ids)
+    settings = loaded.family.settings(gen_length=32, block_length=32, threshold=0.02)
+    one, several = complete(loaded, "abc", settings, until="xyz"), complete(loaded, ("abc",), settings, until=["xyz"])
+    assert len(one) == 1 and one[0].raw == several[0].raw and one[0].text == several[0].text
+    assert loaded.encode(text for text in ("abc", "d e")).input_ids.shape[0] == 2
+
+
+@pytest.mark.parametrize("prompts, words", [
+    ([], "is empty; it must have at least one text"), ((), "is empty"), ({}, "is empty"),
+    (None, "is None; it must be text or a list of texts"), (5, "is 5; it must be"), (b"abc", "is b'abc'; it must be"),
+    (["a", None], r"\[1\] is None; it must be text"), ([["a"]], r"\[0\] is \['a'\]; it must be text"),
+    ("\ud800", "without lone surrogates"), (["a", "b\udcff"], r"\[1\] is .*without lone surrogates"),
+], ids=ascii)
+def test_prompts_that_are_no_texts(loaded, prompts, words):
+    settings = loaded.family.settings(gen_length=32, block_length=32)
+    for use in (loaded.encode, loaded.encode_text, lambda texts: complete(loaded, texts, settings)):
+        with pytest.raises(ValueError, match=words):
+            use(prompts)
+
+
+@pytest.mark.parametrize("prompt", [["abc"], None, 5, b"abc", "\udc80"], ids=ascii)
+def test_a_prompt_that_is_no_text(loaded, prompt):
+    for use in (loaded.chat, loaded.raw):
+        with pytest.raises(ValueError, match="prompt is .*; it must be"):
+            use(prompt)
+
+
+@pytest.mark.parametrize("turns", [[], "hello", None, 5, ["hello"], [{"role": "user"}], [{"role": 1, "content": "a"}],
+                                   [{"role": "user", "content": ["a"]}]], ids=str)
+def test_turns_that_are_none(loaded, turns):
+    with pytest.raises(ValueError, match="must be"):
+        loaded.chat_turns(turns)
+
+
+@pytest.mark.parametrize("ids", ["abc", ["abc"], [1, 2], None, {"input_ids": 1}], ids=str)
+def test_generate_wants_token_ids(loaded, ids):
+    with pytest.raises(ValueError, match="input_ids is a .*; it must be a tensor of token ids"):
+        loaded.generate(ids, gen_length=32)
+
+
 PEAK = """
 import sys, threading, time
 import torch
 from dpad.engine import loading
+from dpad.engine.completion import complete
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()

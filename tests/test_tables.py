@@ -209,6 +209,26 @@ def test_three_right_answers_are_not_certain():
     assert "flexible-extract  100.0% [43.9, 100.0]\n" in evaluations.summarize(entry)
 
 
+def test_both_conventions_for_text_after_eos_are_shown(pair):
+    """A score that depends on the convention has a column for either; runs scored differently share no table."""
+    vanilla, dpad = pair
+    for entry in pair:
+        entry["settings"]["after_eos"] = "drop"
+        entry["other_metrics"] = {"after_eos": "keep", "metrics": entry["metrics"]}
+    assert "after EOS" not in "".join(tables.table_of(pair).headings)
+    dpad["other_metrics"] = {"after_eos": "keep", "metrics": dpad["metrics"] | {"strict-match": {"value": 0.44}}}
+    table = tables.table_of(pair)
+    assert table.headings[-1] == "strict with text after EOS (%)"
+    assert [cells[-1] for cells in table.cells][1] == "44.0"
+    assert "other_strict" in evaluations.evaluation_values(pair)[0]
+    dpad |= {"reused": 0, "folder": "f", "latency_median_s": 1.0, "empty_answers": 0, "cut_prompts": 0}
+    assert "with text after EOS  flexible" in evaluations.summarize(dpad)
+    dpad["settings"]["after_eos"] = "keep"
+    assert len(evaluations.group_by_table(pair)) == 2
+    assert evaluation_rows(pair)[1].speedup is None
+    assert "text after EOS kept" in evaluations.describe_tables([[dpad]])[0]
+
+
 def test_rows_come_in_the_papers_order():
     """Guards folders, whose files are read by name; rows that the paper does not have come last."""
     records = [evaluation(name, 1.0) for name in ("+Parallel+DPad", "+DualCache", "+DPad", "Vanilla")]

@@ -45,8 +45,43 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
-def check_config(integers: dict[str, object], optional: dict[str, object], numbers: dict[str, object]) -> None:
-    """Check fields of a config.json: integers of at least 1, others that may also be None, and numbers above 0.
+def check_text(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is text that has a UTF-8 form, which a lone surrogate does not have."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {short(value)}; it must be text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is {short(value)}; it must be valid Unicode, without lone surrogates") from None
+
+
+def texts_of(name: str, value: object) -> list[str]:
+    """Texts as a list, whether one text or several were given; ValueError unless there is one at least."""
+    if isinstance(value, str):
+        value = [value]  # a text is one text, not a sequence of characters
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} is {short(value)}; it must be text or a list of texts")
+    texts = list(value)
+    if not texts:
+        raise ValueError(f"{name} is empty; it must have at least one text")
+    for index, text in enumerate(texts):
+        check_text(f"{name}[{index}]", text)
+    return texts
+
+
+def short(value: object, length: int = 60) -> str:
+    """A value as an error shows it: its repr, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def check_config(
+    integers: dict[str, object], optional: dict[str, object], numbers: dict[str, object],
+    switches: dict[str, object], others: dict[str, object],
+) -> None:
+    """Check fields of a config.json: integers of at least 1, others that may also be None, numbers above 0, booleans.
+
+    Of the others, num_labels is checked, since transformers makes a table of that many entries.
 
     Raises:
         ValueError: naming the first field that does not fit, its value and what is allowed.
@@ -58,3 +93,21 @@ def check_config(integers: dict[str, object], optional: dict[str, object], numbe
             check_integer(f"config field {name}", value, 1)
     for name, value in numbers.items():
         check_number(f"config field {name}", value, above=0)
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"config field {name} is {value!r}; it must be true or false")
+    if others.get("num_labels") is not None:
+        check_integer("config field num_labels", others["num_labels"], 0, 2**16)
+
+
+def check_token_ids(vocab_size: int, required: dict[str, object], optional: dict[str, object]) -> None:
+    """Check a config.json's special tokens: `required` has mask_token_id and eos_token_id, `optional` may have None.
+
+    Raises:
+        ValueError: naming the field that is no token of the vocabulary; or the mask is EOS.
+    """
+    for name, value in {**required, **optional}.items():
+        if name in required or value is not None:
+            check_integer(f"config field {name}", value, 0, vocab_size - 1)
+    if required["mask_token_id"] == required["eos_token_id"]:
+        raise ValueError(f"config field mask_token_id is {required['mask_token_id']}; it must differ from eos_token_id")

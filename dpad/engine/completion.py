@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from dpad.engine import cuda_graphs
+from dpad.engine.checks import texts_of
 from dpad.engine.loading import LoadedModel
 from dpad.engine.settings import DecodingSettings
 
@@ -52,21 +53,24 @@ class Completion:
 
 
 def complete(
-    loaded: LoadedModel, prompts: Sequence[str], settings: DecodingSettings, until: Sequence[str] = (),
+    loaded: LoadedModel, prompts: str | Sequence[str], settings: DecodingSettings, until: str | Sequence[str] = (),
     streamer: Any = None,
 ) -> list[Completion]:
     """Answer a batch of prompts.
 
     Args:
-        prompts: complete texts of any lengths: `loaded.chat(...)` or `loaded.raw(...)` of what was asked.
+        prompts: complete texts of any lengths, or one: `loaded.chat(...)` or `loaded.raw(...)` of what was asked.
         settings: how to decode, an object of `loaded.family.settings`.
-        until: stop strings; the answer ends before the first of them, or at EOS. Special tokens count as text here.
+        until: stop strings, or one; the answer ends before the first of them, or at EOS. Special tokens count as text
+            here.
         streamer: passed on; it sees the denoising.
 
     Raises:
         ValueError: on settings or prompts that cannot be used.
     """
-    inputs = loaded.encode_text(list(prompts))
+    prompts = texts_of("prompts", prompts)
+    until = texts_of("until", until) if until else ()
+    inputs = loaded.encode_text(prompts)
     device = loaded.model.device
     synchronize(device)
     start = time.perf_counter()

@@ -324,6 +324,9 @@ class _Slots:
 def check_prompt(model: MaskedDiffusionModel, input_ids: Tensor, attention_mask: Tensor | None,
                  settings: DecodingSettings) -> Tensor:
     """How many padding columns each row has on its left, int64 [R]; ValueError when the prompt cannot be used."""
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(f"input_ids is a {type(input_ids).__name__}; it must be a tensor of token ids [rows, tokens], "
+                         "as `encode` makes one of prompts")
     if input_ids.ndim != 2 or input_ids.is_floating_point():
         raise ValueError(f"input_ids is a {input_ids.dtype} tensor of shape {list(input_ids.shape)}; it must hold "
                          "integers and be [rows, tokens]")

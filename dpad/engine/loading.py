@@ -9,7 +9,9 @@ A family of models is one package (llada/) and one entry of FAMILIES. Imported, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
 from dpad.engine.answer_text import AnswerText
-from dpad.engine.checks import check_choice
+from dpad.engine.checkpoint import check_folder, find_folder, read_config
+from dpad.engine.checks import check_choice, check_text, texts_of
 
 if TYPE_CHECKING:
     import torch
@@ -157,18 +160,23 @@ class LoadedModel:
         rule = self.family.rule(settings or self.family.settings(**keywords), TokenIds.of(self.model))
         return decode(self.model, rule, input_ids, attention_mask, streamer, on_forward)
 
-    def encode(self, prompts: list[str], chat_template: bool | None = None) -> BatchEncoding:
+    def encode(self, prompts: str | Sequence[str], chat_template: bool | None = None) -> BatchEncoding:
         """Token ids and attention mask [R, P] of prompts, padded on the left, on the model's device.
 
-        chat_template: put each prompt into a user's turn of the chat template (None: this model's default).
+        prompts: one text or several. chat_template: put each prompt into a user's turn of the chat template (None: this
+        model's default).
+
+        Raises:
+            ValueError: there is no prompt, or one is not text.
         """
         use_template = self.chat_template if chat_template is None else chat_template
-        return self.encode_text([self.chat(prompt) if use_template else self.raw(prompt) for prompt in prompts])
+        texts = texts_of("prompts", prompts)
+        return self.encode_text([self.chat(prompt) if use_template else self.raw(prompt) for prompt in texts])
 
-    def encode_text(self, texts: list[str]) -> BatchEncoding:
+    def encode_text(self, texts: str | Sequence[str]) -> BatchEncoding:
         """The same for texts that are complete: nothing is put around them."""
         return self.tokenizer(
-            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False,
+            texts_of("texts", texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False,
             return_token_type_ids=False,
         ).to(self.model.device)
 
@@ -181,14 +189,21 @@ class LoadedModel:
 
     def chat(self, prompt: str) -> str:
         """The text of a conversation in which the user said `prompt` and the assistant is about to answer."""
+        check_text("prompt", prompt)
         return self.chat_turns([{"role": "user", "content": prompt}])
 
     def chat_turns(self, turns: list[dict[str, str]]) -> str:
         """The text of a conversation in which the assistant is about to answer; turns have `role` and `content`."""
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+            raise ValueError('turns must be a list of one or more {"role": text, "content": text}')
+        for turn in turns:
+            for key in ("role", "content"):
+                check_text(key, turn.get(key))
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def raw(self, prompt: str) -> str:
         """The text that a prompt without the chat template becomes: with BOS before it where the family wants one."""
+        check_text("prompt", prompt)
         return self.tokenizer.bos_token + prompt if self.family.bos_before_raw else prompt
 
 
@@ -211,10 +226,13 @@ def load(
     checkpoint = resolve(name)
     options = _hub_options(checkpoint, revision)
     family = _family_of(name, checkpoint, options)
-    with _quiet_if_small(checkpoint):
+    folder = find_folder(checkpoint, **options)
+    with _quiet_if_small(folder):
         # Straight to the device: the machine's main memory may be too small for the weights.
-        model = family.model.from_pretrained(checkpoint, dtype=dtype, device_map={"": device}, **options).eval()
-    tokenizer = _tokenizer(checkpoint, options)
+        model = family.model.from_pretrained(folder, dtype=dtype, device_map={"": device}).eval()
+    if options:
+        model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
+    tokenizer = _tokenizer(folder, model)
     return LoadedModel(
         name=name, checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer,
         chat_template=tokenizer.chat_template is not None and not measured_raw(checkpoint, family),
@@ -246,12 +264,16 @@ def resolve(name: str) -> str:
     """The folder or hub id that a name stands for; ValueError when it stands for neither."""
     if name in NAMES:
         return NAMES[name]
-    if Path(name).is_dir():
+    if name and os.path.isdir(name):
         return str(Path(name).resolve())
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if os.path.isfile(name):
+        find_folder(name)  # says that it must be a folder
+    if name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "/", "~")):
         return name
+    close = difflib.get_close_matches(name, NAMES, n=2)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise ValueError(f"model is {name!r}; it must be {', '.join(NAMES)}, an existing checkpoint folder or a hub id "
-                     "(owner/name)")
+                     f"(owner/name){hint}")
 
 
 def placement(
@@ -291,7 +313,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _hub_options(checkpoint: str, revision: str | None) -> dict[str, Any]:
     """Arguments of transformers' loaders: the revision, and whether only the local cache can be used."""
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
-    if not Path(checkpoint).is_dir():
+    if not os.path.isdir(checkpoint):
         options["local_files_only"] = not _hub_answers(checkpoint, revision)
     return options
 
@@ -318,32 +340,31 @@ def _hub_answers(checkpoint: str, revision: str | None) -> bool:
 
 
 def _family_of(name: str, checkpoint: str, options: dict) -> Family:
-    from transformers import PretrainedConfig
+    """The family that config.json names; of a hub id, no other file is downloaded."""
+    from huggingface_hub import hf_hub_download
 
-    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "config.json").is_file():
-        raise ValueError(f"checkpoint {checkpoint!r} has no config.json: it must be a folder written by "
-                         "save_pretrained or downloaded from the hub")
-    try:
-        config, _ = PretrainedConfig.get_config_dict(checkpoint, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        if Path(checkpoint).is_dir():
-            raise ValueError(f"checkpoint {checkpoint!r} has a config.json that cannot be read") from error
-        raise ValueError(f"model {name!r}: there is no such folder, {checkpoint} is not in the local cache, and the "
-                         "hub is out of reach; `-m tiny` works offline") from error
-    model_type = str(config.get("model_type", "unnamed")).lower()
-    if model_type not in FAMILIES:
+    if os.path.isdir(checkpoint):
+        folder = Path(checkpoint)
+        check_folder(folder, with_weights=False)
+    else:
+        try:
+            folder = Path(hf_hub_download(checkpoint, "config.json", **options)).parent
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model {name!r}: there is no such folder, {checkpoint} is not in the local cache, and "
+                             "the hub is out of reach; `-m tiny` works offline") from error
+    model_type = read_config(folder)["model_type"]
+    if model_type.lower() not in FAMILIES:
         raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {model_type!r}; the families here "
                          f"are {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
+    return FAMILIES[model_type.lower()]
 
 
 @contextmanager
-def _quiet_if_small(checkpoint: str) -> Iterator[None]:
+def _quiet_if_small(folder: Path) -> Iterator[None]:
     """Hide transformers' progress bar for a checkpoint that loads in a moment."""
     from transformers.utils import logging
 
-    folder = Path(checkpoint)
-    small = folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 1e9
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 1e9
     was_enabled = logging.is_progress_bar_enabled()
     if small:
         logging.disable_progress_bar()
@@ -354,11 +375,24 @@ def _quiet_if_small(checkpoint: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokenizer(checkpoint: str, options: dict) -> Any:
+def _tokenizer(folder: Path, model: MaskedDiffusionModel) -> Any:
+    """The tokenizer of a checkpoint, whose tokens the model must know."""
     from transformers import AutoTokenizer
 
+    name = f"checkpoint {str(folder)!r}"
     try:
-        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {checkpoint!r} has no tokenizer that can be read: "
-                         f"{' '.join(str(error).split())}") from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        largest = max(tokenizer.get_vocab().values())
+    except Exception as error:  # libraries raise whatever they meet: KeyError, TypeError, their own kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{name} has no tokenizer that can be read ({reason[:200]})") from error
+    if largest >= model.vocabulary_size:
+        raise ValueError(f"{name} has a tokenizer with token ids up to {largest}; the model's embedding has "
+                         f"{model.vocabulary_size} rows")
+    if tokenizer.pad_token is None:
+        raise ValueError(f"{name} has a tokenizer without a pad token: is its tokenizer_config.json missing?")
+    for field in ("mask_token_id", "eos_token_id"):
+        if tokenizer.convert_ids_to_tokens(getattr(model.config, field)) is None:
+            raise ValueError(f"{name}: config field {field} is {getattr(model.config, field)}, which is not a token of "
+                             "its tokenizer")
+    return tokenizer

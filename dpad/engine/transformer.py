@@ -10,7 +10,7 @@ H heads, K key-value heads (K divides H), D head size, E model width, V vocabula
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,15 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
+
+from dpad.engine import checkpoint
 
 # What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
 NEUTRAL = {"return_dict": (None, True)}
+# Options of from_pretrained that say where a hub id's files come from.
+DOWNLOAD = ("revision", "local_files_only", "cache_dir", "token", "force_download")
 
 
 class RMSNorm(nn.Module):
@@ -160,8 +164,9 @@ class MaskedDiffusionModel(PreTrainedModel):
 
     A subclass builds its modules and provides `embed(input_ids)`, `layers`, `final_norm` and `head(hidden)`; a layer is
     a module called as `layer(x, attention, index)`. It also sets `layer_count`, `kv_head_count`,
-    `head_size`, `rope_theta`, `max_positions` and `vocabulary_size`. `prediction_offset` is 0 where the logits of a
-    position predict its own token (LLaDA) and 1 where they predict the next one (Dream).
+    `head_size`, `rope_theta`, `max_positions` and `vocabulary_size`; `head_name` is the head's weight in a
+    checkpoint. `prediction_offset` is 0 where the logits of a position predict its own token (LLaDA) and 1 where they
+    predict the next one (Dream).
     """
 
     supports_gradient_checkpointing = False
@@ -173,6 +178,7 @@ class MaskedDiffusionModel(PreTrainedModel):
     rope_theta: float
     max_positions: int
     vocabulary_size: int
+    head_name: str
     prediction_offset: int = 0
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -260,8 +266,17 @@ class MaskedDiffusionModel(PreTrainedModel):
             raise ValueError("logits_to_keep must be a number of last places or a 1-D tensor of indices")
         return MaskedLMOutput(logits=self.head(hidden))
 
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
+        """What peft looks for in the base of an adapter of a causal model; decoding never calls it."""
+        return {"input_ids": input_ids}
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+    def can_generate(cls) -> bool:
+        """Not by transformers' own `generate`, which writes from left to right."""
+        return False
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, **options: Any) -> Any:  # type: ignore[override]
         """Load a checkpoint folder or hub id, sharded or not, from safetensors alone and without remote code.
 
         Takes transformers' options (`dtype`, `device_map`, `revision`, ...). Unlike transformers' own, a weight that
@@ -270,47 +285,61 @@ class MaskedDiffusionModel(PreTrainedModel):
         Raises:
             ValueError: the folder is missing or holds no configuration, has missing or foreign weights or wrong shapes.
         """
-        path = Path(folder)
-        if path.is_dir():
-            if not (path / "config.json").is_file():
-                raise ValueError(f"checkpoint {str(folder)!r} has no config.json: it must be a folder written by "
-                                 "save_pretrained or downloaded from the hub")
-        elif path.is_absolute() or path.parent.is_dir() or str(folder).count("/") != 1:
-            raise ValueError(f"checkpoint {str(folder)!r} is neither an existing folder nor a hub id (owner/name)")
-        options |= {"trust_remote_code": False, "use_safetensors": True}
-        if path.is_dir():
-            assert cls.config_class is not None
-            check_model_type(path, cls.config_class.model_type)
+        unknown = sorted(options.keys() & {"variant", "gguf_file", "state_dict"})
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: not an option here; weights come from {checkpoint.WEIGHTS}, or "
+                             f"from the files in {checkpoint.INDEX}")
+        download = {option: options.pop(option) for option in DOWNLOAD if option in options}
+        folder = checkpoint.find_folder(name, **download) / options.pop("subfolder", "")
+        checkpoint.check_folder(folder)
+        fields = checkpoint.read_config(folder)
+        assert cls.config_class is not None
+        if fields["model_type"] != cls.config_class.model_type:
+            raise ValueError(f"checkpoint {str(name)!r} is a {fields['model_type']!r} model; this class loads "
+                             f"{cls.config_class.model_type!r}")
+        config = options.get("config") or checkpoint.make_config(folder, cls.config_class, fields)
+        checkpoint.check_weights(folder, cls._layout(folder, config), config)
+
         wants_info = options.pop("output_loading_info", False)
-        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        options |= {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True,
+                    "ignore_mismatched_sizes": True}
         load: Callable[..., Any] = super().from_pretrained
+        # The packages that read quantized weights raise whatever they meet: a GPU is missing, a version is too old, ...
+        quantized = getattr(config, "quantization_config", None) or options.get("quantization_config")
+        refusals: tuple[type[Exception], ...] = (Exception,) if quantized else (OSError, SafetensorError)
         try:
             model, info = load(folder, *args, **options)
-        except (OSError, SafetensorError) as error:
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except refusals as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"checkpoint {str(folder)!r} could not be loaded: {reason}") from error
-        for kind, names in (
-            ("missing", info["missing_keys"]),
-            ("foreign", info["unexpected_keys"]),
-            ("of another shape than config.json says", [entry[0] for entry in info["mismatched_keys"]]),
-        ):
-            if names:
-                names = sorted(names)
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                names = ", ".join(names[:3]) + more
-                raise ValueError(f"checkpoint {str(folder)!r} has weights that are {kind}: {names}")
+            raise ValueError(f"checkpoint {str(name)!r} could not be loaded: {reason}") from error
+        if model.get_input_embeddings().weight.is_meta and "disk" in getattr(model, "hf_device_map", {}).values():
+            raise ValueError(f"device_map puts the embedding of {str(name)!r} on disk; it must be on a GPU or the CPU, "
+                             "since decoding takes its device (the layers may be on disk)")
+        checkpoint.check_names(folder, info["missing_keys"], info["unexpected_keys"],
+                               [entry[0] for entry in info["mismatched_keys"]])
         return (model, info) if wants_info else model
 
+    @classmethod
+    def _layout(cls, folder: Path, config: PretrainedConfig) -> checkpoint.Layout:
+        """The weights of such a model: those of one with a single layer, made without taking memory, tell them all."""
+        one_layer = copy.deepcopy(config)
+        one_layer.num_hidden_layers = 1
+        one_layer.quantization_config = None
+        try:
+            with torch.device("meta"):
+                model = cls(one_layer)
+        except (RuntimeError, OverflowError) as error:  # products of sizes that no tensor can have
+            raise ValueError(f"checkpoint {str(folder)!r} has a config.json of impossible sizes: "
+                             f"{str(error).splitlines()[0]}") from error
 
-def check_model_type(folder: Path, expected: str) -> None:
-    """Raise ValueError unless the folder's config.json can be read and is of the expected kind of model."""
-    try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint {str(folder)!r} has a config.json that names no model_type or cannot be "
-                         "read") from error
-    if model_type != expected:
-        raise ValueError(f"checkpoint {str(folder)!r} is a {model_type!r} model; this class loads {expected!r}")
+        prefix = next(name for name, module in model.named_modules() if module is model.layers) + "."
+        first = prefix + "0."
+        shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        outer = {name: shape for name, shape in shapes.items() if not name.startswith(first)}
+        inner = {name.removeprefix(first): shape for name, shape in shapes.items() if name.startswith(first)}
+        return checkpoint.Layout(outer, prefix, inner, config.num_hidden_layers, cls.head_name)
 
 
 def positions_of(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:

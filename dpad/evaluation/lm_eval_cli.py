@@ -4,23 +4,37 @@
         --model_args checkpoint=tiny,gen_length=256,dropout_strategy=gaussian \
         --apply_chat_template --fewshot_as_multiturn False
 
-All of lm-eval's flags work. (`lm_eval --model dpad` alone does not know the name, because lm-eval 0.4.13 finds only
-models in modules that were imported.) run.py is the shorter way, and keeps a journal by default.
+All of lm-eval's flags work, except --gen_kwargs, of which only `until` applies: decoding has its settings from
+--model_args. (`lm_eval --model dpad` alone does not know the name, because lm-eval 0.4.13 finds only models in modules
+that were imported.) run.py is the shorter way, and keeps a journal by default.
+
+Several processes share the requests:  accelerate launch --multi_gpu -m dpad.evaluation.lm_eval_cli --model dpad ...
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
+import lm_eval
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.utils import simple_parse_args_string
 
 from dpad.engine.loading import Family, family_of, load
 from dpad.engine.settings import DecodingSettings
-from dpad.evaluation.adapter import DiffusionLM, describe_settings
-from dpad.evaluation.journal import Journal
-from dpad.evaluation.runs import run_folder
+from dpad.evaluation import processes
+from dpad.evaluation.adapter import DiffusionLM, Request, describe_settings
+from dpad.evaluation.processes import ALONE, Processes
+from dpad.evaluation.runs import open_journal, run_folder
+
+PATIENCE = 5  # seconds after which another process than the first says what is wrong, if it has not been ended
 
 
 @register_model("dpad")
@@ -49,6 +63,15 @@ class CommandLineLM(DiffusionLM):
         if device and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # lm-eval's default is cuda:0; without a GPU its own models take the CPU as well
 
+        if max_batch_size is not None:
+            raise ValueError(f"max_batch_size is {max_batch_size}; batch_size auto finds the largest batch by itself")
+        self.processes = processes.join()
+        if self.processes.count > 1 and device in (None, "cuda", "cuda:0"):
+            device = processes.device(self.processes)
+        # All processes make all the requests and have all the answers in the end. lm-eval lets the one whose LOCAL_RANK
+        # is 0 report, of which there is one on each machine.
+        os.environ["LOCAL_RANK"] = str(self.processes.rank)
+
         loaded = load(name, device=device, dtype=dtype, revision=revision)
         answering: dict[str, Any] = {
             "batch_size": int(batch_size) if str(batch_size).isdecimal() else batch_size,
@@ -56,8 +79,24 @@ class CommandLineLM(DiffusionLM):
             "mc_samples": mc_samples,
         }
         description = describe_settings(loaded, settings, **answering)
-        saved = Journal(run_folder(journal, "", "lm-eval", loaded, description)) if journal else None
-        super().__init__(loaded, settings, **answering, after_eos=after_eos, journal=saved)
+        saved = None
+        if journal:
+            folder = run_folder(journal, "", "lm-eval", loaded, description)
+            saved = open_journal(folder, from_scratch=False, processes=self.processes)
+        super().__init__(loaded, settings, **answering, after_eos=after_eos, journal=saved,
+                         progress=self.processes.rank == 0)
+        if self.processes.rank > 0:
+            logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+    def answer(
+        self, kind: str, instances: Sequence[Instance], processes: Processes = ALONE, hide_progress: bool = False
+    ) -> list[Request]:
+        """Answer this process's share of the requests, and take the other processes' answers to the rest."""
+        requests = super().answer(kind, instances, self.processes, hide_progress)
+        own = {request.key: self._known[request.key] for request in requests if request.key in self._known}
+        for answers in self.processes.gather(own):
+            self._known.update(answers)
+        return requests
 
 
 def settings_from(family: Family, choices: dict[str, Any]) -> DecodingSettings:
@@ -72,15 +111,44 @@ def settings_from(family: Family, choices: dict[str, Any]) -> DecodingSettings:
     return family.settings.from_choices(values)
 
 
+def evaluate(*args: Any, **options: Any) -> Any:
+    """lm_eval.simple_evaluate, which its command line calls, after a check of what would be ignored in silence."""
+    if options.get("model") == "dpad":
+        if options.get("gen_kwargs"):
+            check_gen_kwargs(options["model_args"] or {}, options["gen_kwargs"])
+        if options.get("use_cache") and processes.current().count > 1:
+            raise ValueError("--use_cache keeps the answers of each process apart; several processes share those of "
+                             "--model_args journal=FOLDER")
+    return simple_evaluate(*args, **options)
+
+
+def check_gen_kwargs(model_args: str | dict[str, Any], gen_kwargs: str | dict[str, Any]) -> None:
+    """Raise ValueError when lm-eval's --gen_kwargs have settings that decoding does not take from there."""
+    model_args, gen_kwargs = (
+        simple_parse_args_string(values) if isinstance(values, str) else values for values in (model_args, gen_kwargs)
+    )
+    name = str(model_args.get("checkpoint") or model_args.get("pretrained") or "instruct")
+    allowed = {"until"} if family_of(name, model_args.get("revision")).stop_strings else set()
+    if ignored := sorted(gen_kwargs.keys() - allowed):
+        raise ValueError(f"gen_kwargs: {', '.join(ignored)} would not be used; decoding has its settings from "
+                         "--model_args, such as gen_length=256,temperature=0.5"
+                         + ("; only until is taken from --gen_kwargs" if allowed else ""))
+
+
 def main() -> int:
     """lm-eval's command line; an argument that cannot be used ends it with one line and status 2."""
     from lm_eval.__main__ import cli_evaluate
 
+    lm_eval.simple_evaluate = evaluate
     try:
         cli_evaluate()
     except ValueError as error:
+        if processes.current().rank > 0:  # the first process usually says the same, and then this one is ended
+            time.sleep(PATIENCE)
         print("lm_eval_cli:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    finally:
+        processes.leave()
     return 0
 
 

@@ -5,7 +5,8 @@
 
 Every process answers its share of the requests and writes the answers into its own file of the run's journal, which
 all processes can read (on several machines: in a shared folder). The processes exchange no data, they only wait for
-each other; at the end process 0 scores all the answers.
+each other; at the end process 0 scores all the answers. (Under lm-eval's own command line, which may have no journal,
+they exchange the answers.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from dpad import ROOT
 from dpad.engine.checks import check_integer
@@ -52,6 +54,17 @@ class Processes:
         except RuntimeError:  # another process has failed and said why; the launcher is about to end this one too
             time.sleep(GRACE)
             raise
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values with which all processes have called this, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
+        import torch
+
+        self.wait()
+        values = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 ALONE = Processes()

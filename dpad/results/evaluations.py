@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from dpad.results.records import commit_of, hardware_line
 
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
 CONFIGURING = ("cache", "threshold", "factor", "suffix_sampler", "early_termination", "steps", "limit")
+OTHER_CONVENTION = {"drop": "with text after EOS", "keep": "without text after EOS"}  # by the record's own
 Z95 = 1.959964  # of the normal distribution, two-sided
 
 
@@ -34,8 +35,8 @@ class Row(NamedTuple):
 
     detail: what tells it from other rows of the same configuration, "" where there is none: the name that its run was
     given, and settings. speedup: the latency of vanilla decoding over this one's; None where no vanilla record has the
-    same `comparison_key`, or several could be meant. metrics: by label. reported: the authors' row of the same
-    benchmark, length and configuration.
+    same `comparison_key`, or several could be meant. metrics: by label. other_metrics: those under the other convention
+    for text after EOS (docs/evaluation.md). reported: the authors' row of the same benchmark, length and configuration.
     """
 
     record: dict
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     detail: str
     speedup: float | None
     metrics: dict[str, Metric]
+    other_metrics: dict[str, Metric]
     reported: dict | None
 
     @property
@@ -71,13 +73,11 @@ def evaluation_rows(records: Sequence[dict], reported: Mapping[tuple, dict] | No
         configuration = classify(record["settings"])
         baseline = _baseline_latency(record, groups[comparison_key(record)])
         speedup = baseline / record["latency_s"] if baseline and record["latency_s"] else None
-        metrics = {
-            METRIC_LABELS.get(name, name): _metric(entry, record["samples"])
-            for name, entry in record["metrics"].items()
-        }
+        metrics = _metrics(record["metrics"], record["samples"])
+        other_metrics = _metrics((record.get("other_metrics") or {}).get("metrics") or {}, record["samples"])
         place = STAND_INS.get(record["task"], record["task"]), _gen_length(record), configuration.name
         theirs = (reported or {}).get(place) if _sampler_of(record) in (None, "gaussian") else None
-        rows.append(Row(record, configuration, detail, speedup, metrics, theirs))
+        rows.append(Row(record, configuration, detail, speedup, metrics, other_metrics, theirs))
     return rows
 
 
@@ -98,8 +98,7 @@ def _dtype(record: dict) -> str:
 
 
 def _after_eos(record: dict) -> str:
-    """What was scored of text after EOS; records that do not say so were made when it was kept."""
-    return record["settings"].get("after_eos") or "keep"
+    return record["settings"].get("after_eos") or "keep"  # as older records were scored
 
 
 def _sampler_of(record: dict) -> str | None:
@@ -166,6 +165,11 @@ def _flat_settings(record: dict) -> dict[str, Any]:
     return settings | {"sampler" if name == "name" else name: value for name, value in sampler.items()}
 
 
+def _metrics(entries: dict[str, dict], samples: int) -> dict[str, Metric]:
+    """A record's metrics by their labels."""
+    return {METRIC_LABELS.get(name, name): _metric(entry, samples) for name, entry in entries.items()}
+
+
 def _metric(entry: dict, samples: int) -> Metric:
     value, error = entry.get("value"), entry.get("stderr")
     if value is None:
@@ -226,7 +230,8 @@ def describe_tables(groups: Sequence[Sequence[dict]]) -> list[str]:
 
 def _describe_table(record: dict) -> str:
     return (f"{record['task']}, {_shots(record)}-shot, {record['model']}, G = {_gen_length(record)}, "
-            f"{count_samples(record['samples'])}, {hardware_line(record)}")
+            f"{count_samples(record['samples'])}, {hardware_line(record)}"
+            + (", text after EOS kept" if record["settings"].get("after_eos") == "keep" else ""))
 
 
 def metric_labels(rows: Sequence[Row]) -> list[str]:
@@ -240,7 +245,8 @@ def evaluation_table(
 ) -> Table:
     """A table of evaluations: the configuration, what tells rows of one configuration apart, and the numbers.
 
-    What varies among model, task, few-shot examples, G, samples, hardware, batch size and dtype has a column.
+    What varies among model, task, few-shot examples, G, samples, hardware, batch size, dtype and the convention for
+    text after EOS has a column. So has a score that would be another one under the other convention.
 
     Args:
         reported: the authors' rows; where one belongs to a record, their numbers get columns on the right.
@@ -258,13 +264,16 @@ def evaluation_table(
         "hardware": [hardware_line(row.record) for row in rows],
         "batch": [str(_batch_size(row.record)) for row in rows],
         "dtype": [_dtype(row.record) for row in rows],
+        "after EOS": [_after_eos(row.record) for row in rows],
     }
     varying = {name: values for name, values in parameters.items() if len(set(values)) > 1}
 
     if any(row.detail for row in rows):
         varying = {"run": [row.detail for row in rows]} | varying
 
-    headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *_percent(labels)]
+    other_labels = _other_labels(rows)
+    headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *_percent(labels),
+                *_percent(other_labels)]
     compared = any(row.reported for row in rows)
     if compared:
         headings += ["paper: latency (s)", "speedup", *_percent(their_labels)]
@@ -275,6 +284,7 @@ def evaluation_table(
         line = [row.configuration.name, *(values[index] for values in varying.values())]
         line += [seconds(record["latency_s"]), times(row.speedup), number(record.get("tps")), number(record.get("nfe"))]
         line += [_metric_text(row.metrics.get(label, Metric()), intervals) for label in labels]
+        line += [_metric_text(row.other_metrics.get(label, Metric()), False) for label in other_labels.values()]
         if compared:
             theirs = row.reported or {"latency_s": None, "speedup": None, "metrics": {}}
             line += [number(theirs["latency_s"], 2), times(theirs["speedup"])]
@@ -283,7 +293,20 @@ def evaluation_table(
     return Table(headings, cells)
 
 
-def _percent(labels: Sequence[str]) -> list[str]:
+def _other_labels(rows: Sequence[Row]) -> dict[str, str]:
+    """The labels of scores that differ under the other convention for text after EOS, by what their columns say."""
+    conventions = {_after_eos(row.record) for row in rows if row.other_metrics}
+    if len(conventions) != 1:
+        return {}  # the columns would mean different things in different rows
+    convention = OTHER_CONVENTION[conventions.pop()]
+    return {
+        f"{label} {convention}": label for label in metric_labels(rows)
+        if any(row.other_metrics.get(label, Metric()).value != row.metrics.get(label, Metric()).value
+               for row in rows if row.other_metrics)
+    }
+
+
+def _percent(labels: Iterable[str]) -> list[str]:
     return [f"{label} (%)" for label in labels]
 
 
@@ -318,6 +341,8 @@ def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | 
             metric = row.metrics.get(label, Metric())
             low, high = metric.interval or (None, None)
             line |= {label: metric.value, f"{label}_low": low, f"{label}_high": high}
+        line["after_eos"] = _after_eos(record)
+        line |= {f"other_{label}": row.other_metrics.get(label, Metric()).value for label in labels}
         theirs = row.reported or {"metrics": {}}
         line |= {"paper_latency_s": theirs.get("latency_s"), "paper_speedup": theirs.get("speedup")}
         line |= {f"paper_{label}": theirs["metrics"].get(label) for label in labels}
@@ -344,6 +369,10 @@ def evaluation_caption(records: Sequence[dict]) -> str:
 def summarize(record: dict) -> str:
     """The record of one evaluation in the few lines that a person wants to read first."""
     lines = [(name, _metric_summary(_metric(entry, record["samples"]))) for name, entry in record["metrics"].items()]
+    others = (record.get("other_metrics") or {}).get("metrics") or {}
+    if others and others != record["metrics"]:
+        scores = [f"{label} {_metric_summary(metric)}" for label, metric in _metrics(others, record["samples"]).items()]
+        lines.append((OTHER_CONVENTION[_after_eos(record)], ", ".join(scores)))
     lines += [
         ("latency", f"{record['latency_s']:.3f} s per sample (median {record['latency_median_s']:.3f} s)"),
         ("throughput", f"{record['tps']:.1f} answer tokens/s"),

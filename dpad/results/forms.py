@@ -46,6 +46,7 @@ def _integer(minimum: int, maximum: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and _number(minimum, maximum)(value)
 
 
+CONVENTION = Leaf("drop or keep", lambda value: value in ("drop", "keep"))
 TEXT = Leaf(f"text of at most {MAX_TEXT} characters", lambda value: isinstance(value, str) and len(value) <= MAX_TEXT)
 NUMBER = Leaf("a number", _number(-1e15, 1e15))
 AMOUNT = Leaf("a number of at least 0", _number(0, 1e15))
@@ -65,11 +66,11 @@ ENVIRONMENT = {
 }
 EVALUATION = {
     "name": TEXT, "task": TEXT, "model": TEXT, "samples": COUNT, "latency_s": AMOUNT, "tps?": AMOUNT, "nfe?": AMOUNT,
-    "metrics": Each({"value?": NUMBER}),
+    "metrics": Each({"value?": NUMBER}), "other_metrics?": {"metrics": Each({"value?": NUMBER})},
     "settings": {
         "gen_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE, "steps?": COUNT,
         "threshold?": NUMBER, "factor?": NUMBER, "cache?": TEXT, "early_termination?": FLAG, "device?": TEXT,
-        "dtype?": TEXT, "after_eos?": TEXT,
+        "dtype?": TEXT, "after_eos?": CONVENTION,
         "suffix_sampler?": {"name": TEXT, "window?": LENGTH, "number?": ZERO_OR_MORE},
     },
     "environment?": ENVIRONMENT,

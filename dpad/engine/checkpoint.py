@@ -1,0 +1,368 @@
+"""A checkpoint's files, looked at before any weight is loaded: is it a checkpoint, and what do its files say they hold?
+
+    find_folder("checkpoints/llada-tiny")     # a folder, or a hub id whose files are then downloaded
+    check_folder(folder)                      # ValueError, in one sentence, for everything that is no checkpoint
+
+A checkpoint may come from anywhere, so nothing in it is believed: JSON is bounded, and names, shapes and types of the
+weights are compared with config.json before memory is taken for them. Imported, never run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # of a hub repository
+
+MAX_JSON = 16 * 2**20  # bytes
+MAX_DEPTH = 32  # of nested JSON
+FLOATING = ("F16", "BF16", "F32", "F64")  # types of weights, as safetensors calls them
+
+DTYPES = (None, "auto", "float32", "bfloat16", "float16", "float64")
+KERNELS = (None, "sdpa", "eager")
+# Fields of config.json through which transformers would take other files, layers or code than those checked here.
+ALLOWED: dict[str, tuple[str | None, ...]] = {
+    "dtype": DTYPES, "torch_dtype": DTYPES, "attn_implementation": KERNELS, "_attn_implementation": KERNELS,
+    "transformers_weights": (None,), "fusion_config": (None,), "per_layer_config": (None,), "attribute_map": (None,),
+    "sub_configs": (None,),
+}
+# The package that each of transformers' quantization methods needs, by its name for pip and for import.
+QUANTIZERS = {
+    "aqlm": ("aqlm[gpu,cpu]", "aqlm"),
+    "auto-round": ("auto-round", "auto_round"),
+    "awq": ("gptqmodel", "gptqmodel"),
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
+    "compressed-tensors": ("compressed-tensors", "compressed_tensors"),
+    "eetq": ("kernels", "kernels"),
+    "fbgemm_fp8": ("fbgemm-gpu", "fbgemm_gpu"),
+    "gguf": ("gguf", "gguf"),
+    "gptq": ("gptqmodel optimum", "gptqmodel"),
+    "higgs": ("flute-kernel", "flute"),
+    "hqq": ("hqq", "hqq"),
+    "quanto": ("optimum-quanto", "optimum.quanto"),
+    "quark": ("amd-quark", "quark"),
+    "sinq": ("sinq", "sinq"),
+    "spqr": ("spqr_quant[gpu]", "spqr_quant"),
+    "torchao": ("torchao", "torchao"),
+    "vptq": ("vptq", "vptq"),
+}
+
+
+# --- The folder -------------------------------------------------------------------------------------------------------
+
+
+def find_folder(name: str | Path, **options: Any) -> Path:
+    """The folder of a checkpoint; that of a hub id is in the hub's cache, into which its files are downloaded.
+
+    Args:
+        name: an existing folder, or a hub id (owner/name).
+        options: of huggingface_hub.snapshot_download: revision, local_files_only, cache_dir, token, ...
+
+    Raises:
+        ValueError: it is neither, or the hub does not give it.
+    """
+    if os.path.isdir(name):
+        return Path(name)
+    path = Path(name)
+    if os.path.exists(name):
+        raise ValueError(f"checkpoint {str(name)!r} is a file; give the folder that holds it and config.json"
+                         + (", with weights in .safetensors files" if path.suffix != ".safetensors" else ""))
+    if path.is_absolute() or os.path.isdir(path.parent) or str(name).count("/") != 1:
+        raise ValueError(f"checkpoint {str(name)!r} is neither an existing folder nor a hub id (owner/name)")
+
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=DOWNLOADED, ignore_patterns=["*/*"], **options))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"checkpoint {str(name)!r} could not be downloaded: {reason}") from error
+
+
+def check_folder(folder: Path, with_weights: bool = True) -> None:
+    """Raise ValueError, saying what the folder is instead, unless it holds config.json and weights in safetensors."""
+    name = f"checkpoint {str(folder)!r}"
+    if (folder / ADAPTER).is_file():
+        base = read_object(folder / ADAPTER).get("base_model_name_or_path")
+        raise ValueError(f"{name} is a PEFT adapter of {base!r}, not a model: merge it first, with `pip install peft` "
+                         f"and PeftModel.from_pretrained(load({base!r}).model, {str(folder)!r}).merge_and_unload()"
+                         ".save_pretrained(NEW_FOLDER), and copy the base model's tokenizer there")
+
+    files = sorted(os.listdir(folder))
+    if not (folder / CONFIG).is_file():
+        inner = [path.parent for pattern in ("*/", "snapshots/*/", "*/snapshots/*/")
+                 for path in sorted(folder.glob(pattern + CONFIG))]
+        if inner:
+            raise ValueError(f"{name} has no config.json; did you mean {' or '.join(map(str, inner[:3]))}?")
+        if not files:
+            raise ValueError(f"{name} has no config.json: the folder is empty")
+        raise ValueError(f"{name} has no config.json{_what_else(files)}: it must be a folder written by "
+                         "save_pretrained or downloaded from the hub")
+    if with_weights and not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
+        raise ValueError(f"{name} could not be loaded: it has no weights in {WEIGHTS} or {INDEX}{_what_else(files)}")
+
+
+def _what_else(files: Iterable[str]) -> str:
+    """What a folder holds in place of a checkpoint, as the end of a clause."""
+    other = [file for file in files if Path(file).suffix in (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5")]
+    if other:
+        return f", but {other[0]!r}, a format that is not loaded here (save the model with save_pretrained)"
+    if any(file.startswith(("tokenizer", "vocab")) for file in files) and not any(
+        file.endswith(".safetensors") for file in files
+    ):
+        return ", but a tokenizer"
+    return ""
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def read_object(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint, which may be anything.
+
+    Raises:
+        ValueError: the file cannot be read, is too large, nested more than MAX_DEPTH deep, or holds no object.
+    """
+    try:
+        if path.stat().st_size > max_bytes:
+            raise ValueError(f"it is larger than {max_bytes / 2**20:.0f} MB")
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds no JSON object, but a {type(value).__name__}")
+        if is_deeper(value, MAX_DEPTH):
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+        unnamed = "names no model_type or " if path.name == CONFIG else ""
+        raise ValueError(f"checkpoint {str(path.parent)!r} has a {path.name} that {unnamed}cannot be read: "
+                         f"{reason}") from error
+    return value
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"it holds {text}, which is not JSON")
+
+
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and dicts are nested more than `depth` deep in a JSON value."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [entry for item in level if isinstance(item, (dict, list))
+                 for entry in (item.values() if isinstance(item, dict) else item)]
+    return bool(level)
+
+
+# --- config.json ------------------------------------------------------------------------------------------------------
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The fields of a checkpoint's config.json, with a model_type that is text.
+
+    Raises:
+        ValueError: it cannot be read, or its weights are quantized by a package that is not installed.
+    """
+    config = read_object(folder / CONFIG)
+    if not isinstance(config.get("model_type"), str):
+        raise ValueError(f"checkpoint {str(folder)!r} has a config.json that names no model_type or cannot be "
+                         "read: model_type must be text")
+    if config.get("quantization_config") is not None:
+        check_quantization(folder, config["quantization_config"])
+    return config
+
+
+def check_quantization(folder: Path, quantization: Any) -> None:
+    """Raise ValueError unless the package is installed that a config.json's `quantization_config` needs."""
+    name = f"checkpoint {str(folder)!r} has quantized weights"
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method is None and isinstance(quantization, dict) and any(
+        quantization.get(f"load_in_{bits}bit") for bits in (4, 8)
+    ):
+        method = "bitsandbytes"  # which older versions of transformers did not write down
+    if not isinstance(method, str):
+        raise ValueError(f"{name}, but its quantization_config names no quant_method")
+
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    if method != "bitsandbytes" and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise ValueError(f"{name} of a kind that transformers does not know: quant_method is {method!r}")
+    package, module = QUANTIZERS.get(method, ("", ""))
+    if module and find_spec(module.split(".")[0]) is None:
+        raise ValueError(f"{name} ({method}), which need the package {package.split()[0]}: run `pip install {package}`")
+
+
+def make_config(folder: Path, config_class: type[PretrainedConfig], fields: dict[str, Any]) -> PretrainedConfig:
+    """The configuration that the fields of a config.json stand for.
+
+    Raises:
+        ValueError: naming a field that cannot be used, its value and what is allowed.
+    """
+    name = f"checkpoint {str(folder)!r}"
+    for field in fields:
+        if field.startswith("__") or callable(getattr(config_class, field, None)):
+            raise ValueError(f"{name}: config field {field!r} is the name of a method")
+    for field, allowed in ALLOWED.items():
+        if fields.get(field) not in allowed:
+            raise ValueError(f"{name}: config field {field} is {fields[field]!r}; it must be "
+                             f"{' or '.join(str(value) for value in allowed if value) or 'left out'}")
+    try:
+        return config_class.from_dict(copy.deepcopy(fields))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except Exception as error:  # transformers does not check the types of its own fields
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{name} has a config.json that cannot be used ({reason[:200]})") from error
+
+
+# --- Names, types and shapes of the weights ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What the header of a .safetensors file says of a tensor. dtype: F32, BF16, ..."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_headers(folder: Path) -> dict[str, Weight]:
+    """What the weights' files say they hold, by the tensors' names; no weight is read.
+
+    The same files as transformers takes: WEIGHTS, and only without it those of INDEX.
+
+    Raises:
+        ValueError: a file is missing, damaged or outside of the folder, or holds other tensors than the index says.
+    """
+    name = f"checkpoint {str(folder)!r}"
+    if (folder / WEIGHTS).is_file():
+        return _read_header(folder / WEIGHTS)
+
+    weight_map = read_object(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{name} has a {INDEX} without a weight_map")
+    expected: dict[str, set[str]] = {}
+    for weight, file in weight_map.items():
+        # Plain names: a path could lead out of the folder, and any other format could run code.
+        if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file or "\\" in file:
+            raise ValueError(f"{name} has a {INDEX} that names {file!r}; it must be the plain name of a .safetensors "
+                             "file in the folder")
+        expected.setdefault(file, set()).add(weight)
+
+    headers: dict[str, Weight] = {}
+    for file, weights in sorted(expected.items()):
+        if not (folder / file).is_file():
+            raise ValueError(f"{name} is incomplete and could not be loaded: {file} is missing")
+        header = _read_header(folder / file)
+        if different := sorted(header.keys() ^ weights):
+            raise ValueError(f"{name} has a {INDEX} that does not fit {file}: {listing(different)}")
+        headers |= header
+    return headers
+
+
+def _read_header(path: Path) -> dict[str, Weight]:
+    """The tensors of one file; safetensors checks that they lie in it without overlap and fill it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > MAX_JSON:
+            raise ValueError(f"its header is larger than {MAX_JSON // 2**20} MB")
+        with safe_open(path, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+            return {name: Weight(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"checkpoint {str(path.parent)!r} could not be loaded: {path.name}: {reason}") from error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The weights that a model needs, by their names in a checkpoint.
+
+    outer: the shapes of those outside of the layers. prefix: what stands before a layer's number. inner: the shapes of
+    one layer's weights, by the rest of their names. layers: their number. head: the name of the head's weight.
+    """
+
+    outer: dict[str, tuple[int, ...]]
+    prefix: str
+    inner: dict[str, tuple[int, ...]]
+    layers: int
+    head: str
+
+    @property
+    def count(self) -> int:
+        """The number of parameters."""
+        return sum(map(math.prod, self.outer.values())) + self.layers * sum(map(math.prod, self.inner.values()))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all weights, by their names."""
+        layers = {f"{self.prefix}{layer}.{name}": shape for layer in range(self.layers)
+                  for name, shape in self.inner.items()}
+        return self.outer | layers
+
+
+def check_weights(folder: Path, layout: Layout, config: PretrainedConfig) -> None:
+    """Compare the headers of the weights with what a model of this configuration needs, before memory is taken.
+
+    Raises:
+        ValueError: naming the weights that are missing, foreign, of another shape or not floating-point numbers.
+    """
+    name = f"checkpoint {str(folder)!r}"
+    headers = read_headers(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        # Names and shapes are the package's own. A weight has at least half a bit, or else the configuration lies.
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        if layout.layers > len(headers) or layout.count > 16 * size:
+            raise ValueError(f"{name} has a config.json of {layout.count} weights, which its {size} bytes cannot hold")
+        return
+
+    start = len(layout.prefix)
+    stored = {weight[start:].split(".")[0] for weight in headers if weight.startswith(layout.prefix)}
+    if len(stored) != layout.layers:
+        raise ValueError(f"{name} has a config.json of {layout.layers} layers; its weights have {len(stored)}")
+    shapes = layout.shapes()
+    check_names(
+        folder, missing=shapes.keys() - headers.keys(), foreign=headers.keys() - shapes.keys(),
+        mismatched=[weight for weight, shape in shapes.items() if weight in headers and headers[weight].shape != shape],
+        hint=_hint_about_head(config) if headers.keys() ^ shapes.keys() == {layout.head} else "",
+    )
+    if wrong := [f"{weight} ({header.dtype})" for weight, header in headers.items() if header.dtype not in FLOATING]:
+        raise ValueError(f"{name} has weights that are not floating-point numbers: {listing(wrong)}")
+
+
+def check_names(
+    folder: Path, missing: Iterable[str], foreign: Iterable[str], mismatched: Iterable[str], hint: str = ""
+) -> None:
+    """Raise ValueError if there are names of weights that do not fit config.json."""
+    for kind, names in (
+        ("missing", missing), ("foreign", foreign), ("of another shape than config.json says", mismatched),
+    ):
+        if names:
+            raise ValueError(f"checkpoint {str(folder)!r} has weights that are {kind}: {listing(names)}{hint}")
+
+
+def _hint_about_head(config: PretrainedConfig) -> str:
+    field = config.attribute_map.get("tie_word_embeddings", "tie_word_embeddings")
+    tied = config.tie_word_embeddings
+    return (f"; config.json says that {field} is {str(tied).lower()}: {str(not tied).lower()} would mean that the head "
+            f"is {'the stored one' if tied else 'the embedding'}")
+
+
+def listing(names: Iterable[str]) -> str:
+    """The first three names, and how many more there are."""
+    first = sorted(names)
+    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
