@@ -10,6 +10,8 @@ import math
 import os
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dpad.evaluation import journal as journal_module
 from dpad.evaluation.journal import Answer, Journal, digest
@@ -203,3 +205,25 @@ def test_digest_tells_values_apart():
     """Order of keys does not matter, everything else does."""
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert len({digest(value) for value in ({"a": 1}, {"a": "1"}, {"a": [1]}, ["a", 1], {"a": None})}) == 5
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_changed_byte_gives_another_answer(tmp_path, data):
+    """The law of checksums: with any one byte changed, a journal is refused or gives the answers that were written."""
+    answers = {key: answer(key, text=f"{key} #### {number}") for number, key in enumerate("abc")}
+    path = tmp_path / "answers-0.jsonl"
+    path.unlink(missing_ok=True)
+    with Journal(tmp_path) as journal:
+        for entry in answers.values():
+            journal.append(entry)
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        with Journal(tmp_path) as journal:
+            assert all(answers[key] == entry for key, entry in journal.answers.items())
+            assert len(journal.answers) >= 2, "only the last line may have lost its end"
+    except ValueError as error:
+        assert "is corrupt" in str(error) and "\n" not in str(error)

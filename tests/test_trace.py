@@ -6,12 +6,14 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import run
 from dpad.engine import completion, loading
 from dpad.interact import trace as trace_module
-from dpad.interact.canvas import canvas_after
+from dpad.interact.canvas import canvas_after, summarize
 from dpad.interact.gif import write_gif
 from dpad.interact.trace import Tracer, read_trace
 from dpad.results import files
@@ -209,3 +211,38 @@ def test_seconds_without_a_gif_are_refused(loaded, tmp_path, capsys):
     record(loaded)[0].write(tmp_path / "t.jsonl")
     assert run.main(["trace", str(tmp_path / "t.jsonl"), "--seconds", "3"]) == 2
     assert "--seconds is 3, but nothing is drawn without --gif FILE" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def short_trace(loaded):
+    """The head, two forwards and the tail of a trace."""
+    trace, _ = record(loaded, suffix_sampler=GaussianSampler(48, 3, 1.6))
+    return [trace.head, *trace.forwards[:2], trace.tail]
+
+
+VALUES = st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=3) | st.sampled_from(
+    [[], {}, [[]], {"name": []}, [0, 1, "x", 0.5]])
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_trace_with_any_fault_is_shown_or_refused(short_trace, tmp_path, data):
+    """Guards the canvas and the summary: whatever stands in one place of a trace, there is a result or one sentence."""
+    lines = json.loads(json.dumps(short_trace))
+    place = data.draw(st.sampled_from(lines))
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1))
+        if not (isinstance(place[key], (dict, list)) and place[key] and data.draw(st.integers(0, 5))):
+            break
+        place = place[key]
+    place[key] = data.draw(VALUES)
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        again = read_trace(tmp_path / "t.jsonl")
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    if again.gen_length < 1000:
+        assert summarize(again)
+        for forwards in range(3):
+            canvas_after(again, forwards)

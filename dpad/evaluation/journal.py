@@ -185,8 +185,8 @@ class Journal:
         except FileNotFoundError:
             same = False
         if not same:
-            raise ValueError(f"{self.path} was deleted or replaced while this run was writing it; what the file held "
-                             "is lost, and the same command starts anew")
+            raise ValueError(f"{self.path} was deleted or replaced while this run was writing it; the same command "
+                             "gives the answers again that it held")
 
     def _cut_unfinished_line(self) -> None:
         """Remove what follows the last line end: the start of a line whose writer was killed."""

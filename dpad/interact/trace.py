@@ -206,7 +206,7 @@ def read_trace(path: str | Path) -> Trace:
             fault = _fault_of_line(entry, entries)
             if fault:
                 raise files.LineError(path, number, fault.strip())
-            entries.append(entry)
+            entries.append({key: value for key, value in entry.items() if value is not None})
     except files.LineError as error:
         raise ValueError(f"{path}, line {error.number}: not a line of a trace (run.py generate --trace writes one): "
                          f"{error.reason}") from None
