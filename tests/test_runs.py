@@ -224,6 +224,16 @@ def test_a_new_run_beside_an_older_one_says_so(loaded, tmp_path):
                              "seed 1234 instead of 5"), "what is no identity is left alone"
 
 
+def test_fewer_samples_are_said(loaded, tmp_path):
+    """Guards a record of all samples, which a look at the first few replaces in the same folder."""
+    settings = {"output": tmp_path} | SHORT
+    notes = []
+    for limit in (2, 3, 1, 1, 3):
+        evaluate(loaded, note=notes.append, limit=limit, **settings)
+    [note] = notes
+    assert "was of 3 samples and is now of 1; all answers are kept" in note
+
+
 def test_answers_are_checked_against_their_requests(loaded, tmp_path):
     """Guards journals whose keys were swapped, checksums and all: the run is refused before anything is answered."""
     settings = {"limit": 2, "output": tmp_path} | SHORT

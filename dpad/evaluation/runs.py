@@ -83,7 +83,8 @@ def evaluate(
         command: what the record says about how to repeat the run; by default this process's command line.
         progress: whether to show a progress bar on a terminal; a string is shown beside it.
         processes: this process among those that share the run.
-        note: called with a sentence where a new run begins beside an earlier one of other settings.
+        note: called with a sentence where a new run begins beside an earlier one of other settings, or the run's record
+            is replaced by one of fewer samples.
 
     Returns:
         The content of record.json, and "folder", the path of the run's folder. None in every process but the first,
@@ -143,6 +144,8 @@ def evaluate(
                 "processes": processes.count,
                 "environment": environment(),
             }
+            if note and (fewer := describe_fewer_samples(folder, record["samples"])):
+                note(fewer)
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers, after_eos)
             write_json(folder / "record.json", record)
     return record | {"folder": str(folder)}
@@ -282,6 +285,17 @@ def describe_earlier_run(folder: Path, own: dict[str, Any]) -> str | None:
     return f"a new run begins; the answers in {place} are of {', '.join(differences) or 'other settings'}"
 
 
+def describe_fewer_samples(folder: Path, samples: int) -> str | None:
+    """A sentence about a record in a run's folder that one of fewer samples is about to replace; None without one."""
+    try:
+        earlier = files.read_json(folder / "record.json").get("samples", 0)
+        fewer = samples < earlier
+    except (ValueError, AttributeError, TypeError):  # there is none, or none that this program wrote
+        return None
+    return (f"the record in {folder} was of {earlier} samples and is now of {samples}; all answers are kept, and the "
+            "same command with the former --limit brings it back") if fewer else None
+
+
 def _differences(earlier: Any, own: dict[str, Any]) -> list[str]:
     """What another run's identity has in place of this one's, in words."""
     if not isinstance(earlier, dict) or not isinstance(earlier.get("settings"), dict):
@@ -302,7 +316,10 @@ def fingerprint(loaded: LoadedModel) -> list[Any]:
     folder = Path(loaded.checkpoint)
     if not folder.is_dir():
         return [loaded.checkpoint, getattr(loaded.model.config, "_commit_hash", None)]
-    paths = sorted(path for path in folder.iterdir() if path.suffix in CHECKPOINT_FILES and path.is_file())
+    paths = sorted(
+        path for path in folder.iterdir()
+        if path.suffix in CHECKPOINT_FILES and path.name != "records.json" and path.is_file()
+    )
     return [[path.name, path.stat().st_size, sample_hash(path)] for path in paths]
 
 
