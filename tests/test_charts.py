@@ -100,6 +100,14 @@ def test_kept_tokens(sampler, kept):
     assert charts.kept_tokens(sampler) == pytest.approx(kept, rel=0.15)
 
 
+def test_a_heatmap_says_how_many_tokens_are_kept():
+    """Guards samplers outside of the paper's grid: their own numbers stand on the axis, not the nearest of the grid."""
+    records = [evaluation("+DPad", 1.0, sampler={"name": "uniform", "window": window, "number": number})
+               for window, number in ((64, 4), (64, 30), (128, 64), (1024, 900))]
+    _, panels = charts._heatmap_panels(records)
+    assert list(panels["uniform"]) == [(64, 4), (64, 32), (128, 64), (1024, 900)]
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--figure", "heatmap", "--plot", "x.png"], "a heatmap needs records with the sampler gaussian or uniform"),
     (["--plot", "x.jpg"], "must end in .png or .svg"),

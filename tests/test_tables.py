@@ -110,6 +110,10 @@ def test_rows_are_called_what_they_are(pair, capsys, tmp_path):
         "Vanilla", "+DPad (window 64)", "+DPad (window 256)"]
     [row] = evaluation_rows([other], {("gsm8k", 256, "+DPad"): {"speedup": 1}})
     assert row.label == "+DPad (sampler uniform)" and row.reported is None
+    again = evaluation("Vanilla", 3.0)
+    again["environment"] |= {"commit": "def5678", "date": "2026-11-26"}
+    assert [row.label for row in evaluation_rows([evaluation("Vanilla", 2.0), again])] == [
+        "Vanilla (commit abc1234)", "Vanilla (commit def5678, date 2026-11-26)"]
 
 
 @pytest.mark.parametrize("share, count, low, high", [(0.5, 10, 0.2366, 0.7634), (0, 20, 0, 0.1611), (1, 20, 0.8389, 1)])

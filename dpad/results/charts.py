@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = ("bars", "heatmap", "length")
+GRID_REACH = 0.25  # kept tokens this near to an entry of the paper's grid, relative to it, stand for that entry
 LOG_SPREAD = 8  # a latency axis is logarithmic from this ratio of slowest to fastest on
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey by lightness.
@@ -275,7 +276,7 @@ def bar_chart(records: Sequence[dict], path: str | Path, title: str | None = Non
             left = figure.subplots()
         _draw_latencies(left, rows)
 
-        figure.suptitle(title or describe_tables([records])[0])
+        figure.suptitle(title or describe_tables([records])[0], wrap=True)
 
 
 def _draw_latencies(axes: Axes, rows: Sequence[Row]) -> None:
@@ -524,12 +525,12 @@ def heatmap(panels: Panels, label: str, title: str, path: str | Path) -> None:
             axes.set_xlabel("window")
         panel_axes[0].set_ylabel("kept suffix tokens")
         figure.colorbar(image, ax=panel_axes, label=f"{label} (%)")
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, wrap=True)
 
 
 def _heatmap_panels(records: Sequence[dict]) -> tuple[str, Panels]:
-    """The first metric, and for each sampler its value by window and kept tokens, these as the nearest of the paper's
-    grid.
+    """The first metric, and for each sampler its value by window and kept tokens, these as in the paper's grid where
+    they are near it.
 
     Raises:
         ValueError: two records have the same cell, or a sampler cannot be used.
@@ -543,7 +544,8 @@ def _heatmap_panels(records: Sequence[dict]) -> tuple[str, Panels]:
         if metric is None or metric.value is None:
             continue
         mean = kept_tokens(sampler)
-        cell = sampler["window"], min(GRID, key=lambda entry: abs(entry - mean))
+        nearest = min(GRID, key=lambda entry: abs(entry - mean))
+        cell = sampler["window"], nearest if abs(nearest - mean) < GRID_REACH * nearest else round(mean)
         panel = panels.setdefault(sampler["name"], {})
         if cell in panel:
             raise ValueError(f"two records have the same cell of a heatmap: sampler {sampler['name']}, window "
