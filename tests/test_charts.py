@@ -226,6 +226,18 @@ def test_single_rows_are_not_drawn(tmp_path, capsys):
     assert "not drawn: 1 table with nothing to compare" in capsys.readouterr().err and out.is_file()
 
 
+@pytest.mark.parametrize("latency", [1.9, 0.9, 0.1, 0.001])
+def test_axes_have_numbers(tmp_path, latency, monkeypatch):
+    """Guards logarithmic axes: no formula stands beside them, whatever they span."""
+    monkeypatch.setitem(charts.quiet_matplotlib().rcParams, "svg.fonttype", "none")  # text stays text
+    records = [evaluation(name, value, length=length) for length in (64, 128)
+               for name, value in (("Vanilla", 2.0), ("+DPad", latency))]
+    for figure in ("length", "bars"):
+        for path in charts.draw(records, tmp_path / f"{figure}.svg", figure):
+            text = path.read_text(encoding="utf-8")
+            assert "mathdefault" not in text and "times10" not in text
+
+
 def test_names_are_only_names(tmp_path, capsys, recwarn):
     """Guards formulas, signs without a glyph and paths in names."""
     pair = vanilla_and_dpad()

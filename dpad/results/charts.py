@@ -43,8 +43,10 @@ from dpad.results.records import hardware_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+FILLS = ("full", "none", "left", "right", "bottom", "top")  # of markers
 FIGURES = ("bars", "heatmap", "length")
 GRID_REACH = 0.25  # kept tokens this near to an entry of the paper's grid, relative to it, stand for that entry
 LOG_SPREAD = 8  # a latency axis is logarithmic from this ratio of slowest to fastest on
@@ -327,10 +329,17 @@ def _scale_latencies(axes: Axes, lengths: Sequence[float], unit: str) -> None:
     if logarithmic:
         axes.set_xscale("log")
         axes.set_xlim(low / 2, high * (high / low) ** 0.4 * 1.5)
-        axes.xaxis.set_major_formatter("{x:g}")  # 0.1 instead of a power of ten
+        _label_logarithms(axes.xaxis, "{x:g}")
     else:
         axes.set_xlim(0, high * 1.5 or 1)
     axes.set_xlabel(f"latency{', logarithmic' if logarithmic else ''} ({unit})")
+
+
+def _label_logarithms(axis: Axis, form: str) -> None:
+    """Write numbers beside a logarithmic axis, and not powers of ten; beside its small ticks within one decade only."""
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(form)
+    axis.set_minor_formatter(form if high < 10 * low else "")
 
 
 def _annotate_bar(axes: Axes, length: float, place: int, text: str) -> None:
@@ -457,12 +466,15 @@ def length_chart(records: Sequence[dict], path: str | Path) -> None:
 
     with picture(path, 9.5, 4.2) as figure:
         axes = figure.subplots()
+        drawn: Counter[Configuration] = Counter()
         for configuration, label, points in lines:
-            axes.plot(*zip(*points), linewidth=1.8, label=f"{label}  ({times(points[-1][1])})",
+            fill = FILLS[drawn[configuration] % len(FILLS)]  # tells lines of one configuration apart
+            drawn[configuration] += 1
+            axes.plot(*zip(*points), linewidth=1.8, fillstyle=fill, label=f"{label}  ({times(points[-1][1])})",
                       **line_style(configuration))
         _scale_lengths(axes, {length for by_length in speedups.values() for length in by_length})
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}×")
+        _label_logarithms(axes.yaxis, "{x:g}×")
         axes.axhline(1, color=GREY, linewidth=1)
         axes.set_ylabel(f"speedup over {VANILLA.name}")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
