@@ -88,6 +88,7 @@ The roofline is the time of the same forwards reduced to their matrix products, 
 """
 TABLE_EXAMPLES = """\
 examples:
+  python run.py table results                                         all runs, compared where they can be
   python run.py table results/main_1.5/1.5 --paper llada-1.5          measured, and beside it what the authors report
   python run.py table benchmarks/cpu-small.json                       a record of run.py bench
   python run.py table record.json --format csv > table.csv
@@ -183,7 +184,7 @@ def check_model(args: argparse.Namespace) -> None:
 
 def note(text: str) -> None:
     """Say what is no error, but may surprise."""
-    print(f"run.py: note: {text}", file=sys.stderr)
+    _say(f"note: {text}")
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
         record = runs.evaluate(
             load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot, limit=args.limit,
             chat_template=CHAT_TEMPLATE[args.chat_template], output=args.output, name=args.name,
-            from_scratch=args.from_scratch, command=command, processes=here, **answering,
+            from_scratch=args.from_scratch, command=command, processes=here, note=note, **answering,
         )
     except ValueError:
         if not processes.is_first_to_fail():
@@ -390,12 +391,14 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
     from dpad.results.charts import FIGURES
 
-    parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders of them")
+    parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders, which are "
+                        "searched with all their subfolders")
     parser.add_argument("--paper", metavar="MODEL", help="put the authors' numbers for llada-instruct, llada-1.5 or "
                         "dream-base beside the measured ones")
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
                         help="how tables are written (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg")
+    parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg; several get "
+                        "names of their own from it")
     parser.add_argument("--figure", choices=FIGURES, help="what --plot draws; bars: latency and accuracy of "
                         "evaluations, latency and roofline of benchmarks; heatmap: accuracy by window and kept tokens; "
                         "length: speedup against answer length (default: bars)")
@@ -410,13 +413,12 @@ def run_table(args: argparse.Namespace, argv: list[str]) -> None:
         raise ValueError(f"--figure is {args.figure!r}, but nothing is drawn without --plot FILE")
     if args.plot is not None:
         outputs.check("--plot", args.plot, outputs.PICTURE, inputs=args.paths)
-    def note(text: str) -> None:
-        print(f"run.py: {text}", file=sys.stderr)
-
     loaded_records = records.load(args.paths, note=note)
     pictures = [] if args.plot is None else charts.plan(loaded_records, args.figure or "bars", note)
+    paths = charts.place(pictures, args.plot) if pictures else []
     print(tables.render(loaded_records, args.paper, args.format))
-    for path in charts.draw_all(pictures, args.plot) if pictures else ():
+    for picture, path in zip(pictures, paths):
+        picture.draw(path)
         print(f"drawn in {path}", file=sys.stderr)
 
 
@@ -430,19 +432,23 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
     """Show recorded denoisings, and draw them as a GIF."""
     from dpad.interact.canvas import summarize
-    from dpad.interact.gif import write_gif
+    from dpad.interact.gif import check_gif, write_gif
     from dpad.interact.trace import read_trace
     from dpad.results import outputs
+    from dpad.results.formatting import LAYOUT, printable
 
     if args.seconds is not None and args.gif is None:
         raise ValueError(f"--seconds is {args.seconds:g}, but nothing is drawn without --gif FILE")
     if args.gif is not None:
         outputs.check("--gif", args.gif, outputs.GIF, inputs=args.paths)
+    seconds = 8.0 if args.seconds is None else args.seconds
     traces = [read_trace(path) for path in args.paths]
-    for trace in traces:
-        print(f"{summarize(trace)}\n")
     if args.gif is not None:
-        write_gif(traces, args.gif, 8.0 if args.seconds is None else args.seconds)
+        check_gif(traces, seconds)
+    for trace in traces:
+        print(printable(summarize(trace), LAYOUT), end="\n\n")
+    if args.gif is not None:
+        write_gif(traces, args.gif, seconds)
         print(f"drawn in {args.gif}")
 
 
@@ -526,10 +532,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _fail(message: object, status: int) -> int:
+def _say(message: object) -> None:
+    """One line on standard error."""
     from dpad.results.formatting import printable
 
-    print("run.py:", printable(" ".join(str(message).split())), file=sys.stderr)
+    print("run.py:", printable(" ".join(str(message).split())), file=sys.stderr, flush=True)
+
+
+def _fail(message: object, status: int) -> int:
+    _say(message)
     return status
 
 

@@ -82,7 +82,6 @@ def main() -> int:
     options = parser.parse_args()
     try:
         check_integer("--limit", options.limit, 1)
-        loading.placement(options.device, None)
         if options.output is not None:
             outputs.check("--output", options.output, outputs.AGREEMENT)
     except ValueError as error:

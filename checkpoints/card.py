@@ -7,7 +7,6 @@ dpad/training/train.py writes the first card of a model; this renews it, for ins
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +111,9 @@ def read_log(path: Path) -> list[dict]:
         ValueError: the file cannot be read, or a line is none of the two.
     """
     entries = []
-    for number, line in enumerate(files.read_lines(path), start=1):
-        try:
-            entry = json.loads(line)
-            if not any(parts <= entry.keys() for parts in LOG_ENTRIES):
-                raise ValueError("another kind of object")
-        except (ValueError, AttributeError, RecursionError):
-            raise ValueError(f"{path}, line {number}: not a line of a training log") from None
+    for number, entry in files.read_json_lines(path):
+        if not isinstance(entry, dict) or not any(parts <= entry.keys() for parts in LOG_ENTRIES):
+            raise ValueError(f"{path}, line {number}: not a line of a training log")
         entries.append(entry)
     return entries
 

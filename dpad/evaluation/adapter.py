@@ -173,6 +173,8 @@ class DiffusionLM(LM):
             ValueError: a request cannot be answered, which is checked before the first is; or memory ran out.
         """
         requests = self.prepare(kind, instances)
+        if self.journal:
+            self.journal.check(requests, rated=kind == RATE)
         unanswered = [request for request in requests if request.key not in self._known]
         share = unanswered[processes.rank :: processes.count]
         if not share:

@@ -21,6 +21,7 @@ from dpad.engine.settings import DecodingSettings
 from dpad.interact import terminal
 from dpad.interact.trace import Tracer
 from dpad.results import files
+from dpad.results.formatting import LAYOUT, json_line, printable
 
 # --- Prompts ----------------------------------------------------------------------------------------------------------
 
@@ -57,7 +58,7 @@ def _read_prompt_file(name: str) -> list[str]:
     prompts = []
     for number, line in lines:
         try:
-            fields = json.loads(line)
+            fields = files.parse_json(line, name)
             prompt = fields["prompt"] if "prompt" in fields else fields["question"]
         except (ValueError, TypeError, KeyError, RecursionError):
             prompt = None
@@ -100,7 +101,7 @@ def answer_prompts(
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         if live and several:
-            print(f"> {prompts[start]}")
+            print(f"> {printable(prompts[start], LAYOUT)}")
         view = terminal.LiveView(loaded, terminal.wants_colour()) if live else None
         tracer = Tracer(loaded, prompts[0], settings, streamer=view) if trace_file else None
         answers = completion.complete(loaded, texts[batch], settings, streamer=tracer or view)
@@ -114,7 +115,8 @@ def answer_prompts(
             if view:
                 view.finish(answer.text)
             else:
-                print(f"> {prompt}\n{answer.text}" if several else answer.text)
+                text = f"> {prompt}\n{answer.text}" if several else answer.text
+                print(printable(text, LAYOUT) if sys.stdout.isatty() else text)
             print(terminal.cost(answer), end="\n\n" if several else "\n", flush=True)
 
 
@@ -124,4 +126,5 @@ def _as_json(prompt: str, answer: Completion) -> str:
         "tokens_per_second": answer.tokens_per_second, "seconds": answer.seconds,
         "tokens_processed": answer.tokens_processed,
     }
-    return json.dumps(line, ensure_ascii=(sys.stdout.encoding or "").lower() != "utf-8")
+    is_utf8 = (sys.stdout.encoding or "").lower() == "utf-8"
+    return json_line(line) if is_utf8 else json.dumps(line)
