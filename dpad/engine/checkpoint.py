@@ -13,11 +13,14 @@ import copy
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dpad.engine.checks import one_line, short
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -29,9 +32,12 @@ INDEX = "model.safetensors.index.json"
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # of a hub repository
 
 MAX_JSON = 16 * 2**20  # bytes
+MAX_VOCABULARY = 64 * 2**20  # bytes of a file that holds a vocabulary
+MAX_TEMPLATE = 2**18  # bytes
 MAX_DEPTH = 32  # of nested JSON
 FLOATING = ("F16", "BF16", "F32", "F64")  # types of weights, as safetensors calls them
 
+PLAIN_NAME = re.compile(r"[\w][\w.+=-]{0,200}\.safetensors", re.ASCII)
 DTYPES = (None, "auto", "float32", "bfloat16", "float16", "float64")
 KERNELS = (None, "sdpa", "eager")
 # Fields of config.json through which transformers would take other files, layers or code than those checked here.
@@ -89,15 +95,14 @@ def find_folder(name: str | Path, **options: Any) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=DOWNLOADED, ignore_patterns=["*/*"], **options))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"checkpoint {str(name)!r} could not be downloaded: {reason}") from error
+        raise ValueError(f"checkpoint {str(name)!r} could not be downloaded: {one_line(error)}") from error
 
 
 def check_folder(folder: Path, with_weights: bool = True) -> None:
     """Raise ValueError, saying what the folder is instead, unless it holds config.json and weights in safetensors."""
     name = f"checkpoint {str(folder)!r}"
     if (folder / ADAPTER).is_file():
-        base = read_object(folder / ADAPTER).get("base_model_name_or_path")
+        base = one_line(read_object(folder / ADAPTER).get("base_model_name_or_path"))
         raise ValueError(f"{name} is a PEFT adapter of {base!r}, not a model: merge it first, with `pip install peft` "
                          f"and PeftModel.from_pretrained(load({base!r}).model, {str(folder)!r}).merge_and_unload()"
                          ".save_pretrained(NEW_FOLDER), and copy the base model's tokenizer there")
@@ -146,7 +151,7 @@ def read_object(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
         if is_deeper(value, MAX_DEPTH):
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+        reason = getattr(error, "strerror", None) or one_line(error)
         unnamed = "names no model_type or " if path.name == CONFIG else ""
         raise ValueError(f"checkpoint {str(path.parent)!r} has a {path.name} that {unnamed}cannot be read: "
                          f"{reason}") from error
@@ -164,6 +169,21 @@ def is_deeper(value: Any, depth: int) -> bool:
         level = [entry for item in level if isinstance(item, (dict, list))
                  for entry in (item.values() if isinstance(item, dict) else item)]
     return bool(level)
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise ValueError unless a tokenizer's files are of a bearable size, and the small ones JSON objects."""
+    for path in sorted(folder.iterdir()):
+        limit = MAX_TEMPLATE if path.suffix == ".jinja" else MAX_VOCABULARY
+        if path.suffix in (".json", ".jinja", ".txt") and path.exists():
+            if not path.is_file():
+                raise ValueError(f"checkpoint {str(folder)!r} has a {one_line(path.name)} that is no file")
+            if path.stat().st_size > limit:
+                raise ValueError(f"checkpoint {str(folder)!r} has a {one_line(path.name)} that is larger than "
+                                 f"{limit / 2**20:g} MB")
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json"):
+        if (folder / file).exists():
+            read_object(folder / file)
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -198,7 +218,7 @@ def check_quantization(folder: Path, quantization: Any) -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     if method != "bitsandbytes" and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-        raise ValueError(f"{name} of a kind that transformers does not know: quant_method is {method!r}")
+        raise ValueError(f"{name} of a kind that transformers does not know: quant_method is {short(method)}")
     package, module = QUANTIZERS.get(method, ("", ""))
     if module and find_spec(module.split(".")[0]) is None:
         raise ValueError(f"{name} ({method}), which need the package {package.split()[0]}: run `pip install {package}`")
@@ -213,18 +233,18 @@ def make_config(folder: Path, config_class: type[PretrainedConfig], fields: dict
     name = f"checkpoint {str(folder)!r}"
     for field in fields:
         if field.startswith("__") or callable(getattr(config_class, field, None)):
-            raise ValueError(f"{name}: config field {field!r} is the name of a method")
+            raise ValueError(f"{name}: config field {short(field)} is the name of a method")
     for field, allowed in ALLOWED.items():
         if fields.get(field) not in allowed:
-            raise ValueError(f"{name}: config field {field} is {fields[field]!r}; it must be "
+            raise ValueError(f"{name}: config field {field} is {short(fields[field])}; it must be "
                              f"{' or '.join(str(value) for value in allowed if value) or 'left out'}")
     try:
         return config_class.from_dict(copy.deepcopy(fields))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # transformers does not check the types of its own fields
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{name} has a config.json that cannot be used ({reason[:200]})") from error
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{name} has a config.json that cannot be used ({reason})") from error
 
 
 # --- Names, types and shapes of the weights ---------------------------------------------------------------------------
@@ -250,21 +270,22 @@ def read_headers(folder: Path) -> dict[str, Weight]:
     if (folder / WEIGHTS).is_file():
         return _read_header(folder / WEIGHTS)
 
-    weight_map = read_object(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{name} has a {INDEX} without a weight_map")
+    index = read_object(folder / INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(index.get("metadata"), dict):
+        raise ValueError(f"{name} has a {INDEX} without weight_map and metadata")
     expected: dict[str, set[str]] = {}
     for weight, file in weight_map.items():
         # Plain names: a path could lead out of the folder, and any other format could run code.
-        if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file or "\\" in file:
-            raise ValueError(f"{name} has a {INDEX} that names {file!r}; it must be the plain name of a .safetensors "
-                             "file in the folder")
+        if not isinstance(file, str) or not PLAIN_NAME.fullmatch(file):
+            raise ValueError(f"{name} has a {INDEX} that names {short(file)}; it must be the plain name of a "
+                             ".safetensors file in the folder")
         expected.setdefault(file, set()).add(weight)
 
     headers: dict[str, Weight] = {}
     for file, weights in sorted(expected.items()):
         if not (folder / file).is_file():
-            raise ValueError(f"{name} is incomplete and could not be loaded: {file} is missing")
+            raise ValueError(f"{name} is incomplete and could not be loaded: {one_line(file)} is missing")
         header = _read_header(folder / file)
         if different := sorted(header.keys() ^ weights):
             raise ValueError(f"{name} has a {INDEX} that does not fit {file}: {listing(different)}")
@@ -285,8 +306,8 @@ def _read_header(path: Path) -> dict[str, Weight]:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}
             return {name: Weight(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (OSError, SafetensorError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"checkpoint {str(path.parent)!r} could not be loaded: {path.name}: {reason}") from error
+        raise ValueError(f"checkpoint {str(path.parent)!r} could not be loaded: {one_line(path.name)}: "
+                         f"{one_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -364,5 +385,6 @@ def _hint_about_head(config: PretrainedConfig) -> str:
 
 def listing(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
-    first = sorted(names)
-    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(one_line(name, 100) for name in ordered[:3]) + more

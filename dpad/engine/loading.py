@@ -9,8 +9,10 @@ A family of models is one package (llada/) and one entry of FAMILIES. Imported, 
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
-from dpad.engine.checkpoint import check_folder, find_folder, read_config
-from dpad.engine.checks import check_choice, check_text, texts_of
+from dpad.engine.checkpoint import check_folder, check_tokenizer_files, find_folder, read_config
+from dpad.engine.checks import check_choice, check_text, one_line, short, texts_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from dpad.engine.unmasking import UnmaskingRule
 
 DTYPES = ("float32", "bfloat16", "float16")
+TRIAL = "How many?"  # what a tokenizer and a chat template are tried with
+MAX_SECONDS = 5  # of a chat template for one turn
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ def load(
         model = family.model.from_pretrained(folder, dtype=dtype, device_map={"": device}).eval()
     if options:
         model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
-    tokenizer = _tokenizer(folder, model)
+    tokenizer = _tokenizer(folder, model, family)
     return LoadedModel(
         name=name, checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer,
         chat_template=tokenizer.chat_template is not None and not measured_raw(checkpoint, family),
@@ -344,8 +348,8 @@ def _family_of(name: str, checkpoint: str, options: dict) -> Family:
                              "the hub is out of reach; `-m tiny` works offline") from error
     model_type = read_config(folder)["model_type"]
     if model_type.lower() not in FAMILIES:
-        raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {model_type!r}; the families here "
-                         f"are {', '.join(FAMILIES)}")
+        raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {short(model_type)}; the families "
+                         f"here are {', '.join(FAMILIES)}")
     return FAMILIES[model_type.lower()]
 
 
@@ -354,7 +358,7 @@ def _quiet_if_small(folder: Path) -> Iterator[None]:
     """Hide transformers' progress bar for a checkpoint that loads in a moment."""
     from transformers.utils import logging
 
-    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 1e9
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file()) < 1e9
     was_enabled = logging.is_progress_bar_enabled()
     if small:
         logging.disable_progress_bar()
@@ -365,24 +369,59 @@ def _quiet_if_small(folder: Path) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokenizer(folder: Path, model: MaskedDiffusionModel) -> Any:
+def _tokenizer(folder: Path, model: MaskedDiffusionModel, family: Family) -> Any:
     """The tokenizer of a checkpoint, whose tokens the model must know."""
     from transformers import AutoTokenizer
 
     name = f"checkpoint {str(folder)!r}"
+    check_tokenizer_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         largest = max(tokenizer.get_vocab().values())
+        tokenizer.decode(tokenizer(TRIAL, add_special_tokens=False)["input_ids"])
     except Exception as error:  # libraries raise whatever they meet: KeyError, TypeError, their own kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{name} has no tokenizer that can be read ({reason[:200]})") from error
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{name} has no tokenizer that can be read ({reason})") from error
     if largest >= model.vocabulary_size:
         raise ValueError(f"{name} has a tokenizer with token ids up to {largest}; the model's embedding has "
                          f"{model.vocabulary_size} rows")
     if tokenizer.pad_token is None:
         raise ValueError(f"{name} has a tokenizer without a pad token: is its tokenizer_config.json missing?")
+    if tokenizer.bos_token is None and family.bos_before_raw:
+        raise ValueError(f"{name} has a tokenizer without a BOS token, which prompts begin with")
     for field in ("mask_token_id", "eos_token_id"):
         if tokenizer.convert_ids_to_tokens(getattr(model.config, field)) is None:
             raise ValueError(f"{name}: config field {field} is {getattr(model.config, field)}, which is not a token of "
                              "its tokenizer")
+    if tokenizer.chat_template is not None:
+        _try_template(name, tokenizer)
     return tokenizer
+
+
+def _try_template(name: str, tokenizer: Any) -> None:
+    """Render the chat template once; ValueError if it fails, or takes longer than MAX_SECONDS.
+
+    transformers renders templates in Jinja's sandbox, where they reach nothing outside, but may loop for ever. Only a
+    thread can be left to end later; the exception that is raised in it ends any loop of a template.
+    """
+    outcome: list[Any] = []
+
+    def render() -> None:
+        try:
+            turns = [{"role": "user", "content": TRIAL}]
+            outcome.append(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=render, name="chat template", daemon=True)
+    thread.start()
+    thread.join(MAX_SECONDS)
+    if not outcome:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        raise ValueError(f"{name} has a chat template that takes longer than {MAX_SECONDS} seconds")
+    [result] = outcome
+    if isinstance(result, BaseException):
+        reason = one_line(f"{type(result).__name__}: {result}")
+        raise ValueError(f"{name} has a chat template that cannot be used ({reason})") from result
+    if TRIAL not in result:
+        raise ValueError(f"{name} has a chat template that leaves out what the user says")

@@ -24,6 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from dpad.engine import checkpoint
+from dpad.engine.checks import one_line, short
 
 # What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
 NEUTRAL = {"return_dict": (None, True)}
@@ -267,7 +268,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         return MaskedLMOutput(logits=self.head(hidden))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
-        """What peft looks for in the base of an adapter that was trained as a causal model's; decoding never calls it."""
+        """What peft looks for in the base of an adapter of kind CAUSAL_LM; decoding never calls it."""
         return {"input_ids": input_ids}
 
     @classmethod
@@ -295,7 +296,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         fields = checkpoint.read_config(folder)
         assert cls.config_class is not None
         if fields["model_type"] != cls.config_class.model_type:
-            raise ValueError(f"checkpoint {str(name)!r} is a {fields['model_type']!r} model; this class loads "
+            raise ValueError(f"checkpoint {str(name)!r} is a {short(fields['model_type'])} model; this class loads "
                              f"{cls.config_class.model_type!r}")
         config = options.get("config") or checkpoint.make_config(folder, cls.config_class, fields)
         checkpoint.check_weights(folder, cls._layout(folder, config), config)
@@ -312,8 +313,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except refusals as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"checkpoint {str(name)!r} could not be loaded: {reason}") from error
+            raise ValueError(f"checkpoint {str(name)!r} could not be loaded: {one_line(error)}") from error
         if model.get_input_embeddings().weight.is_meta and "disk" in getattr(model, "hf_device_map", {}).values():
             raise ValueError(f"device_map puts the embedding of {str(name)!r} on disk; it must be on a GPU or the CPU, "
                              "since decoding takes its device (the layers may be on disk)")
@@ -332,7 +332,7 @@ class MaskedDiffusionModel(PreTrainedModel):
                 model = cls(one_layer)
         except (RuntimeError, OverflowError) as error:  # products of sizes that no tensor can have
             raise ValueError(f"checkpoint {str(folder)!r} has a config.json of impossible sizes: "
-                             f"{str(error).splitlines()[0]}") from error
+                             f"{one_line(error)}") from error
 
         prefix = next(name for name, module in model.named_modules() if module is model.layers) + "."
         first = prefix + "0."
