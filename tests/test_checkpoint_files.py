@@ -137,6 +137,21 @@ def test_names_that_are_almost_right():
     assert "model is ''" in refusal("")
 
 
+@pytest.mark.parametrize("name", ["a/b/c", "a//b", "../x", "a/..", "x/" + "y" * 300, "a b/c", "a\nb/c", "a/b\0", "-m/x",
+                                  "\ud800/x", "~/x", "/x"], ids=ascii)
+def test_names_that_nothing_can_have(name):
+    assert "must be tiny, instruct, 1.5, base" in refusal(name)
+
+
+def test_a_mistyped_folder(folder, monkeypatch):
+    """Guards against asking the hub for it: a folder beside it has almost that name."""
+    monkeypatch.chdir(folder.parent.parent)
+    mistyped = f"{folder.parent.name}/modell"
+    assert f"did you mean {folder.parent.name}/model?" in refusal(mistyped)
+    with pytest.raises(ValueError, match="did you mean .*/model?"):
+        LLaDAModelLM.from_pretrained(mistyped)
+
+
 # --- The hub's cache --------------------------------------------------------------------------------------------------
 
 

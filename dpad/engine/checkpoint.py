@@ -10,6 +10,7 @@ weights are compared with config.json before memory is taken for them. Imported,
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import math
 import os
@@ -37,6 +38,7 @@ MAX_TEMPLATE = 2**18  # bytes
 MAX_DEPTH = 32  # of nested JSON
 FLOATING = ("F16", "BF16", "F32", "F64")  # types of weights, as safetensors calls them
 
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 PLAIN_NAME = re.compile(r"[\w][\w.+=-]{0,200}\.safetensors", re.ASCII)
 DTYPES = (None, "auto", "float32", "bfloat16", "float16", "float64")
 KERNELS = (None, "sdpa", "eager")
@@ -87,8 +89,9 @@ def find_folder(name: str | Path, **options: Any) -> Path:
     if os.path.exists(name):
         raise ValueError(f"checkpoint {str(name)!r} is a file; give the folder that holds it and config.json"
                          + (", with weights in .safetensors files" if path.suffix != ".safetensors" else ""))
-    if path.is_absolute() or os.path.isdir(path.parent) or str(name).count("/") != 1:
-        raise ValueError(f"checkpoint {str(name)!r} is neither an existing folder nor a hub id (owner/name)")
+    if not is_hub_id(str(name)):
+        raise ValueError(f"checkpoint {str(name)!r} is neither an existing folder nor a hub id (owner/name)"
+                         + similar(path))
 
     from huggingface_hub import snapshot_download
 
@@ -96,6 +99,20 @@ def find_folder(name: str | Path, **options: Any) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=DOWNLOADED, ignore_patterns=["*/*"], **options))
     except (OSError, ValueError) as error:
         raise ValueError(f"checkpoint {str(name)!r} could not be downloaded: {one_line(error)}") from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a model on the hub, and is not rather a mistyped folder."""
+    return bool(HUB_ID.fullmatch(name)) and ".." not in name and not similar(Path(name))
+
+
+def similar(path: Path) -> str:
+    """A question whether a folder beside a path was meant, as the end of a sentence; "" if none is like it."""
+    if not os.path.isdir(path.parent) or not path.name:
+        return ""
+    folders = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()]
+    close = difflib.get_close_matches(path.name, folders, n=2, cutoff=0.85)
+    return f"; did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
 
 
 def check_folder(folder: Path, with_weights: bool = True) -> None:

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
-from dpad.engine.checkpoint import check_folder, check_tokenizer_files, find_folder, read_config
+from dpad.engine.checkpoint import (
+    check_folder,
+    check_tokenizer_files,
+    find_folder,
+    is_hub_id,
+    read_config,
+    similar,
+)
 from dpad.engine.checks import check_choice, check_text, one_line, short, texts_of
 
 if TYPE_CHECKING:
@@ -262,12 +269,12 @@ def resolve(name: str) -> str:
         return str(Path(name).resolve())
     if os.path.isfile(name):
         find_folder(name)  # says that it must be a folder
-    if name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "/", "~")):
+    if is_hub_id(name) and not name.startswith((".", "-")):
         return name
     close = difflib.get_close_matches(name, NAMES, n=2)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ValueError(f"model is {name!r}; it must be {', '.join(NAMES)}, an existing checkpoint folder or a hub id "
-                     f"(owner/name){hint}")
+    hint = f"; did you mean {' or '.join(close)}?" if close else similar(Path(name))
+    raise ValueError(f"model is {short(name, 200)}; it must be {', '.join(NAMES)}, an existing checkpoint folder or a "
+                     f"hub id (owner/name){hint}")
 
 
 def placement(
