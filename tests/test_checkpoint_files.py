@@ -19,7 +19,7 @@ import torch
 from helpers import ROOT
 from safetensors.torch import load_file, save_file
 
-from dpad.engine import loading
+from dpad.engine import loading, template_trial
 from dream import DreamModel
 from llada import LLaDAModelLM
 
@@ -349,11 +349,14 @@ def test_fields_of_a_tokenizer(folder, fields):
 
 
 @pytest.mark.parametrize("template, words", [
-    ("{% for %}", "TemplateSyntaxError"), ("{{ nothing.at.all }}", "UndefinedError"),
+    ("{% for %}", "Expected an expression"), ("{{ 'a' * 10**10 }}", "with products, powers or numbers above"),
+    ("{{ messages[0]['content']|center(10000000000) }}", "or numbers above"), ("{{ 9 ** 9 ** 9 }}", "powers"),
+    ("{{ nothing.at.all }}", "UndefinedError"), ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "recursion"),
     ("{{ raise_exception('no') }}", "TemplateError: no"), ("{{ 1 / 0 }}", "ZeroDivisionError"),
     ("{{ ''.__class__.__mro__ }}", "SecurityError"), ("{{ cycler.__init__.__globals__ }}", "SecurityError"),
     ("{{ messages.append(1) }}", "SecurityError"), ("{% import 'os' as os %}", "TypeError"),
-    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"), ("{% for i in range(10**9) %}", ""),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    ("{% for i in range(999999) %}{% endfor %}", "above"), ("{% for i in range(9999) %}", "Unexpected end of template"),
     ("", "leaves out what the user says"), ("Answer:", "leaves out what the user says"),
     ("{#" + "x" * 2**18 + "#}", "larger than 0.25 MB"),
 ], ids=lambda value: value[:24])
@@ -365,14 +368,33 @@ def test_a_chat_template_that_cannot_be_used(folder, template, words):
 
 def test_a_chat_template_without_end(folder, monkeypatch):
     """Guards against 10^10 turns of a loop, which the sandbox allows; the thread that is in it ends too."""
-    monkeypatch.setattr(loading, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(template_trial, "MAX_SECONDS", 0.3)
     loop = "{% for i in range(99999) %}" * 2 + "x" + "{% endfor %}" * 2
     (folder / "chat_template.jinja").write_text(loop)
-    assert "a chat template that takes longer than 0.3 seconds" in refusal(folder)
+    assert "a chat template that takes more than 0.3 seconds" in refusal(folder)
     for thread in threading.enumerate():
         if thread.name == "chat template":
             thread.join(5)
             assert not thread.is_alive()
+
+
+def test_a_chat_template_that_grows(folder, monkeypatch):
+    """Guards memory: doubling a text fifty times takes no time worth mentioning until it takes all memory."""
+    monkeypatch.setattr(template_trial, "MAX_GROWTH", 2**25)
+    (folder / "chat_template.jinja").write_text(
+        "{% set all = namespace(a='x') %}{% for i in range(50) %}{% set all.a = all.a ~ all.a %}{% endfor %}")
+    assert "seconds or 32 MB" in refusal(folder)
+
+
+@pytest.mark.parametrize("template", [
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
+    "{% generation %}{{ loop.index0 % 2 }}{% endgeneration %}{% if loop.last %}{% break %}{% endif %}{% endfor %}",
+    "{{ bos_token }}{%- for m in messages -%}{{ m['content'] | trim }}{%- endfor -%}",
+])
+def test_honest_chat_templates(folder, template):
+    """Guards what templates on the hub use, transformers' own tag included."""
+    (folder / "chat_template.jinja").write_text(template)
+    assert "How many?" in loading.load(str(folder), device="cpu").chat("How many?")
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -587,15 +609,18 @@ def test_the_length_of_a_header(folder, size):
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
-def test_weights_that_are_no_floats(folder, dtype):
-    """Guards against answers from numbers that transformers casts without a word."""
+@pytest.mark.parametrize("quantized", [False, True])
+def test_weights_that_are_no_floats(folder, dtype, quantized):
+    """Guards against answers from numbers that transformers casts without a word, or that a package is said to read."""
     change_weights(folder, lambda weights: {name: weight.to(dtype) for name, weight in weights.items()})
+    if quantized:
+        set_config(folder, quantization_config={"quant_method": "fp8"})
     assert "has weights that are not floating-point numbers" in refusal(folder)
 
 
 LIES = """
 import resource, sys, time
-from dpad.engine import loading
+from dpad.engine import loading, template_trial
 loading.load(sys.argv[1], device="cpu")
 memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, start = memory(), time.monotonic()

@@ -36,7 +36,8 @@ MAX_JSON = 16 * 2**20  # bytes
 MAX_VOCABULARY = 64 * 2**20  # bytes of a file that holds a vocabulary
 MAX_TEMPLATE = 2**18  # bytes
 MAX_DEPTH = 32  # of nested JSON
-FLOATING = ("F16", "BF16", "F32", "F64")  # types of weights, as safetensors calls them
+# Types of weights, as safetensors and torch call them.
+FLOATING = ("F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64")
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 PLAIN_NAME = re.compile(r"[\w][\w.+=-]{0,200}\.safetensors", re.ASCII)
@@ -378,8 +379,15 @@ def check_weights(folder: Path, layout: Layout, config: PretrainedConfig) -> Non
         mismatched=[weight for weight, shape in shapes.items() if weight in headers and headers[weight].shape != shape],
         hint=_hint_about_head(config) if headers.keys() ^ shapes.keys() == {layout.head} else "",
     )
-    if wrong := [f"{weight} ({header.dtype})" for weight, header in headers.items() if header.dtype not in FLOATING]:
-        raise ValueError(f"{name} has weights that are not floating-point numbers: {listing(wrong)}")
+    check_types(folder, {weight: header.dtype for weight, header in headers.items()})
+
+
+def check_types(folder: Path, types: dict[str, str]) -> None:
+    """Raise ValueError if there are weights, by their names, of other types than FLOATING."""
+    wrong = [f"{weight} ({dtype})" for weight, dtype in types.items() if dtype not in FLOATING]
+    if wrong:
+        raise ValueError(f"checkpoint {str(folder)!r} has weights that are not floating-point numbers: "
+                         f"{listing(wrong)}")
 
 
 def check_names(

@@ -9,10 +9,8 @@ A family of models is one package (llada/) and one entry of FAMILIES. Imported, 
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from dpad.engine.checkpoint import (
     similar,
 )
 from dpad.engine.checks import check_choice, check_text, one_line, short, texts_of
+from dpad.engine.template_trial import TRIAL, try_template
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from dpad.engine.unmasking import UnmaskingRule
 
 DTYPES = ("float32", "bfloat16", "float16")
-TRIAL = "How many?"  # what a tokenizer and a chat template are tried with
-MAX_SECONDS = 5  # of a chat template for one turn
 
 
 @dataclass(frozen=True)
@@ -401,34 +398,5 @@ def _tokenizer(folder: Path, model: MaskedDiffusionModel, family: Family) -> Any
             raise ValueError(f"{name}: config field {field} is {getattr(model.config, field)}, which is not a token of "
                              "its tokenizer")
     if tokenizer.chat_template is not None:
-        _try_template(name, tokenizer)
+        try_template(name, tokenizer)
     return tokenizer
-
-
-def _try_template(name: str, tokenizer: Any) -> None:
-    """Render the chat template once; ValueError if it fails, or takes longer than MAX_SECONDS.
-
-    transformers renders templates in Jinja's sandbox, where they reach nothing outside, but may loop for ever. Only a
-    thread can be left to end later; the exception that is raised in it ends any loop of a template.
-    """
-    outcome: list[Any] = []
-
-    def render() -> None:
-        try:
-            turns = [{"role": "user", "content": TRIAL}]
-            outcome.append(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=render, name="chat template", daemon=True)
-    thread.start()
-    thread.join(MAX_SECONDS)
-    if not outcome:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        raise ValueError(f"{name} has a chat template that takes longer than {MAX_SECONDS} seconds")
-    [result] = outcome
-    if isinstance(result, BaseException):
-        reason = one_line(f"{type(result).__name__}: {result}")
-        raise ValueError(f"{name} has a chat template that cannot be used ({reason})") from result
-    if TRIAL not in result:
-        raise ValueError(f"{name} has a chat template that leaves out what the user says")

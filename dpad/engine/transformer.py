@@ -319,6 +319,7 @@ class MaskedDiffusionModel(PreTrainedModel):
                              "since decoding takes its device (the layers may be on disk)")
         checkpoint.check_names(folder, info["missing_keys"], info["unexpected_keys"],
                                [entry[0] for entry in info["mismatched_keys"]])
+        checkpoint.check_types(folder, _types_of_plain_weights(model))
         return (model, info) if wants_info else model
 
     @classmethod
@@ -340,6 +341,15 @@ class MaskedDiffusionModel(PreTrainedModel):
         outer = {name: shape for name, shape in shapes.items() if not name.startswith(first)}
         inner = {name.removeprefix(first): shape for name, shape in shapes.items() if name.startswith(first)}
         return checkpoint.Layout(outer, prefix, inner, config.num_hidden_layers, cls.head_name)
+
+
+def _types_of_plain_weights(model: nn.Module) -> dict[str, str]:
+    """The types of the weights that are numbers as they stand, which those of a quantization package's modules are not.
+    """
+    return {
+        f"{name}.weight": str(module.weight.dtype).removeprefix("torch.") for name, module in model.named_modules()
+        if type(module) in (nn.Linear, nn.Embedding, RMSNorm) and type(module.weight.data) is Tensor
+    }
 
 
 def positions_of(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:
