@@ -1,4 +1,4 @@
-"""A chat template, tried once when its checkpoint is loaded: one that fails, leaves its sandbox or never ends is refused.
+"""A chat template, tried once when its checkpoint is loaded: one that fails or never ends is refused.
 
 Imported by loading.py, never run.
 """
