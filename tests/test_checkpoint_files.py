@@ -131,6 +131,12 @@ def test_quantization_that_nobody_knows(folder, entry):
     assert "has quantized weights" in refusal(folder)
 
 
+def test_a_revision_of_a_folder(folder):
+    """Guards against a revision that is ignored in silence."""
+    assert "revision is 'v2', but" in refusal(folder, revision="v2")
+    assert "revision is 'v2', but" in refusal("tiny", revision="v2")
+
+
 def test_names_that_are_almost_right():
     assert "did you mean tiny?" in refusal("tny")
     assert "did you mean dream-instruct" in refusal("dream-instuct")

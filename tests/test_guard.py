@@ -98,6 +98,11 @@ def test_requests_without_bound_are_refused(guard):
     assert status_of(guard, [local, (b"transfer-encoding", b"chunked")], method="POST") == 413
 
 
+def test_no_state_is_written(guard):
+    """Guards the disk against Gradio's links to a page's state, one file for each."""
+    assert status_of(guard, [(b"host", b"localhost")], path="/gradio_api/deep_link") == 404
+
+
 def test_uploads_are_few_and_go(guard, tmp_path, monkeypatch):
     """Guards the disk: before each upload the oldest files are deleted, and those that are too old."""
     monkeypatch.setattr(Guard, "MAX_FILES", 5)

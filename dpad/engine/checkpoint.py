@@ -242,11 +242,8 @@ def check_quantization(folder: Path, quantization: Any) -> None:
         raise ValueError(f"{name} ({method}), which need the package {package.split()[0]}: run `pip install {package}`")
 
 
-def make_config(folder: Path, config_class: type[PretrainedConfig], fields: dict[str, Any]) -> PretrainedConfig:
-    """The configuration that the fields of a config.json stand for.
-
-    Raises:
-        ValueError: naming a field that cannot be used, its value and what is allowed.
+def check_fields(folder: Path, config_class: type[PretrainedConfig], fields: dict[str, Any]) -> None:
+    """Raise ValueError when a config.json has fields by which transformers would do something else than load a model.
     """
     name = f"checkpoint {str(folder)!r}"
     for field in fields:
@@ -256,6 +253,15 @@ def make_config(folder: Path, config_class: type[PretrainedConfig], fields: dict
         if fields.get(field) not in allowed:
             raise ValueError(f"{name}: config field {field} is {short(fields[field])}; it must be "
                              f"{' or '.join(str(value) for value in allowed if value) or 'left out'}")
+
+
+def make_config(folder: Path, config_class: type[PretrainedConfig], fields: dict[str, Any]) -> PretrainedConfig:
+    """The configuration that the fields of a config.json stand for.
+
+    Raises:
+        ValueError: naming a field that cannot be used, its value and what is allowed.
+    """
+    name = f"checkpoint {str(folder)!r}"
     try:
         return config_class.from_dict(copy.deepcopy(fields))
     except ValueError as error:

@@ -310,10 +310,12 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 def _hub_options(checkpoint: str, revision: str | None) -> dict[str, Any]:
     """Arguments of transformers' loaders: the revision, and whether only the local cache can be used."""
-    options: dict[str, Any] = {} if revision is None else {"revision": revision}
-    if not os.path.isdir(checkpoint):
-        options["local_files_only"] = not _hub_answers(checkpoint, revision)
-    return options
+    if os.path.isdir(checkpoint):
+        if revision is not None:
+            raise ValueError(f"revision is {revision!r}, but {checkpoint!r} is a folder; only models on the hub have "
+                             "revisions")
+        return {}
+    return {"revision": revision, "local_files_only": not _hub_answers(checkpoint, revision)}
 
 
 def _hub_answers(checkpoint: str, revision: str | None) -> bool:

@@ -298,6 +298,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         if fields["model_type"] != cls.config_class.model_type:
             raise ValueError(f"checkpoint {str(name)!r} is a {short(fields['model_type'])} model; this class loads "
                              f"{cls.config_class.model_type!r}")
+        checkpoint.check_fields(folder, cls.config_class, fields)
         config = options.get("config") or checkpoint.make_config(folder, cls.config_class, fields)
         checkpoint.check_weights(folder, cls._layout(folder, config), config)
 

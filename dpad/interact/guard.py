@@ -82,6 +82,9 @@ class Guard:
             await self._refuse(scope, send, 403, REFUSAL)
             return
 
+        if scope["path"].endswith("/deep_link"):  # Gradio would write the visitor's state into a file each time
+            await self._refuse(scope, send, 404, b"This page has no links to its state.")
+            return
         if scope["type"] == "http" and scope["method"] == "POST":
             length = dict(headers).get(b"content-length", b"")
             if not length.isdigit() or int(length) > self.max_upload:
