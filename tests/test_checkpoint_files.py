@@ -12,11 +12,15 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dpad.engine import loading, template_trial
@@ -430,7 +434,7 @@ def test_a_configuration_that_cannot_be_read(folder, text, words):
     ("attn_implementation", "owner/kernels"), ("transformers_weights", "../other.safetensors"),
     ("fusion_config", {"a": True}), ("per_layer_config", [1]), ("attribute_map", {"d_model": "n_heads"}),
     ("sub_configs", 5), ("to_dict", 5), ("__class__", 5), ("rope_scaling", {"type": "linear", "factor": 2.0}),
-    ("rope_parameters", {"rope_type": "yarn"}),
+    ("rope_parameters", {"rope_type": "yarn"}), ("rope_theta", 10**30), ("experts_implementation", "x"),
 ], ids=str)
 def test_fields_of_another_kind(folder, field, value):
     """Guards every field that shapes the model, and those by which transformers would take other files or code."""
@@ -454,6 +458,39 @@ def test_fields_that_mean_nothing_here(folder, field, value):
         assert "checkpoint" in str(error) and "\n" not in str(error)
     else:
         assert type(loaded.model) is LLaDAModelLM
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
+FOREIGN_FIELDS = [
+    "architectures", "auto_map", "bos_token_id", "dtype", "torch_dtype", "id2label", "label2id", "num_labels",
+    "use_cache", "return_dict", "output_attentions", "tie_word_embeddings", "name_or_path", "_commit_hash",
+    "text_config", "vision_config", "head_dim", "layer_types", "per_layer_config", "quantization_config",
+    "rope_parameters", "task_specific_params", "temperature", "_attn_implementation_internal", "pruned_heads",
+    "experts_implementation", "tokenizer_class",
+]
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_a_configuration_says(checkpoint_folder, data):
+    """The law: a model that computes, or one sentence that names the checkpoint."""
+    config = json.loads((checkpoint_folder / "config.json").read_text())
+    names = st.sampled_from(sorted(config) + FOREIGN_FIELDS)
+    changed = data.draw(st.dictionaries(names, VALUES, min_size=1, max_size=2))
+    with tempfile.TemporaryDirectory() as parent:
+        folder = shutil.copytree(checkpoint_folder, Path(parent) / "model")
+        (folder / "config.json").write_text(json.dumps(config | changed))
+        try:
+            loaded = loading.load(str(folder), device="cpu")
+        except ValueError as error:
+            assert "checkpoint" in str(error) and str(error).isprintable() and len(str(error)) < 700
+        else:
+            loaded.generate(**loaded.encode("How many?"), gen_length=32, threshold=0)
 
 
 def test_special_files(folder):

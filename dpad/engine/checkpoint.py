@@ -47,7 +47,7 @@ KERNELS = (None, "sdpa", "eager")
 ALLOWED: dict[str, tuple[str | None, ...]] = {
     "dtype": DTYPES, "torch_dtype": DTYPES, "attn_implementation": KERNELS, "_attn_implementation": KERNELS,
     "transformers_weights": (None,), "fusion_config": (None,), "per_layer_config": (None,), "attribute_map": (None,),
-    "sub_configs": (None,),
+    "sub_configs": (None,), "experts_implementation": (None,),
 }
 # The package that each of transformers' quantization methods needs, by its name for pip and for import.
 QUANTIZERS = {

@@ -98,7 +98,7 @@ def check_config(
         if value is not None:
             check_integer(f"config field {name}", value, 1)
     for name, value in numbers.items():
-        check_number(f"config field {name}", value, above=0)
+        check_number(f"config field {name}", value, above=0, maximum=1e15)
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise ValueError(f"config field {name} is {short(value)}; it must be true or false")
