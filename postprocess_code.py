@@ -3,9 +3,8 @@
     python postprocess_code.py results/humaneval-.../samples.jsonl        # prints pass@1, writes samples.jsonl.cleaned
 
 A reply often holds more than the function that the problem asks for: a Markdown fence, an explanation, a second attempt
-that was cut off. Cleaning takes the code out of its fence, puts the problem's prompt before it, finds the longest run
-of lines that parses, and keeps the imports and the definitions that the entry point uses. The programs run in isolation
-(dpad/evaluation/sandbox.py).
+that was cut off. Cleaning finds the function and keeps what it needs (dpad/evaluation/code_cleaning.py). The programs
+run in isolation (dpad/evaluation/sandbox.py).
 
 Each line of the input is a JSON object with `doc` (the problem: `task_id`, `prompt`, `test` and `entry_point` in
 HumanEval; `task_id` and `test_list` in MBPP) and `answer`. lm-eval's own sample files, which have `resps` instead, work
@@ -15,9 +14,8 @@ too. Each line of the output has `task_id`, `completion` (the cleaned code) and 
 from __future__ import annotations
 
 import argparse
-import ast
+import itertools
 import json
-import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -28,121 +26,25 @@ from tqdm import tqdm
 
 from dpad.engine.checks import check_integer, check_number
 from dpad.evaluation import sandbox
+from dpad.evaluation.code_cleaning import before, clean
 from dpad.results.files import read_lines, write_text
 from dpad.results.records import cores
-
-LINE_END = re.compile(r"\r\n?|\n")  # as in Python, where U+2028 ends no line (str.splitlines would split there)
-FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
-
-
-# --- Cleaning ---------------------------------------------------------------------------------------------------------
-
-
-def clean(reply: str, problem: dict) -> str:
-    """The part of a reply that answers the problem; empty when nothing in it parses."""
-    code = longest_code(before(problem) + without_fence(reply))
-    return reachable_code(code, entry_points(problem, code))
-
-
-def without_fence(reply: str) -> str:
-    """The code inside a reply's first fence (up to the reply's end if the fence is never closed), or else the reply."""
-    fence = FENCE.search(reply)
-    return fence[1] if fence else reply
-
-
-def before(problem: dict) -> str:
-    """The part of the program that precedes the reply: HumanEval's prompt is the head of the requested function."""
-    return problem["prompt"] if "entry_point" in problem else ""
-
-
-def longest_code(text: str) -> str:
-    """The longest run of lines that parses as Python; the first of several equally long ones.
-
-    Blank lines do not count.
-    """
-    lines = LINE_END.split(text.expandtabs(4))
-    filled = [bool(line.strip()) for line in lines]
-    longest = ""
-    max_length = 0
-
-    for first in range(len(lines)):
-        if not filled[first]:
-            continue
-        for last in range(len(lines), first, -1):
-            length = sum(filled[first:last])
-            if length <= max_length:
-                break
-            code = "\n".join(lines[first:last])
-            if parses(code):
-                longest = code
-                max_length = length
-                break
-    return longest
-
-
-def parses(code: str) -> bool:
-    """Whether Python accepts the syntax of this code."""
-    try:
-        ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
-
-
-def entry_points(problem: dict, code: str) -> set[str]:
-    """The names in the code that the problem's tests use; HumanEval says which one, in MBPP the tests show it."""
-    if "entry_point" in problem:
-        return {problem["entry_point"]}
-    defined = {name for node in ast.parse(code).body for name in defined_names(node)}
-    tests = ast.parse("\n".join(problem["test_list"]))
-    return used_names(tests) & defined
-
-
-def defined_names(node: ast.stmt) -> set[str]:
-    """The names that a top-level statement of a program defines."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    if isinstance(node, ast.Assign):
-        return {name for target in node.targets for name in used_names(target)}
-    if isinstance(node, (ast.AnnAssign, ast.AugAssign)):
-        return used_names(node.target)
-    return set()
-
-
-def used_names(node: ast.AST) -> set[str]:
-    """All names that occur in a piece of code."""
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
-
-
-def reachable_code(code: str, names: set[str]) -> str:
-    """The imports of a program, and the definitions that the names use, directly or indirectly."""
-    body = ast.parse(code).body
-    reached: set[str] = set()
-    frontier = set(names)
-    while frontier:
-        reached |= frontier
-        definitions = [node for node in body if defined_names(node) & frontier]
-        frontier = {name for node in definitions for name in used_names(node)} - reached
-
-    lines = LINE_END.split(code)
-    selected: list[str] = []
-    for node in body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)) or defined_names(node) & reached:
-            decorators = getattr(node, "decorator_list", ())
-            first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
-            selected += lines[first - 1 : node.end_lineno]
-    return "\n".join(selected)
-
 
 # --- Scoring ----------------------------------------------------------------------------------------------------------
 
 
 def program(code: str, problem: dict) -> str:
-    """A solution and the problem's tests, ready to run."""
+    """A solution and the problem's tests, ready to run.
+
+    `from __future__` stays at the top; MBPP's setup may use what the solution defines.
+    """
     if "entry_point" in problem:
         return f"{code}\n{problem['test']}\ncheck({problem['entry_point']})\n"
-    setup = [problem.get("test_setup_code") or "", *(problem.get("test_imports") or ())]
-    return "\n".join([*setup, code, *problem["test_list"], ""])
+    lines = code.split("\n")
+    future = list(itertools.takewhile(lambda line: line.startswith("from __future__ "), lines))
+    setup = problem.get("test_setup_code") or ""
+    imports = problem.get("test_imports") or ()
+    return "\n".join([*future, *imports, *lines[len(future):], setup, *problem["test_list"], ""])
 
 
 def raw_program(reply: str, problem: dict) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from dpad.engine.answer_text import AFTER_EOS
 from dpad.engine.checks import check_integer
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, family_of, load
@@ -148,6 +149,10 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
                        help="prompts decoded together; auto: as many as memory allows (default: %(default)s)")
     group.add_argument("--prompt_limit", type=int, metavar="N", help="cut prompts to their last N tokens (default: "
                        "refuse prompts that leave no room for the answer)")
+    group.add_argument("--after_eos", choices=AFTER_EOS, default="drop", help="text that the model writes after its "
+                       "first EOS or end-of-turn token: drop, the answer ends there; keep, it is scored without the "
+                       "special tokens, as the published LLaDA numbers were. The record has both scores (default: "
+                       "%(default)s)")
     group.add_argument("--mc_samples", type=int, default=128, metavar="N", help="random masks for each "
                        "log-likelihood, in multiple-choice tasks (default: %(default)s)")
     group.add_argument("--num_processes", type=int, default=1, metavar="N", help="processes that share the work, each "
@@ -160,16 +165,19 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     """Measure a model on a task, in one process or several; print the record's numbers."""
     from dpad.evaluation import processes
-    from dpad.results import evaluations, files
+    from dpad.results import evaluations, files, outputs
 
     settings = settings_from(args)  # wrong flags are reported before a model of 16 GB is loaded
     check_integer("num_processes", args.num_processes, 1)
     command = shlex.join(["python", "run.py", *argv])
-    if args.record and not args.from_scratch and Path(args.record).exists():
-        earlier = files.read_json(args.record)
-        if isinstance(earlier, dict) and earlier.get("command") == command:
-            print(f"complete: {args.record}")
-            return
+    outputs.check_folder("--output", args.output)
+    if args.record is not None:
+        outputs.check("--record", args.record, outputs.EVALUATION)
+        if not args.from_scratch and Path(args.record).exists():
+            earlier = files.read_text(args.record) and files.read_json(args.record)
+            if earlier and earlier.get("command") == command:
+                print(f"complete: {args.record}")
+                return
 
     from dpad.evaluation import runs, tasks
 
@@ -188,13 +196,13 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
             load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot,
             batch_size=args.batch_size, limit=args.limit, chat_template=CHAT_TEMPLATE[args.chat_template],
             output=args.output, name=args.name, from_scratch=args.from_scratch, command=command, processes=here,
-            prompt_limit=args.prompt_limit, mc_samples=args.mc_samples,
+            prompt_limit=args.prompt_limit, mc_samples=args.mc_samples, after_eos=args.after_eos,
         )
     finally:
         processes.leave()
     if record is None:  # the first process has it
         return
-    if args.record:
+    if args.record is not None:
         files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
     print(evaluations.summarize(record))
 
@@ -221,12 +229,16 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
     """Answer prompts; show, record or print the answers."""
     if args.watch and (args.json or args.batch_size != 1):
         raise ValueError("--watch shows one prompt at a time on a terminal: leave out --json and --batch_size")
-    if args.trace and args.prompt_file:
+    if args.trace is not None and args.prompt_file:
         raise ValueError("--trace records one prompt: give --prompt, not --prompt_file")
     check_integer("batch_size", args.batch_size, 1)
     settings = settings_from(args)
 
     from dpad.interact import answers
+    from dpad.results import outputs
+
+    if args.trace is not None:
+        outputs.check("--trace", args.trace, outputs.TRACE)
 
     prompts = answers.read_prompts(args.prompt, args.prompt_file)
     answers.answer_prompts(
@@ -278,27 +290,34 @@ def add_table_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
                         help="how tables are written (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg")
-    parser.add_argument("--figure", choices=FIGURES, default="bars", help="bars: latency and accuracy of "
+    parser.add_argument("--figure", choices=FIGURES, help="what --plot draws; bars: latency and accuracy of "
                         "evaluations, latency and roofline of benchmarks; heatmap: accuracy by window and kept tokens; "
-                        "length: speedup against answer length (default: %(default)s)")
+                        "length: speedup against answer length (default: bars)")
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
 
 
 def run_table(args: argparse.Namespace, argv: list[str]) -> None:
     """Show records as tables, and draw figures from them."""
-    from dpad.results import charts, records, tables
+    from dpad.results import charts, outputs, records, tables
 
-    loaded_records = records.load(args.paths)
+    if args.figure and args.plot is None:
+        raise ValueError(f"--figure is {args.figure!r}, but nothing is drawn without --plot FILE")
+    if args.plot is not None:
+        outputs.check("--plot", args.plot, outputs.PICTURE, inputs=args.paths)
+    def note(text: str) -> None:
+        print(f"run.py: {text}", file=sys.stderr)
+
+    loaded_records = records.load(args.paths, note=note)
+    pictures = [] if args.plot is None else charts.plan(loaded_records, args.figure or "bars", note)
     print(tables.render(loaded_records, args.paper, args.format))
-    for path in charts.draw(loaded_records, args.plot, args.figure) if args.plot else ():
+    for path in charts.draw_all(pictures, args.plot) if pictures else ():
         print(f"drawn in {path}", file=sys.stderr)
 
 
 def add_trace_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="FILE", help="traces")
     parser.add_argument("--gif", metavar="FILE", help="draw them into this file")
-    parser.add_argument("--seconds", type=float, default=8.0, metavar="X",
-                        help="length of the GIF (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, metavar="X", help="length of the GIF (default: 8)")
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
 
 
@@ -307,12 +326,17 @@ def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
     from dpad.interact.canvas import summarize
     from dpad.interact.gif import write_gif
     from dpad.interact.trace import read_trace
+    from dpad.results import outputs
 
+    if args.seconds is not None and args.gif is None:
+        raise ValueError(f"--seconds is {args.seconds:g}, but nothing is drawn without --gif FILE")
+    if args.gif is not None:
+        outputs.check("--gif", args.gif, outputs.GIF, inputs=args.paths)
     traces = [read_trace(path) for path in args.paths]
     for trace in traces:
         print(f"{summarize(trace)}\n")
-    if args.gif:
-        write_gif(traces, args.gif, args.seconds)
+    if args.gif is not None:
+        write_gif(traces, args.gif, 8.0 if args.seconds is None else args.seconds)
         print(f"drawn in {args.gif}")
 
 
@@ -412,7 +436,9 @@ def _silence_libraries() -> None:
 
 
 def _fail(message: object, status: int) -> int:
-    print("run.py:", " ".join(str(message).split()), file=sys.stderr)
+    from dpad.results.formatting import printable
+
+    print("run.py:", printable(" ".join(str(message).split())), file=sys.stderr)
     return status
 
 

@@ -18,12 +18,13 @@ import sys
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
+from benchmarks.progress import Progress
 from dpad import ROOT
 from dpad.engine import cuda_graphs, loading
+from dpad.engine.checks import check_integer
 from dpad.engine.settings import CACHE_MODES
-from dpad.results import files, records
+from dpad.results import files, outputs, records
 from sampler import GaussianSampler
 
 SETTINGS: list[dict[str, Any]] = [
@@ -41,7 +42,7 @@ def answer(loaded: loading.LoadedModel, prompts: list[str], settings: dict) -> T
     return output.sequences[:, batch.input_ids.shape[1] :].cpu()
 
 
-def compare(name: str, device: str, prompts: list[str], bar: tqdm) -> list[dict]:
+def compare(name: str, device: str, prompts: list[str], progress: Progress) -> list[dict]:
     """For every setting and every way of decoding, the share of answers, and of tokens, that are as expected.
 
     Expected are the answers of the plain path (float32 on the CPU); of bfloat16 with graphs, those of bfloat16 without.
@@ -50,7 +51,8 @@ def compare(name: str, device: str, prompts: list[str], bar: tqdm) -> list[dict]
     exact = loading.load(name, device=device, dtype="float32")
     rounded = loading.load(name, device=device, dtype="bfloat16")
     rows = []
-    for settings in SETTINGS:
+    for number, settings in enumerate(SETTINGS, start=1):
+        progress.announce(f"{name}: setting {number} of {len(SETTINGS)}")
         with cuda_graphs.use("off"):
             expected = answer(plain, prompts, settings)
             rounded_answers = answer(rounded, prompts, settings)
@@ -68,7 +70,7 @@ def compare(name: str, device: str, prompts: list[str], bar: tqdm) -> list[dict]
             same = tokens == expected_tokens
             row[run] = {"answers": same.all(1).float().mean().item(), "tokens": same.float().mean().item()}
         rows.append(row)
-        bar.update()
+        progress.advance()
     return rows
 
 
@@ -78,12 +80,20 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=16, metavar="N", help="problems (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write the record into this .json file")
     options = parser.parse_args()
+    try:
+        check_integer("--limit", options.limit, 1)
+        loading.placement(options.device, None)
+        if options.output is not None:
+            outputs.check("--output", options.output, outputs.AGREEMENT)
+    except ValueError as error:
+        print(f"agreement.py: {error}", file=sys.stderr)
+        return 2
 
     lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()[: options.limit]
     prompts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
     names = ("tiny", "dream-tiny")
-    with tqdm(total=len(names) * len(SETTINGS), unit="setting", disable=None) as bar:
-        rows = [row for name in names for row in compare(name, options.device, prompts, bar)]
+    with Progress(len(names) * len(SETTINGS), "setting") as progress:
+        rows = [row for name in names for row in compare(name, options.device, prompts, progress)]
 
     exact = [run for row in rows for key, run in row.items() if key.startswith("float32")]
     wrong = sum(run["answers"] < 1 for run in exact)
@@ -92,7 +102,7 @@ def main() -> int:
     print(f"{options.device}: float32 equals the plain path in {len(exact) - wrong} of {len(exact)} runs of "
           f"{len(prompts)} answers; in bfloat16 {rounded:.1%} of the answers equal the plain path's, and with graphs "
           f"{replayed:.1%} equal those of bfloat16 without")
-    if options.output:
+    if options.output is not None:
         files.write_json(options.output, {
             "kind": "agreement", "device": options.device, "problems": len(prompts), "rows": rows,
             "environment": records.environment(),

@@ -11,21 +11,23 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
+from benchmarks.progress import Progress
 from benchmarks.rooflines import Forward, ObservedModel, Products, bytes_read, copy_bandwidth, timed
 from benchmarks.workload import Workload
 from dpad.engine import cuda_graphs, loading
 from dpad.engine.checks import check_integer
 from dpad.engine.completion import synchronize
-from dpad.engine.configurations import Configuration
+from dpad.engine.configurations import VANILLA, Configuration
 from dpad.engine.decoding import DecodingOutput, decode
 from dpad.engine.settings import DecodingSettings, TokenIds
 from dpad.engine.transformer import MaskedDiffusionModel
@@ -38,6 +40,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "7b": ("dream", {}),
     "small": ("llada", {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536}),
 }
+
+
+HEADROOM = 1.1  # of memory: more than the weights alone
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def make_subject(name: str, device: str | None, dtype: str | None) -> Subject:
     """A model to time: a shape of SHAPES with random weights, or any checkpoint that `loading.load` takes.
 
     Raises:
-        ValueError: see `loading.load`.
+        ValueError: see `loading.load`; or random weights do not fit the device's memory.
     """
     if name not in SHAPES:
         try:
@@ -68,10 +73,44 @@ def make_subject(name: str, device: str | None, dtype: str | None) -> Subject:
     family_name, shape = SHAPES[name]
     family = loading.FAMILIES[family_name]
     model_class: Any = family.model
+    config = model_class.config_class(**shape)
+    with torch.device("meta"):  # takes no memory
+        weights = [w.numel() for w in model_class._from_config(config, dtype=torch_dtype).parameters()]
+    check_memory(name, sum(weights), torch_dtype, torch_device)
     torch.manual_seed(0)
     with torch.device(torch_device):
-        model = model_class._from_config(model_class.config_class(**shape), dtype=torch_dtype).eval()
+        model = model_class._from_config(config, dtype=torch_dtype).eval()
     return Subject(name, model, family)
+
+
+def check_memory(name: str, weights: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Say how much memory so many weights take, where it is much. Raises ValueError where the device has too little."""
+    needed = weights * dtype.itemsize
+    free = free_memory(device)
+    dtype_name = str(dtype).removeprefix("torch.")
+    if free is not None and HEADROOM * needed > free:
+        raise ValueError(f"model is {name!r}, whose {weights / 1e9:.1f} billion weights take {needed / 2**30:.1f} GB "
+                         f"in {dtype_name}; {device} has {free / 2**30:.1f} GB free, so it must be a smaller model, "
+                         "another device or a smaller --dtype")
+    if needed > 2**30:
+        print(f"{name}: making {weights / 1e9:.1f} billion random weights, {needed / 2**30:.1f} GB in {dtype_name} on "
+              f"{device}", file=sys.stderr, flush=True)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device has left; on the CPU those of the machine, or of this process's group (cgroup) where it has
+    fewer. None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    amounts = []
+    try:
+        with open("/proc/meminfo") as file:
+            amounts += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable")]
+        group = Path("/sys/fs/cgroup")
+        amounts.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # not Linux, or no limit ("max")
+    return min(amounts, default=None)
 
 
 # --- One run ----------------------------------------------------------------------------------------------------------
@@ -242,9 +281,10 @@ def measure(subject: Subject, rows: Mapping[str, Configuration], workloads: Sequ
     Returns:
         A record of kind "benchmark". Each of its `rows` (every row with the first work, then with the next) has the
         row's settings and `batch_size`; `latency_s` and `floor_s` (the roofline), one number a repeat, of the whole
-        batch; `ratio`, the median of their quotients; `speedup` over the first row, for each answer of a batch;
-        `same_tokens`, whether the batch's first answer is the one that the row gave with the first work; `replayed`,
-        for rows with a cache, the share of tokens that are the same when cached steps run warm, on a GPU as graphs;
+        batch; `ratio`, the median of their quotients; `speedup` over vanilla decoding with the first work, for each
+        answer of a batch (None where it is not among the rows); `same_tokens`, whether the batch's first answer is the
+        one that the row gave with the first work; `replayed`, for rows with a cache, the share of tokens that are the
+        same when cached steps run warm, on a GPU as graphs;
         `forwards`, `tokens_processed`, `kept_suffix` (mean a block); `full_ms` and `cached_ms`, see `run_clocked`;
         `peak_memory` in bytes, of a run without graphs; `read_s`, the roofline of memory, on a GPU.
 
@@ -259,43 +299,44 @@ def measure(subject: Subject, rows: Mapping[str, Configuration], workloads: Sequ
     warm_ups = 2 if on_gpu else 1  # buffers are allocated; graphs are recorded, then replayed
     cells = [Cell(name, configuration, work) for work in workloads for name, configuration in rows.items()]
     cached_cells = [cell for cell in cells if cell.configuration.cache != "none"]
-    bar = tqdm(total=len(cells) * (1 + repeats) + len(cached_cells) * warm_ups, unit="run", leave=False, disable=None)
+    with Progress(len(cells) * (1 + repeats) + len(cached_cells) * warm_ups, "run") as progress:
+        for cell, reference in zip(cells, itertools.cycle(cells[: len(rows)])):
+            progress.announce(f"{cell.name}, batch size {cell.work.batch_size}: first run")
+            run_first(subject, cell)
+            cell.result |= {
+                "same_tokens": bool((cell.sequences[0] == reference.sequences[0]).all()),
+                "replayed": None,
+                "read_s": bytes_read(subject.model, products, cell.forwards) / bandwidth if bandwidth else None,
+                "latency_s": [],
+                "floor_s": [],
+            }
+            progress.advance()
 
-    for cell, reference in zip(cells, itertools.cycle(cells[: len(rows)])):
-        bar.set_description(cell.name)
-        run_first(subject, cell)
-        cell.result |= {
-            "same_tokens": bool((cell.sequences[0] == reference.sequences[0]).all()),
-            "replayed": None,
-            "read_s": bytes_read(subject.model, products, cell.forwards) / bandwidth if bandwidth else None,
-            "latency_s": [],
-            "floor_s": [],
-        }
-        bar.update()
+        # The largest batch first: when buffers grow, their graphs are lost.
+        for cell in sorted(cached_cells, key=lambda cell: -cell.work.batch_size):
+            progress.announce(f"{cell.name}, batch size {cell.work.batch_size}: warm-up of the cache")
+            for _ in range(warm_ups):
+                output, times = run_clocked(subject, cell.configuration, cell.work)
+                same = output.sequences == cell.sequences
+                cell.result |= times | {"replayed": same[:, cell.work.prompt_length :].float().mean().item()}
+                progress.advance()
 
-    # The largest batch first: when buffers grow, their graphs are lost.
-    for cell in sorted(cached_cells, key=lambda cell: -cell.work.batch_size):
-        for _ in range(warm_ups):
-            bar.set_description(cell.name)
-            output, times = run_clocked(subject, cell.configuration, cell.work)
-            same = output.sequences == cell.sequences
-            cell.result |= times | {"replayed": same[:, cell.work.prompt_length :].float().mean().item()}
-            bar.update()
-
-    for _ in range(repeats):
-        for cell in cells:
-            bar.set_description(cell.name)
-            cell.result["latency_s"].append(timed(device, run, subject, cell.configuration, cell.work))
-            cell.result["floor_s"].append(products.seconds(cell.forwards))
-            bar.update()
-    bar.close()
+        for repeat in range(1, repeats + 1):
+            progress.announce(f"timing every row, {repeat} of {repeats}")
+            for cell in cells:
+                cell.result["latency_s"].append(timed(device, run, subject, cell.configuration, cell.work))
+                cell.result["floor_s"].append(products.seconds(cell.forwards))
+                progress.advance()
 
     results = [cell.result for cell in cells]
+    baseline = next((result for result in results if result["name"] == VANILLA.name), None)
     for result in results:
-        larger = result["batch_size"] / results[0]["batch_size"]
         result["ratio"] = median_quotient(result["latency_s"], result["floor_s"])
-        result["speedup"] = larger * median_quotient(results[0]["latency_s"], result["latency_s"])
-        result["floor_speedup"] = larger * median_quotient(results[0]["floor_s"], result["floor_s"])
+        result["speedup"] = result["floor_speedup"] = None
+        if baseline:
+            larger = result["batch_size"] / baseline["batch_size"]
+            result["speedup"] = larger * median_quotient(baseline["latency_s"], result["latency_s"])
+            result["floor_speedup"] = larger * median_quotient(baseline["floor_s"], result["floor_s"])
     return describe("benchmark", subject, workloads[0], command, bandwidth=bandwidth, repeats=repeats, rows=results)
 
 
@@ -348,21 +389,23 @@ def growth(subject: Subject, rows: Mapping[str, Configuration], workloads: Seque
     check_integer("repeats", repeats, 1)
     cells = [Cell(name, dataclasses.replace(configuration, early_termination=True), work)
              for name, configuration in rows.items() for work in workloads]
-    bar = tqdm(total=len(cells) * (1 + repeats), unit="run", leave=False, disable=None)
-    for repeat in range(1 + repeats):  # the first one warms up
-        for cell in cells:
-            bar.set_description(f"{cell.name}, G = {cell.work.gen_length}")
-            clock = Clock(subject.model.device, blocks_only=True)
-            run(subject, cell.configuration, cell.work, on_forward=clock)
-            clock.stop()
-            if repeat == 0:
-                cell.result = {"name": cell.name, "gen_length": cell.work.gen_length,
-                               "block_s": [[] for _ in clock.seconds(first=True)]}
-            else:
-                for block, seconds in zip(cell.result["block_s"], clock.seconds(first=True), strict=True):
-                    block.append(seconds)
-            bar.update()
-    bar.close()
+    with Progress(len(cells) * (1 + repeats), "run") as progress:
+        for repeat in range(1 + repeats):  # the first one warms up
+            if repeat:
+                progress.announce(f"timing every row, {repeat} of {repeats}")
+            for cell in cells:
+                if not repeat:
+                    progress.announce(f"{cell.name}, G = {cell.work.gen_length}: first run")
+                clock = Clock(subject.model.device, blocks_only=True)
+                run(subject, cell.configuration, cell.work, on_forward=clock)
+                clock.stop()
+                if not repeat:
+                    cell.result = {"name": cell.name, "gen_length": cell.work.gen_length,
+                                   "block_s": [[] for _ in clock.seconds(first=True)]}
+                else:
+                    for block, seconds in zip(cell.result["block_s"], clock.seconds(first=True), strict=True):
+                        block.append(seconds)
+                progress.advance()
     return describe("growth", subject, workloads[-1], command, repeats=repeats, rows=[cell.result for cell in cells])
 
 

@@ -41,6 +41,11 @@ begin() { # SCRIPT MODEL [PAPER]: set up the folder of the results
     PAPER="${3:-}"
     OUTPUT="${OUTPUT:-results}/$SCRIPT/${MODEL##*/}${LIMIT:+-first-$LIMIT}"
     mkdir -p "$OUTPUT"
+    # The published LLaDA rows were scored with the text after EOS.
+    case "$MODEL:$2" in
+    *tiny:* | *:dream*) AFTER_EOS=drop ;;
+    *) AFTER_EOS=keep ;;
+    esac
     RECORDS=()
     STARTED=$SECONDS
 }
@@ -67,7 +72,7 @@ measure() { # FLAG...: measure one row with run.py, unless its record is complet
         flags+=("$1")
         shift
     done
-    flags+=(-m "$MODEL" ${LIMIT:+--limit "$LIMIT"} ${NUM_PROCESSES:+--num_processes "$NUM_PROCESSES"}
+    flags+=(-m "$MODEL" --after_eos "$AFTER_EOS" ${LIMIT:+--limit "$LIMIT"} ${NUM_PROCESSES:+--num_processes "$NUM_PROCESSES"}
         ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} --output "$OUTPUT/runs" --record "$OUTPUT/$task-$length-$name.json")
     RECORDS+=("$OUTPUT/$task-$length-$name.json")
     log="$OUTPUT/$task-$length-$name.log"

@@ -32,13 +32,15 @@ def choose_rows(table: str, names: Sequence[str] | None = None) -> dict[str, Con
     """The rows of a table of ROWS, or those of these names, in this order.
 
     Raises:
-        ValueError: the table has no row of such a name.
+        ValueError: the table has no row of such a name, or one is named twice.
     """
     rows = ROWS[table]
     if names is None:
         return rows
     for name in names:
         check_choice("row", name, rows)
+    if len(set(names)) < len(names):
+        raise ValueError(f"row is {','.join(names)!r}; it must be different rows")
     return {name: rows[name] for name in names}
 
 

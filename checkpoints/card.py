@@ -138,6 +138,7 @@ def accuracy_table(evaluations: list[dict]) -> str:
 
 def draw_curve(curve: list[dict], path: Path) -> None:
     """Draw the losses, and beside them the accuracy, against the step."""
+    charts.quiet_matplotlib()
     from matplotlib.figure import Figure  # here, so that training needs no matplotlib until its end
 
     figure = Figure(figsize=(9, 3.4), dpi=130, layout="constrained")

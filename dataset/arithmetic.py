@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from dpad.engine.checks import check_choice, check_integer
+from dpad.results import files, outputs
 
 # Difficulty. Every number in a problem, intermediate and final results included, lies in MIN_NUMBER..MAX_NUMBER.
 MAX_NUMBER = 99
@@ -785,6 +786,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", metavar="FILE", help="the file to write (default: print to standard output)")
     options = parser.parse_args(arguments)
     try:
+        if options.output is not None:
+            outputs.check("output", options.output, outputs.PROBLEMS)
         selection = take(options.count, options.seed, options.split)
     except ValueError as error:
         parser.error(f"--{error}")
@@ -797,8 +800,7 @@ def main(arguments: list[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:
-        with open(options.output, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
+        files.write_text(options.output, "".join(lines))
     except OSError as error:
         parser.error(f"--output {options.output}: {error.strerror}")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pyarrow
 
 from dpad.engine.checks import check_integer
+from dpad.results import outputs
 from dpad.results.files import write_whole
 
 HUB_ID, CONFIGURATION, SPLIT = "openai/gsm8k", "main", "test"
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check_integer("--count", options.count, 1)
+        outputs.check("--output", options.output, outputs.ARROW)
         print(f"fetching {HUB_ID} …", file=sys.stderr)
         problems = table(fetch(options.count))
         write(problems, options.output)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from dpad import ROOT
 from dpad.engine.checks import check_integer
 from dpad.engine.configurations import BLOCK_LENGTH, CONFIGURATIONS, THRESHOLD, dpad_parameters, names_for
-from dpad.results import charts, files, tables
+from dpad.results import charts, files, outputs, tables
 
 if TYPE_CHECKING:
     from dpad.engine.loading import LoadedModel
@@ -90,6 +90,7 @@ def prepare(options: argparse.Namespace) -> dict[str, DecodingSettings]:
 
     if options.limit is not None:
         check_integer("--limit", options.limit, 1)
+    outputs.check_folder("--output", options.output)
     family = loading.family_of(options.model)
     parameters = dpad_parameters(options.model)
     settings = {

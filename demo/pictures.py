@@ -1,7 +1,7 @@
 """Make the pictures in the README: the GIF of an answer being decoded, and the web UI in a light and a dark browser.
 
-    python -m demo.pictures                            # into benchmarks/; needs demo/requirements.txt and Chromium
-    python -m demo.pictures --output /tmp/pictures
+    python -m demo.pictures --output pictures        # needs demo/requirements.txt and Chromium
+    python -m demo.pictures --output benchmarks      # those that the README shows
 
 The GIF is drawn from traces that are written beside it; to draw it again from them alone:
 
@@ -11,12 +11,13 @@ The GIF is drawn from traces that are written beside it; to draw it again from t
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +28,7 @@ from dpad.engine.configurations import CONFIGURATIONS
 from dpad.interact.gif import write_gif
 from dpad.interact.page import EXAMPLES
 from dpad.interact.trace import Trace, Tracer
+from dpad.results import outputs
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -37,16 +39,21 @@ BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-b
                  "--disable-component-update", "--disable-sync"]
 PORT = 7861
 
+TRACES = {"Vanilla": "denoising-1-vanilla.jsonl", "+DPad": "denoising-2-dpad.jsonl"}
+GIF = "denoising.gif"
+SCREENSHOT = "page-{}.png"
+SCHEMES = ("light", "dark")
+
 
 def make_gif(folder: Path) -> None:
     """Vanilla above DPad, one token per forward, on one question and one clock; the traces are kept as well."""
     loaded = loading.load("tiny", device="cpu")
     traces = []
-    for name, file in (("Vanilla", "denoising-1-vanilla.jsonl"), ("+DPad", "denoising-2-dpad.jsonl")):
+    for name, file in TRACES.items():
         trace = record(loaded, name)
         trace.write(folder / file)
         traces.append(trace)
-    write_gif(traces, folder / "denoising.gif")
+    write_gif(traces, folder / GIF)
 
 
 def record(loaded: loading.LoadedModel, name: str) -> Trace:
@@ -55,17 +62,24 @@ def record(loaded: loading.LoadedModel, name: str) -> Trace:
     text = loaded.chat(EXAMPLES[0])
     completion.warm_up(loaded, text, GEN_LENGTH)
     tracer = Tracer(loaded, EXAMPLES[0], settings)
-    [answer] = completion.complete(loaded, [text], settings, until=[loaded.eos], streamer=tracer)
+    [answer] = completion.complete(loaded, [text], settings, streamer=tracer)
     return tracer.finish(answer)
 
 
-def take_screenshots(folder: Path) -> None:
-    """The page in the middle of an answer with DPad (light), and with a finished comparison (dark)."""
-    from playwright.sync_api import sync_playwright
-
+def find_browser() -> str:
+    """The browser that takes the screenshots. Raises ValueError where it, or what drives it, is missing."""
+    for package in ("playwright", "gradio"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"{package} is not installed: pip install -r demo/requirements.txt playwright")
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
-        raise SystemExit(f"pictures.py: no browser is installed; it must be one of {', '.join(BROWSERS)}")
+        raise ValueError(f"no browser is installed; it must be one of {', '.join(BROWSERS)}")
+    return executable
+
+
+def take_screenshots(folder: Path, executable: str) -> None:
+    """The page in the middle of an answer with DPad (light), and with a finished comparison (dark)."""
+    from playwright.sync_api import sync_playwright
 
     with serve() as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
@@ -76,7 +90,7 @@ def take_screenshots(folder: Path) -> None:
             page.wait_for_selector("#ask")
             page.wait_for_timeout(1500)
             show(page)
-            page.screenshot(path=folder / f"page-{scheme}.png")
+            page.screenshot(path=folder / SCREENSHOT.format(scheme))
         browser.close()
 
 
@@ -114,16 +128,29 @@ def show_comparison(page: Page) -> None:
     page.wait_for_timeout(500)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line shown at the top of this file; returns the exit status."""
     parser = argparse.ArgumentParser(prog="pictures.py", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--output", metavar="FOLDER", type=Path, default=ROOT / "benchmarks",
-                        help="where the pictures and the traces are written (default: %(default)s)")
-    folder = parser.parse_args().output
+    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True,
+                        help="where the pictures and the traces are written; earlier ones are replaced")
+    folder = parser.parse_args(arguments).output
+    try:
+        for name in TRACES.values():
+            outputs.check("--output", folder / name, outputs.TRACE)
+        outputs.check("--output", folder / GIF, outputs.GIF)
+        for scheme in SCHEMES:
+            outputs.check("--output", folder / SCREENSHOT.format(scheme), outputs.PICTURE)
+        executable = find_browser()
+    except ValueError as error:
+        print(f"pictures.py: {error}", file=sys.stderr)
+        return 2
+
     folder.mkdir(parents=True, exist_ok=True)
     make_gif(folder)
-    take_screenshots(folder)
-    print(f"{folder}: denoising.gif, page-light.png, page-dark.png")
+    take_screenshots(folder, executable)
+    print(f"{folder}: {', '.join([GIF, *map(SCREENSHOT.format, SCHEMES)])}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,11 +6,13 @@ Fixtures are in conftest.py. Imported by name (`from helpers import ROOT`): pyte
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpad import ROOT
+from dpad.engine.completion import Completion
 from sampler import FullSuffix, GaussianSampler, SuffixSampler, UniformSampler, WindowSampler
 
 GOLDEN = ROOT / "tests" / "golden"  # recordings of the authors' published code, and the random models they used
@@ -34,6 +36,13 @@ def left_padded(prompts: Sequence[Tensor], filler: int = 7) -> tuple[Tensor, Ten
         ids[row, width - len(prompt):] = prompt
         mask[row, width - len(prompt):] = 1
     return ids, mask
+
+
+def completion_of(text: str, **fields: Any) -> Completion:
+    """An answer of one token that took one forward and a second, as if a model had given it."""
+    answer: dict[str, Any] = {"text": text, "full_text": text, "raw": text, "forwards": 1, "tokens": 1,
+                              "full_tokens": 1, "seconds": 1.0, "tokens_processed": 1}
+    return Completion(**answer | fields)
 
 
 def name_of(value: object) -> str:

@@ -181,6 +181,19 @@ def test_profile_names_the_operators(random_subject):
     (["--gen_lengths", "64,x"], "--gen_lengths is '64,x'; it must be whole numbers with commas between them"),
     (["--repeats", "0"], "repeats is 0; it must be an integer of at least 1"),
     (["--batch_size", "1,2", "--profile", "+DPad"], "--batch_size is '1,2'; it must be one number with --profile"),
+    (["--batch_size", "1,1"], "--batch_size is '1,1'; it must be different numbers"),
+    (["--gen_lengths", "64,64"], "--gen_lengths is '64,64'; it must be different numbers"),
+    (["--only", "+DPad,+DPad"], "row is '+DPad,+DPad'; it must be different rows"),
+    (["--only", "+DPad", "--profile", "+DPad"], "--only is '+DPad', which --profile does not use"),
+    (["--only", "+DPad", "--gen_lengths", "64,128"], "--only is '+DPad', which --gen_lengths does not use"),
+    (["--profile", "+DPad", "--gen_lengths", "64,128"], "--gen_lengths is '64,128', which --profile does not use"),
+    (["--profile", "+DPad", "--plot", "x.png"], "--plot is 'x.png', which --profile does not use"),
+    (["--profile", "+DPad", "--output", "x.json"], "--output is 'x.json', which --profile does not use"),
+    (["-l", "64", "--gen_lengths", "64,128"], "--gen_length is 64, which --gen_lengths does not use"),
+    (["-th", "0.9", "--steps_per_block", "2"], "--steps_per_block is 2, which --threshold does not use"),
+    (["--blocks", "2"], "--blocks is 2, but no row that is timed ends early"),
+    (["--only", "+DPad", "--plot", "x.png"], "--plot is 'x.png', but there is nothing to compare in a chart of one"),
+    (["--gen_lengths", "128", "--plot", "x.png"], "nothing to compare in a chart of one length"),
     (["--batch_size", "0"], "batch_size is 0; it must be an integer of at least 1"),
     (["-m", "9b"], "model is '9b'; it must be 8b, 7b, small (random weights), tiny, "),
     (["-k", "-1"], "k_sigma is -1.0; it must be a finite number above 0"),
@@ -208,6 +221,51 @@ def test_command_line_measures_writes_and_ends_in_json(capsys, monkeypatch, tmp_
     written = records.load([tmp_path / "bench.json"])
     assert written[0]["command"].startswith("python run.py bench --prompt_length 8")
     assert (tmp_path / "bench.png").exists()
+
+
+def test_without_vanilla_there_is_no_baseline(random_subject, tmp_path):
+    """Guards --only: ratios to whatever row comes first are no speedups, and the table says so; with Vanilla, its place
+    among the rows does not matter."""
+    rows = choose_rows("caches", ["+DPad", "+PrefixCache+DPad"])
+    record = measurement.measure(random_subject, rows, [WORK], 1, "command")
+    assert [row["speedup"] for row in record["rows"]] == [None, None] == [row["speedup"] for row in
+                                                                         summarize(record)["rows"]]
+    text = tables.markdown_table([record])
+    assert "There is no baseline: Vanilla was not timed" in text and "1.00×" not in text
+    charts.draw([record], tmp_path / "chart.png")
+    rows = choose_rows("caches", ["+DPad", "Vanilla"])
+    record = measurement.measure(random_subject, rows, [WORK], 1, "command")
+    assert record["rows"][1]["speedup"] == 1 and "no baseline" not in tables.markdown_table([record])
+
+
+def test_weights_that_do_not_fit_are_refused(monkeypatch, capsys):
+    """Guards `-m 8b --device cpu`, which ran out of memory after silent minutes: the size is known before."""
+    monkeypatch.setattr(measurement, "free_memory", lambda device: 20 * 2**30)
+    assert run.main(["bench", "-m", "8b", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "model is '8b', whose 8.0 billion weights take 29.9 GB in float32; cpu has 20.0 GB free" in error
+    measurement.check_memory("8b", 8_000_000_000, torch.bfloat16, torch.device("cpu"))
+    assert capsys.readouterr().err == "8b: making 8.0 billion random weights, 14.9 GB in bfloat16 on cpu\n"
+    measurement.check_memory("small", 1_000_000, torch.float32, torch.device("cpu"))
+    assert capsys.readouterr().err == ""
+
+
+def test_free_memory_is_what_the_machine_says():
+    free = measurement.free_memory(torch.device("cpu"))
+    assert free is None or 2**20 < free < 2**50
+
+
+def test_progress_is_plain_lines_in_a_log(random_subject, capsys):
+    """Guards minutes of silence where standard error is no terminal: a line for each setting, then for each repeat."""
+    rows = choose_rows("caches", ["Vanilla", "+PrefixCache"])
+    measurement.measure(random_subject, rows, [WORK], 2, "command")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "[0/7] Vanilla, batch size 1: first run", "[1/7] +PrefixCache, batch size 1: first run",
+        "[2/7] +PrefixCache, batch size 1: warm-up of the cache", "[3/7] timing every row, 1 of 2",
+        "[5/7] timing every row, 2 of 2",
+    ]
 
 
 def test_the_gpu_script_asks_for_what_there_is():

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, completion_of
 
 from dpad.engine import completion, loading
 from dpad.engine.fields import setting
@@ -79,7 +79,7 @@ def test_the_conversation_is_remembered(checkpoint_folder, monkeypatch):
 
     def complete(loaded, prompts, *_, **__):
         asked.append(prompts[0])
-        return [completion.Completion(f"Answer {len(asked)}.", "", 1, 3, 1.0, 1)]
+        return [completion_of(f"Answer {len(asked)}.")]
 
     monkeypatch.setattr(completion, "complete", complete)
     talk = make_chat(str(checkpoint_folder))

@@ -154,19 +154,6 @@ def test_text_output(model, capsys):
     assert "tokens/s" in statistics
 
 
-def test_watch_shows_drafts_and_ends_with_the_answer(model, capsys):
-    """--watch draws masks being decoded, without special tokens, and leaves the answer that generate gives."""
-    slow = [*SHORT, "-th", "1"]  # one token a forward
-    [expected] = answers(capsys, [*model, "--prompt", PROMPT, *slow])
-    assert run.main(["generate", *model, "--prompt", PROMPT, "--watch", *slow]) == 0
-    shown = capsys.readouterr().out
-    drafts = shown.split("\0337")[1:]
-    assert len(drafts) == expected["forwards"] == 32
-    assert any("░" in draft for draft in drafts) and "<|" not in shown and PROMPT not in shown
-    confirmed = "".join(part.split("\0337")[0] for part in shown.split("\0338\033[J")[1:])
-    assert expected["answer"].split()[0] in confirmed and "░" not in confirmed
-
-
 @pytest.mark.slow
 def test_generate_does_not_import_lm_eval(model):
     """Answering a prompt must not wait for the evaluation harness."""
@@ -243,15 +230,14 @@ def test_evaluation_prints_and_writes_its_record(model, capsys, tmp_path):
     (["--batch_size", "-2"], "batch_size is -2"),
     (["-s", "-1"], "num_fewshot is -1"),
     (["--seed", "-1"], "seed is -1"),
-    (["--output", "file"], "file/arithmetic-50-"),
+    (["--output", "file"], "--output is 'file', but file is not a folder"),
     (["--chat_template", "maybe"], "invalid choice: 'maybe'"),
     (["train"], "unrecognized arguments: train"),
 ])
 def test_bad_flags_are_one_line(model, capsys, tmp_path, flags, message):
     """No traceback, a status that is not 0, and nothing half written."""
     (tmp_path / "file").write_text("in the way")
-    status = 1 if flags[0] == "--output" else 2  # the file system's fault, not the flags'
-    assert message in refused(capsys, ["-t", "arithmetic-50", *model, "-l", "32", "-b", "16", *flags], status)
+    assert message in refused(capsys, ["-t", "arithmetic-50", *model, "-l", "32", "-b", "16", *flags])
     assert not list(tmp_path.glob("results/*/record.json"))
 
 

@@ -32,7 +32,7 @@ def test_an_embedded_model_solves_its_problems(name, configuration, minimum):
     loaded = load(name, device="cpu")
     choices = CONFIGURATIONS[configuration].choices(256) | {"early_termination": True}
     prompts = [loaded.chat(f"Question: {problem['question']}\nAnswer:") for problem in PROBLEMS]
-    completions = complete(loaded, prompts, loaded.family.settings.from_choices(choices), until=[loaded.eos])
+    completions = complete(loaded, prompts, loaded.family.settings.from_choices(choices))
     results = [result_of(completion.text) for completion in completions]
     solved = sum(result == result_of(problem["answer"]) for result, problem in zip(results, PROBLEMS, strict=True))
     assert solved >= minimum

@@ -14,8 +14,8 @@ from dpad.evaluation.journal import Answer, Journal, digest
 
 
 def answer(key: str, text: str = "") -> Answer:
-    return Answer(key=key, task="task", doc_id=0, repeat=0, answer=text, raw=text, forwards=1, tokens=1, seconds=0.5,
-                  tokens_processed=8)
+    return Answer(key=key, task="task", doc_id=0, repeat=0, answer=text, full_answer=text, raw=text,
+                  forwards=1, tokens=1, full_tokens=1, seconds=0.5, tokens_processed=8)
 
 
 def line(key: str) -> bytes:

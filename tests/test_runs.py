@@ -10,9 +10,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from helpers import completion_of
 
+from dpad import ROOT
 from dpad.engine import loading
-from dpad.engine.completion import Completion
 from dpad.engine.prompts import cut_prompt
 from dpad.evaluation import adapter, runs
 from dpad.evaluation.metrics import metrics_of
@@ -26,12 +27,12 @@ DECODING = {field.name for field in dataclasses.fields(LLaDASettings)}
 RECORD_FIELDS = {
     "kind", "name", "task", "model", "checkpoint", "command", "settings", "metrics", "samples", "latency_s",
     "latency_median_s", "tps", "nfe", "answer_tokens", "seconds", "tokens_processed", "empty_answers", "reused",
-    "batch_size_used", "cut_prompts", "processes", "environment",
+    "batch_size_used", "cut_prompts", "processes", "environment", "other_metrics",
 }
 SETTINGS = {
     "gen_length", "block_length", "steps", "threshold", "factor", "temperature", "remasking", "cache",
     "suffix_sampler", "early_termination", "num_fewshot", "batch_size", "limit", "seed", "dtype", "device",
-    "chat_template", "suppress_eos", "prompt_limit", "mc_samples",
+    "chat_template", "suppress_eos", "prompt_limit", "mc_samples", "after_eos",
 }
 
 
@@ -73,6 +74,45 @@ def test_record_and_samples(loaded, tmp_path):
     assert record["tokens_processed"] == sum(sample["tokens_processed"] for sample in samples)
     assert all(sample["correct"].keys() == record["metrics"].keys() for sample in samples)
     assert not list(Path(folder).glob(".*.part")), "temporary files stay behind"
+
+
+def test_both_scores_of_text_after_eos(loaded, tmp_path, monkeypatch):
+    """An answer that goes on after EOS is right under one convention and wrong under the other: a record has both, and
+    the other convention asks for no new answers."""
+    problems = [json.loads(line) for line in (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()]
+    texts = [problem["answer"] for problem in problems[:4]]
+
+    def complete(loaded, prompts, *args, **options):
+        # The second and third answers go on after EOS; the third one is right only with what follows.
+        place = len(asked)
+        asked.extend(prompts)
+        text = texts[place]
+        if place == 1:
+            return [completion_of(text, full_text=f"{text}14==", full_tokens=9)]
+        if place == 2:
+            return [completion_of("", full_text=text)]
+        return [completion_of(text)]
+
+    asked: list[str] = []
+    monkeypatch.setattr(adapter, "complete", complete)
+    drop = evaluate(loaded, limit=4, output=tmp_path, **SHORT)
+    strict = {"drop": 0.75, "keep": 0.75}
+    assert drop["settings"]["after_eos"] == "drop" and drop["other_metrics"]["after_eos"] == "keep"
+    assert drop["metrics"]["strict-match"]["value"] == strict["drop"]
+    assert drop["other_metrics"]["metrics"]["strict-match"]["value"] == strict["keep"]
+    right = [sample["correct"]["strict-match"] for sample in samples_of(drop["folder"])]
+    assert right == [1, 1, 0, 1] and drop["empty_answers"] == 1 and drop["answer_tokens"] == 4
+
+    monkeypatch.setattr(adapter, "complete", None)
+    keep = evaluate(loaded, limit=4, output=tmp_path, after_eos="keep", **SHORT)
+    assert keep["folder"] == drop["folder"] and keep["reused"] == 4
+    assert (keep["metrics"], keep["other_metrics"]["metrics"]) == (drop["other_metrics"]["metrics"], drop["metrics"])
+    samples = samples_of(keep["folder"])
+    assert [sample["correct"]["strict-match"] for sample in samples] == [1, 0, 1, 1]
+    assert samples[1]["answer"] == f"{texts[1]}14==" and samples[1]["other_answer"] == texts[1]
+    assert keep["empty_answers"] == 0 and keep["answer_tokens"] == 12
+    with pytest.raises(ValueError, match="after_eos is 'cut'; it must be one of drop, keep"):
+        evaluate(loaded, limit=4, output=tmp_path, after_eos="cut", **SHORT)
 
 
 def test_resumed_run_equals_uninterrupted_run(loaded, tmp_path, monkeypatch):
@@ -169,7 +209,7 @@ def test_accuracy_counts_right_answers(loaded, tmp_path, monkeypatch):
     answers = iter(texts)
 
     def perfect(loaded, prompts, settings, until):
-        return [Completion(next(answers), "", 1, 1, 1.0, 1) for _ in prompts]
+        return [completion_of(next(answers)) for _ in prompts]
 
     monkeypatch.setattr(adapter, "complete", perfect)
     record = evaluate(loaded, limit=4, output=tmp_path, **SHORT)

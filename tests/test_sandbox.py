@@ -23,6 +23,18 @@ def test_an_honest_program_passes():
     assert sandbox.run_program("import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()") == "passed"
 
 
+@pytest.mark.parametrize("wrapper", sandbox.WRAPPERS)
+def test_asyncio_works(wrapper):
+    """Guards solutions that use an event loop, which opens a pair of sockets, at every level of isolation."""
+    if sandbox._run("pass", 20, wrapper) != "passed":
+        pytest.skip(f"{wrapper} is not on this machine")
+    program = "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    return 3\nassert asyncio.run(f()) == 3"
+    assert sandbox._run(program, 20, wrapper) == "passed"
+    in_threads = program.replace("asyncio.sleep(0)", "asyncio.to_thread(len, 'abc')")
+    assert sandbox._run(in_threads, 20, wrapper) == "passed"
+    assert sandbox._run("import socket\nsocket.socket()", 20, wrapper) == "failed"
+
+
 @pytest.mark.parametrize("program, outcome", [
     ("import sys\nsys.exit(0)\nassert False", "failed"),
     ("import os\nos._exit(0)\nassert False", "failed"),

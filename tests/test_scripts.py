@@ -117,6 +117,9 @@ def test_the_rows_are_the_papers(house, script):
         assert options.num_fewshot == shots
         if "DPad" in options.name:
             assert settings.suffix_sampler == GaussianSampler(window, k, scale)
+        assert options.after_eos == ("drop" if key.startswith("dream") else "keep")
+    _, calls = called(house, script, MODEL="tiny")
+    assert all(parse(row)[0].after_eos == "drop" for row in calls[:-1])
     for options, settings in parsed:  # as the paper measured: every row with DPad terminates early
         assert classify(settings.to_json()).name == options.name
         assert settings.early_termination == ("DPad" in options.name or "Early" in options.name)

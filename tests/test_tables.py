@@ -11,10 +11,12 @@ import json
 
 import pytest
 from example_records import evaluation, settings_of, vanilla_and_dpad
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import run
 from dpad import ROOT
-from dpad.results import evaluations, files, tables
+from dpad.results import charts, evaluations, files, tables
 from dpad.results.evaluations import evaluation_rows, share_interval
 from dpad.results.records import load
 from dpad.results.tables import markdown_table, terminal_table
@@ -56,22 +58,58 @@ def test_speedup_compares_like_with_like(other):
     assert evaluation_rows(records)[1].speedup == pytest.approx(6.0)
 
 
-def test_two_baselines_are_refused(pair):
-    with pytest.raises(ValueError, match="two records named Vanilla"):
-        evaluation_rows([*pair, evaluation("Vanilla", 1.0)])
+@pytest.mark.parametrize("more, settings", [
+    ({"samples": 20}, {}), ({}, {"num_fewshot": 4}), ({}, {"limit": 20}), ({}, {"dtype": "bfloat16"}),
+    ({}, {"batch_size": 8}), ({}, {"device": "cuda"}),
+])
+def test_speedups_never_compare_other_work(more, settings):
+    """Guards ratios of runs on other problems, with other prompts, or on another device."""
+    dpad = evaluation("+DPad", 0.5, **more)
+    dpad["settings"] |= settings
+    dpad["environment"]["hardware"]["gpus"] = [{"name": "GPU"}]
+    assert [row.speedup for row in evaluation_rows([evaluation("Vanilla", 2.0), dpad])] == [1, None]
+    assert len(evaluations.group_by_table([evaluation("Vanilla", 2.0), dpad])) == 2
+
+
+def test_all_of_the_problems_are_all_of_them():
+    """Guards --limit 50 of 50 problems, which is the same work as no limit."""
+    dpad = evaluation("+DPad", 0.5)
+    dpad["settings"]["limit"] = 50
+    assert evaluation_rows([evaluation("Vanilla", 2.0), dpad])[1].speedup == 4
+
+
+def test_the_baseline_is_known_by_its_settings(pair):
+    """Guards names, which say nothing: what runs are stands in their settings."""
+    pair[0]["name"] = "arithmetic-50-tiny-0a1b2c"
+    assert evaluation_rows(pair)[1].speedup == pytest.approx(2.0 / 0.483)
+    early = evaluation("Vanilla", 1.0, settings=settings_of("Vanilla+EarlyTermination", 256) | {"device": "cpu"})
+    assert evaluation_rows([early, pair[1]])[1].speedup is None, "a name alone does not make a baseline"
+    again = evaluation("Vanilla", 4.0)
+    assert evaluation_rows([*pair, again])[1].speedup is None, "neither of two is the baseline"
+    assert evaluation_rows([*pair, evaluation("mine", 2.0)])[1].speedup is not None, "the same run, kept twice"
+    again["settings"]["seed"] = pair[1]["settings"]["seed"] = 5
+    assert evaluation_rows([*pair, again])[1].speedup == pytest.approx(4.0 / 0.483), "the one with the same seed"
     with pytest.raises(ValueError, match="no records"):
         evaluation_rows([])
 
 
-def test_the_baseline_is_known_by_its_settings(pair):
-    """Guards runs without a name, which are called after their folder: what they are stands in their settings."""
-    pair[0]["name"] = "arithmetic-50-tiny-0a1b2c"
-    assert evaluation_rows(pair)[1].speedup == pytest.approx(2.0 / 0.483)
-    again = evaluation("arithmetic-50-tiny-other-seed", 4.0)
-    assert evaluation_rows([*pair, again])[1].speedup is None, "neither of two is the baseline"
-    assert evaluation_rows([*pair, again, evaluation("Vanilla", 1.0)])[1].speedup == pytest.approx(1.0 / 0.483)
-    early = evaluation("Vanilla", 1.0, settings=settings_of("Vanilla+EarlyTermination", 256) | {"device": "cpu"})
-    assert evaluation_rows([early, pair[1]])[1].speedup is None, "a name alone does not make a baseline"
+def test_rows_are_called_what_they_are(pair, capsys, tmp_path):
+    """Guards runs without -n, which are called after their folder: they appear as their configuration, with its row of
+    the paper; a name that a person gave stands beside it, and so do settings that tell rows apart."""
+    pair[0]["name"], pair[1]["name"] = "arithmetic-50-tiny-0a1b2c3d4e", "Vanilla"
+    files.write_json(tmp_path / "a.json", pair)
+    assert run.main(["table", str(tmp_path), "--paper", "llada-1.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split()[:3] == ["Vanilla", "2.00", "1.00×"] and "27.61" in lines[3]
+    assert lines[4].split()[:4] == ["+DPad", "Vanilla", "0.48", "4.14×"] and "18.26" in lines[4]
+
+    narrow = evaluation("+DPad", 0.4, sampler={"name": "gaussian", "window": 64, "k_sigma": 3, "scale": 1.6})
+    wide = evaluation("+DPad", 0.5)
+    other = evaluation("+DPad", 0.6, sampler={"name": "uniform", "window": 64, "number": 32})
+    assert [row.label for row in evaluation_rows([pair[0], narrow, wide])] == [
+        "Vanilla", "+DPad (window 64)", "+DPad (window 256)"]
+    [row] = evaluation_rows([other], {("gsm8k", 256, "+DPad"): {"speedup": 1}})
+    assert row.label == "+DPad (sampler uniform)" and row.reported is None
 
 
 @pytest.mark.parametrize("share, count, low, high", [(0.5, 10, 0.2366, 0.7634), (0, 20, 0, 0.1611), (1, 20, 0.8389, 1)])
@@ -161,14 +199,41 @@ def test_a_metric_that_is_no_share_stays_as_it_is(tmp_path, capsys):
     assert line.split()[-1] == "27.3"
     assert "bleu        27.3 ± 0.5\n" in evaluations.summarize(entry)
     entry["metrics"] = {"exact": {"value": 0.5, "stderr": 0.07}}
-    assert "exact       50.0% ± 7.0%\n" in evaluations.summarize(entry)
+    assert "exact       50.0% [36.6, 63.4]\n" in evaluations.summarize(entry)
+
+
+def test_three_right_answers_are_not_certain():
+    """Guards the summary of a run: 100.0% ± 0.0% after three samples says more than is known."""
+    entry = evaluation("Vanilla", 1.0, samples=3, flexible=1.0, reused=0, folder="f", latency_median_s=1.0,
+                       empty_answers=0, cut_prompts=0)
+    assert "flexible-extract  100.0% [43.9, 100.0]\n" in evaluations.summarize(entry)
+
+
+def test_both_conventions_for_text_after_eos_are_shown(pair):
+    """A score that depends on the convention has a column for either; runs scored differently share no table."""
+    vanilla, dpad = pair
+    for entry in pair:
+        entry["settings"]["after_eos"] = "drop"
+        entry["other_metrics"] = {"after_eos": "keep", "metrics": entry["metrics"]}
+    assert "after EOS" not in "".join(tables.table_of(pair).headings)
+    dpad["other_metrics"] = {"after_eos": "keep", "metrics": dpad["metrics"] | {"strict-match": {"value": 0.44}}}
+    table = tables.table_of(pair)
+    assert table.headings[-1] == "strict with text after EOS (%)"
+    assert [cells[-1] for cells in table.cells][1] == "44.0"
+    assert "other_strict" in evaluations.evaluation_values(pair)[0]
+    dpad |= {"reused": 0, "folder": "f", "latency_median_s": 1.0, "empty_answers": 0, "cut_prompts": 0}
+    assert "with text after EOS  flexible" in evaluations.summarize(dpad)
+    dpad["settings"]["after_eos"] = "keep"
+    assert len(evaluations.group_by_table(pair)) == 2
+    assert evaluation_rows(pair)[1].speedup is None
+    assert "text after EOS kept" in evaluations.describe_tables([[dpad]])[0]
 
 
 def test_rows_come_in_the_papers_order():
     """Guards folders, whose files are read by name; rows that the paper does not have come last."""
-    records = [evaluation(name, 1.0) for name in ("+Parallel+DPad", "mine", "+DPad", "Vanilla")]
+    records = [evaluation(name, 1.0) for name in ("+Parallel+DPad", "+DualCache", "+DPad", "Vanilla")]
     [table] = evaluations.group_by_table(records)
-    assert [row["name"] for row in table] == ["Vanilla", "+DPad", "+Parallel+DPad", "mine"]
+    assert [row["name"] for row in table] == ["Vanilla", "+DPad", "+Parallel+DPad", "+DualCache"]
 
 
 def test_csv_and_markdown(folder, capsys):
@@ -224,3 +289,179 @@ def test_benchmarks_of_different_work_are_told_apart():
     assert table.headings[:4] == ["configuration", "model", "G", "batch"]
     assert table.cells[0][:4] == ["Vanilla", "small", "256", "1"]
     assert table.cells[-1][:4] == ["+DualCache+DPad", "tiny", "128", "8"]
+
+
+# --- A user's own folder ----------------------------------------------------------------------------------------------
+
+
+def test_folders_are_searched_with_all_their_subfolders(tmp_path, capsys, monkeypatch, pair):
+    """Guards `run.py table results`: records lie in run folders, next to other files; what was skipped is said."""
+    monkeypatch.chdir(tmp_path)
+    for name, record in zip("ab", pair):
+        files.write_json(tmp_path / "results" / "runs" / f"arithmetic-{name}" / "record.json", record)
+        files.write_json(tmp_path / "results" / f"{name}.json", record)  # the same again, by --record
+    files.write_json(tmp_path / "results" / "notes.json", {"mine": 1})
+    (tmp_path / "results" / "broken.json").write_text("{")
+    (tmp_path / "results" / ".hidden").mkdir()
+    files.write_json(tmp_path / "results" / ".hidden" / "x.json", evaluation("Vanilla", 9.0))
+    assert run.main(["table", "results"]) == 0
+    output, error = capsys.readouterr()
+    assert output.count("Vanilla") == 1 and output.count("4.14×") == 1
+    first, second = error.splitlines()
+    assert first.startswith("run.py: skipped: results/broken.json is not JSON: line 1, ")
+    assert second == "run.py: skipped: 1 .json file in results without records"
+
+
+def test_tables_do_not_mix_what_cannot_be_compared(tmp_path, capsys):
+    """Guards titles: a table has one model, task, length, number of examples and of samples, and names them."""
+    records = [evaluation("Vanilla", 1.0), evaluation("Vanilla", 1.0, model="dream-tiny"),
+               evaluation("Vanilla", 1.0, length=512), evaluation("Vanilla", 1.0, samples=3)]
+    records.append(evaluation("Vanilla", 1.0))
+    records[-1]["settings"]["num_fewshot"] = 4
+    records.append(evaluation("Vanilla", 1.0))
+    records[-1]["settings"]["batch_size"] = 8
+    files.write_json(tmp_path / "a.json", records)
+    assert run.main(["table", str(tmp_path)]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("arithmetic-50, ")]
+    assert len(titles) == 6 == len(set(titles))
+    for part in ("dream-tiny", "G = 512", " 3 samples", "4-shot", "batch size 8"):
+        assert sum(part in title for title in titles) == 1, part
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[]", "empty list"), ("{}", "not a record"), ("3", "not a record"), ("null", "not a record"),
+    ("[[]]", "not a record"), ('{"kind": []}', "not a record"), ('{"kind": "evaluation"}', "it has no name, task"),
+    ("[" * 100_000, "nested deeper"), ("[" * 80 + "]" * 80, "nested deeper"), ('{"a": 1e999}', "out of range"),
+    ('{"a": NaN}', "out of range"), ("9" * 5000, "out of range"), ('"\\ud800"', "half of a surrogate pair"),
+    ("\ufeff{}", "not JSON"), ("", "not JSON"), ('{"kind": "evaluation"', "not JSON"),
+])
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_no_record_is_one_line(tmp_path, capsys, content, message, inside):
+    """Guards against tracebacks, whether the file is named or the folder it lies in."""
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    assert run.main(["table", str(tmp_path if inside else tmp_path / "a.json")]) == 2
+    output, error = capsys.readouterr()
+    assert output == "" and error.count("\n") == 1
+    assert message in error or (inside and "holds no record of a run in its 1 .json file" in error)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path, monkeypatch, capsys):
+    """Guards memory: no more than the limit is read of a file."""
+    monkeypatch.setattr(files, "MAX_JSON", 1000)
+    (tmp_path / "a.json").write_text("[" + "1," * 1000 + "1]")
+    assert run.main(["table", str(tmp_path / "a.json")]) == 2
+    assert "is larger than" in capsys.readouterr().err
+    (tmp_path / "b").mkdir()
+    assert run.main(["table", str(tmp_path / "b")]) == 2
+    assert "holds no .json file" in capsys.readouterr().err
+
+
+SPOILT = [
+    ("samples", 0, "0 samples"), ("samples", "50", "samples is '50'"), ("samples", True, "samples is True"),
+    ("latency_s", None, "latency_s is None"), ("latency_s", -1, "latency_s is -1"), ("metrics", [], "metrics is []"),
+    ("metrics", {"m": 3}, "metrics.m is 3"), ("metrics", {"m": {"value": "x"}}, "metrics.m.value is 'x'"),
+    ("settings", None, "settings is None"), ("name", {"a": 1}, "name is {'a': 1}"), ("model", 5, "model is 5"),
+    ("task", "x" * 1000, "task is 'xxx"), ("settings", {"gen_length": "256"}, "settings.gen_length is '256'"),
+    ("settings", {"suffix_sampler": "gaussian"}, "settings.suffix_sampler is 'gaussian'"),
+    ("settings", {"suffix_sampler": {}}, "settings.suffix_sampler.name"), ("settings", {"cache": 1}, "settings.cache"),
+    ("environment", [], "environment is []"), ("environment", {"hardware": {"gpus": [1]}}, "hardware.gpus[0] is 1"),
+    ("environment", {"hardware": {"processor": 1}}, "environment.hardware.processor is 1"),
+]
+
+
+@pytest.mark.parametrize("key, value, message", SPOILT)
+def test_a_malformed_record_is_named(tmp_path, capsys, key, value, message):
+    """Guards fields of other types: one line names the file, the field and its value; others are shown without it."""
+    bad = evaluation("+DPad", 1.0) | {key: value}
+    files.write_json(tmp_path / "bad.json", bad)
+    assert run.main(["table", str(tmp_path / "bad.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "bad.json" in error and message in error
+    files.write_json(tmp_path / "good.json", evaluation("Vanilla", 1.0))
+    assert run.main(["table", str(tmp_path)]) == 0
+    output, error = capsys.readouterr()
+    assert "Vanilla" in output and "+DPad" not in output and error.count("\n") == 1 and message in error
+
+
+def test_control_characters_never_reach_the_terminal(tmp_path, capsys):
+    """Guards terminals against names from files: escapes are shown as text, and a name stays on its line."""
+    hostile = "a\x1b[2Jb\x9bc\nd\u202ee\x07"
+    record = evaluation(hostile, 1.0, model=hostile, task=hostile, metrics={hostile: {"value": 0.5}})
+    record["environment"] = {"commit": hostile, "hardware": {"processor": hostile, "gpus": []}}
+    files.write_json(tmp_path / "a.json", record)
+    for form in ("terminal", "markdown", "csv"):
+        assert run.main(["table", str(tmp_path), "--format", form]) == 0
+        output = capsys.readouterr().out
+        assert not set(output.replace("\n", "")) & set("\x1b\x9b\u202e\x07") and "\\x1b[2Jb" in output
+    assert run.main(["table", str(tmp_path / "a\x1b[2J.json")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--figure", "heatmap"], "--figure is 'heatmap', but nothing is drawn without --plot FILE"),
+    (["--figure", "bars"], "--figure is 'bars', but nothing is drawn without --plot FILE"),
+])
+def test_flags_are_not_ignored(tmp_path, capsys, flags, message):
+    files.write_json(tmp_path / "a.json", vanilla_and_dpad())
+    assert run.main(["table", str(tmp_path), *flags]) == 2
+    output, error = capsys.readouterr()
+    assert output == "" and message in error
+    assert run.main(["table", str(ROOT / "benchmarks" / "cpu-small.json"), "--paper", "llada-1.5"]) == 2
+    assert "stand beside evaluations, and there are none" in capsys.readouterr().err
+
+
+def test_benchmarks_of_other_machines_and_work_are_told_apart():
+    """Guards rows and curves that would take each other's place."""
+    [one] = load([ROOT / "benchmarks" / "cpu-growth.json"])
+    other = json.loads(json.dumps(one))
+    other["settings"]["prompt_length"] = 7
+    assert [heading for heading in tables.table_of([one, other]).headings if "growth" in heading] == [
+        "128 Vanilla growth", "128 +DPad growth", "7 Vanilla growth", "7 +DPad growth"]
+    assert len(tables.table_of([one, one]).headings) == 9
+    [one] = load([ROOT / "benchmarks" / "cpu-small.json"])
+    other = json.loads(json.dumps(one))
+    other["settings"]["dtype"], other["environment"]["hardware"]["processor"] = "bfloat16", "Other CPU"
+    assert tables.table_of([one, other]).headings[1:3] == ["dtype", "hardware"]
+    assert tables.table_of([AGREEMENT, AGREEMENT | {"device": "cuda"}]).headings[2] == "device"
+
+
+def test_a_benchmark_without_vanilla_has_no_speedups(tmp_path, capsys):
+    """Guards `bench --only`: ratios to whatever row came first would look like speedups."""
+    [record] = load([ROOT / "benchmarks" / "cpu-small.json"])
+    record["rows"] = record["rows"][1:3]
+    text = terminal_table([record])
+    assert "–" in text and tables.caption([record]).endswith(
+        "There is no baseline: Vanilla was not timed, so there are no speedups.")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=4)
+COMMITTED = [load([ROOT / "benchmarks" / name])[0] for name in ("demo-cpu.json", "cpu-batch.json", "cpu-growth.json",
+                                                                "paper.json")]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_record_with_any_fault_is_shown_or_refused(tmp_path, data):
+    """Guards tables and charts: whatever stands in one place of a record, there is a result or one sentence."""
+    record = json.loads(json.dumps(data.draw(st.sampled_from([*COMMITTED, AGREEMENT]))))
+    place = record
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1))
+        if not (isinstance(place[key], (dict, list)) and place[key] and data.draw(st.integers(0, 5))):
+            break
+        place = place[key]
+    if data.draw(st.booleans()) and isinstance(place, dict):
+        del place[key]
+    else:
+        place[key] = data.draw(JSON_VALUES)
+
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    for use in (lambda records: tables.render(records), lambda records: tables.render(records, form="csv"),
+                lambda records: charts.plan(records * 2)):
+        try:
+            use(load([path]))
+        except ValueError as error:
+            assert "\n" not in str(error)

@@ -49,7 +49,8 @@ def test_tasks_score_a_model(checkpoint_folder, tmp_path, monkeypatch, task, pro
             body = solutions[name]["canonical_solution" if task == "humaneval-local" else "code"]
             text = ["    return 0", body, f"```python\n{body}```"][request.doc_id % 3]
             answers.append(Answer(key=request.key, task=request.task, doc_id=request.doc_id, repeat=0, answer=text,
-                                  raw=text, forwards=1, tokens=1, seconds=1.0, tokens_processed=1))
+                                  full_answer=text, raw=text, forwards=1, tokens=1, full_tokens=1, seconds=1.0,
+                                  tokens_processed=1))
         return answers
 
     monkeypatch.setattr(DiffusionLM, "_generate", solve)

@@ -142,3 +142,11 @@ def test_a_gif_needs_sensible_numbers(loaded, tmp_path):
             write_gif([trace], tmp_path / "x.gif", seconds, frames)
     with pytest.raises(ValueError, match="at least one forward"):
         write_gif([], tmp_path / "x.gif")
+    with pytest.raises(ValueError, match="path is '.*x.mp4'; the name must end in .gif"):
+        write_gif([trace], tmp_path / "x.mp4")
+
+
+def test_seconds_without_a_gif_are_refused(loaded, tmp_path, capsys):
+    record(loaded)[0].write(tmp_path / "t.jsonl")
+    assert run.main(["trace", str(tmp_path / "t.jsonl"), "--seconds", "3"]) == 2
+    assert "--seconds is 3, but nothing is drawn without --gif FILE" in capsys.readouterr().err

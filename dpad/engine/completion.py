@@ -7,8 +7,8 @@ The command line's `generate` and the evaluation share it, so both measure the s
 How cost is counted, in every record:
     seconds  wall time of the generate call, with the device synchronised at both ends. Encoding, decoding text and
              loading are left out. A batch's time is shared evenly by its rows.
-    tokens   the answer is cut at its stop string and tokenised again; every token that is not EOS counts. Tokens
-             after the cut were computed, but are not part of the answer.
+    tokens   of the answer, without what ends it (answer_text.py). Tokens after its end were computed, but are not part
+             of it.
     forwards of the model that the row took part in (NFE).
 """
 
@@ -32,15 +32,18 @@ from dpad.engine.settings import DecodingSettings
 class Completion:
     """An answer and what it cost.
 
-    text: after the cut, without special tokens. raw: everything that was generated, special tokens included, except
-    the EOS tokens that fill the end. forwards, tokens, seconds: see the top of this file. tokens_processed: slots that
+    text: up to its end, without special tokens. full_text: the same with what follows EOS in its block, as the authors
+    scored LLaDA. raw: everything that was generated, special tokens included, except the EOS tokens that fill the end.
+    forwards, tokens, seconds: see the top of this file; full_tokens: those of full_text. tokens_processed: slots that
     the model computed for this row, over all forwards (a batch's total is shared evenly).
     """
 
     text: str
+    full_text: str
     raw: str
     forwards: int
     tokens: int
+    full_tokens: int
     seconds: float
     tokens_processed: int
 
@@ -58,7 +61,8 @@ def complete(
     Args:
         prompts: complete texts of any lengths, or one: `loaded.chat(...)` or `loaded.raw(...)` of what was asked.
         settings: how to decode, an object of `loaded.family.settings`.
-        until: stop strings, or one; the answer ends before the first of them. Special tokens count as text here.
+        until: stop strings, or one; the answer ends before the first of them, or at EOS. Special tokens count as text
+            here.
         streamer: passed on; it sees the denoising.
 
     Raises:
@@ -80,25 +84,13 @@ def complete(
     answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     completions = []
     for row, (ids, forwards) in enumerate(zip(answers, output.forwards.tolist(), strict=True)):
-        text, raw, tokens = cut(loaded.tokenizer, ids, loaded.model.config.eos_token_id, until)
-        completions.append(Completion(text, raw, forwards, tokens, seconds, share + (row < rest)))
+        text, tokens = loaded.answer_text.cut(ids, until)
+        full_text, full_tokens = loaded.answer_text.cut(ids, until, after_eos="keep")
+        completions.append(Completion(
+            text=text, full_text=full_text, raw=loaded.answer_text.raw(ids), forwards=forwards, tokens=tokens,
+            full_tokens=full_tokens, seconds=seconds, tokens_processed=share + (row < rest),
+        ))
     return completions
-
-
-def cut(tokenizer: Any, ids: list[int], eos_id: int, until: Sequence[str]) -> tuple[str, str, int]:
-    """The answer's text before the first stop string, its raw text, and its number of tokens that are not EOS."""
-    length = len(ids)
-    while length and ids[length - 1] == eos_id:
-        length -= 1
-    raw = tokenizer.decode(ids[:length], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    answer = raw
-    for stop in until:
-        if stop:
-            answer = answer.partition(stop)[0]
-    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
-    text = tokenizer.decode(answer_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text, raw, sum(token != eos_id for token in answer_ids)
 
 
 def warm_up(loaded: LoadedModel, prompt: str, gen_length: int) -> None:

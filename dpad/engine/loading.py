@@ -14,11 +14,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
+from dpad.engine.answer_text import AnswerText
 from dpad.engine.checkpoint import (
     check_folder,
     check_tokenizer_files,
@@ -137,10 +139,11 @@ class LoadedModel:
     tokenizer: Any  # a PreTrainedTokenizerBase; its methods are typed for one text and for many alike
     chat_template: bool
 
-    @property
-    def eos(self) -> str:
-        """The text of the EOS token."""
-        return self.tokenizer.convert_ids_to_tokens(self.model.config.eos_token_id)
+    @cached_property
+    def answer_text(self) -> AnswerText:
+        """What turns an answer's tokens into its text."""
+        config = self.model.config
+        return AnswerText(self.tokenizer, config.eos_token_id, config.mask_token_id)
 
     def generate(
         self, input_ids: Tensor, settings: DecodingSettings | None = None, *, attention_mask: Tensor | None = None,
@@ -184,6 +187,13 @@ class LoadedModel:
             texts_of("texts", texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False,
             return_token_type_ids=False,
         ).to(self.model.device)
+
+    def decode(self, answers: Tensor) -> list[str]:
+        """The texts of answers, int64 [R, G]: each up to its first EOS or end-of-turn token, without special tokens.
+
+        `generate` returns prompts and answers together: `decode(output.sequences[:, input_ids.shape[1]:])`.
+        """
+        return [self.answer_text.decode(ids) for ids in answers.tolist()]
 
     def chat(self, prompt: str) -> str:
         """The text of a conversation in which the user said `prompt` and the assistant is about to answer."""

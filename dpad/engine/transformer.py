@@ -268,7 +268,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         return MaskedLMOutput(logits=self.head(hidden))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
-        """What peft looks for in the base of an adapter of kind CAUSAL_LM; decoding never calls it."""
+        """What peft looks for in the base of an adapter of a causal model; decoding never calls it."""
         return {"input_ids": input_ids}
 
     @classmethod

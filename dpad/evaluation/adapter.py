@@ -24,7 +24,8 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 
 from dpad.engine import likelihood
-from dpad.engine.checks import check_integer
+from dpad.engine.answer_text import AFTER_EOS
+from dpad.engine.checks import check_choice, check_integer
 from dpad.engine.completion import complete, is_out_of_memory, release_memory, warm_up
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import check_chat_template, check_prompt, count_tokens, cut_prompt
@@ -69,6 +70,7 @@ class DiffusionLM(LM):
         prompt_limit: cut longer prompts to this many tokens, the last ones; None refuses prompts that leave no room
             for the answer.
         mc_samples: random masks per log-likelihood (engine/likelihood.py).
+        after_eos: which of an answer's two texts is scored: one of AFTER_EOS (engine/answer_text.py).
         journal: keeps answers on disk and has those of earlier runs; None keeps answers in memory.
         progress: whether to show a progress bar on a terminal; a string is shown beside it.
 
@@ -83,16 +85,17 @@ class DiffusionLM(LM):
 
     def __init__(
         self, loaded: LoadedModel, settings: DecodingSettings, *, batch_size: int | str = 1,
-        prompt_limit: int | None = None, mc_samples: int = 128, journal: Journal | None = None,
-        progress: bool | str = True,
+        prompt_limit: int | None = None, mc_samples: int = 128, after_eos: str = "drop",
+        journal: Journal | None = None, progress: bool | str = True,
     ) -> None:
         super().__init__()
-        check_answering(batch_size, prompt_limit, mc_samples)
+        check_answering(batch_size, prompt_limit, mc_samples, after_eos)
         self.loaded = loaded
         self.settings = settings
         self.batch_size = batch_size
         self.prompt_limit = prompt_limit
         self.mc_samples = mc_samples
+        self.after_eos = after_eos
         self.journal = journal
         self.progress = progress
         self.description = describe_settings(
@@ -150,7 +153,8 @@ class DiffusionLM(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval's own command line adds to its results file: the settings, and what the answers cost."""
-        return {"decoding": self.description, "speed": speed(list(self.answers.values()))}
+        return {"decoding": self.description | {"after_eos": self.after_eos},
+                "speed": speed(list(self.answers.values()), self.after_eos)}
 
     # --- Answering ---
 
@@ -202,7 +206,7 @@ class DiffusionLM(LM):
         answers = [self._known[request.key] for request in requests]
         for answer in answers:
             self.answers[answer.task, answer.doc_id, answer.repeat] = answer
-        return [answer.answer for answer in answers]
+        return [answer.scored(self.after_eos) for answer in answers]
 
     @property
     def _known(self) -> dict[str, Answer]:
@@ -240,7 +244,9 @@ class DiffusionLM(LM):
         answers = []
         for request, completion in zip(batch, completions, strict=True):
             fields = dataclasses.asdict(completion)
-            answers.append(_answer_to(request, answer=fields.pop("text"), **fields))
+            answers.append(
+                _answer_to(request, answer=fields.pop("text"), full_answer=fields.pop("full_text"), **fields)
+            )
         return answers
 
     def _rate(self, request: Request) -> Answer:
@@ -263,9 +269,11 @@ class DiffusionLM(LM):
         return _answer_to(
             request,
             answer=[value, matches == len(target)],
+            full_answer=[value, matches == len(target)],
             raw=request.target,
             forwards=estimate_forwards + greedy_forwards,
             tokens=len(target),
+            full_tokens=len(target),
             seconds=seconds,
             tokens_processed=(self.mc_samples + greedy_forwards) * (len(prompt_ids) + len(target)),
         )
@@ -335,7 +343,9 @@ class DiffusionLM(LM):
         return (until,) if isinstance(until, str) else tuple(until)
 
 
-def check_answering(batch_size: int | str, prompt_limit: int | None, mc_samples: int) -> None:
+def check_answering(
+    batch_size: int | str, prompt_limit: int | None, mc_samples: int, after_eos: str = "drop"
+) -> None:
     """Raise ValueError, naming the argument, its value and what is allowed, unless DiffusionLM can use these."""
     if batch_size != "auto":
         try:
@@ -345,6 +355,7 @@ def check_answering(batch_size: int | str, prompt_limit: int | None, mc_samples:
     if prompt_limit is not None:
         check_integer("prompt_limit", prompt_limit, 1)
     check_integer("mc_samples", mc_samples, 1)
+    check_choice("after_eos", after_eos, AFTER_EOS)
 
 
 def describe_settings(

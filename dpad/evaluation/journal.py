@@ -26,8 +26,8 @@ class Answer:
 
     key: names the request, with everything that its answer depends on. task, doc_id, repeat: whose answer it is; a
     document has several when a task asks for several or, in multiple choice, one for each choice. answer: the text, or
-    [log-likelihood, whether greedy decoding would write it]. raw: the text before the cut. forwards, tokens, seconds,
-    tokens_processed: as in engine/completion.py.
+    [log-likelihood, whether greedy decoding would write it]. full_answer: the same, with the text after EOS. raw: the
+    text before the cut. forwards, tokens, full_tokens, seconds, tokens_processed: as in engine/completion.py.
     """
 
     key: str
@@ -35,11 +35,17 @@ class Answer:
     doc_id: int
     repeat: int
     answer: Any
+    full_answer: Any
     raw: str
     forwards: int
     tokens: int
+    full_tokens: int
     seconds: float
     tokens_processed: int
+
+    def scored(self, after_eos: str) -> Any:
+        """The answer that is scored under a convention for text after EOS (engine/answer_text.py)."""
+        return self.answer if after_eos == "drop" else self.full_answer
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -43,8 +43,8 @@ class CommandLineLM(DiffusionLM):
 
     checkpoint (or pretrained): a name such as tiny or instruct, a folder, or a hub id. revision: on the hub. dtype.
     journal: a folder in which finished answers are kept, so that the same command goes on after an interruption.
-    prompt_limit, mc_samples: see DiffusionLM. All others are decoding settings by their names or flags: gen_length,
-    block_length (or block_size), threshold, dropout_strategy, ...
+    prompt_limit, mc_samples, after_eos: see DiffusionLM. All others are decoding settings by their names or flags:
+    gen_length, block_length (or block_size), threshold, dropout_strategy, ...
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -54,7 +54,7 @@ class CommandLineLM(DiffusionLM):
         self, checkpoint: str | None = None, pretrained: str | None = None, revision: str | None = None,
         dtype: str | None = None, device: str | None = None, batch_size: int | str = 1,
         max_batch_size: int | None = None, journal: str | None = None, prompt_limit: int | None = None,
-        mc_samples: int = 128, **choices: Any,
+        mc_samples: int = 128, after_eos: str = "drop", **choices: Any,
     ) -> None:
         if checkpoint and pretrained:
             raise ValueError("checkpoint and pretrained mean the same; give one")
@@ -83,7 +83,8 @@ class CommandLineLM(DiffusionLM):
         if journal:
             folder = run_folder(journal, "", "lm-eval", loaded, description)
             saved = open_journal(folder, from_scratch=False, processes=self.processes)
-        super().__init__(loaded, settings, **answering, journal=saved, progress=self.processes.rank == 0)
+        super().__init__(loaded, settings, **answering, after_eos=after_eos, journal=saved,
+                         progress=self.processes.rank == 0)
         if self.processes.rank > 0:
             logging.getLogger("lm_eval").setLevel(logging.ERROR)
 

@@ -13,8 +13,8 @@ from typing import Any
 from dpad.evaluation.journal import Answer
 
 
-def speed(answers: Sequence[Answer]) -> dict[str, Any]:
-    """The cost of answers, in total and per sample.
+def speed(answers: Sequence[Answer], after_eos: str = "drop") -> dict[str, Any]:
+    """The cost of answers, in total and per sample; `after_eos` says which of their two texts has the tokens.
 
     A sample is an answer; in a multiple-choice task, all choices of a document together are one sample.
 
@@ -31,7 +31,7 @@ def speed(answers: Sequence[Answer]) -> dict[str, Any]:
         seconds[sample] += answer.seconds
         forwards[sample] += answer.forwards
 
-    tokens = sum(answer.tokens for answer in answers)
+    tokens = sum(answer.tokens if after_eos == "drop" else answer.full_tokens for answer in answers)
     total_seconds = sum(seconds.values())
     return {
         "samples": len({(answer.task, answer.doc_id) for answer in answers}),
@@ -42,7 +42,8 @@ def speed(answers: Sequence[Answer]) -> dict[str, Any]:
         "answer_tokens": tokens,
         "seconds": total_seconds,
         "tokens_processed": sum(answer.tokens_processed for answer in answers),
-        "empty_answers": sum(isinstance(answer.answer, str) and not answer.answer.strip() for answer in answers),
+        "empty_answers": sum(isinstance(text := answer.scored(after_eos), str) and not text.strip()
+                             for answer in answers),
     }
 
 

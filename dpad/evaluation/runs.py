@@ -24,6 +24,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 
 from dpad import ROOT
+from dpad.engine.answer_text import other
 from dpad.engine.checks import check_integer
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import check_chat_template
@@ -50,6 +51,7 @@ def evaluate(
     num_fewshot: int = 0, batch_size: int | str = 1, limit: int | None = None, chat_template: bool | None = None,
     output: str | Path = "results", name: str = "", from_scratch: bool = False, command: str | None = None,
     progress: bool | str = True, processes: Processes = ALONE, prompt_limit: int | None = None, mc_samples: int = 128,
+    after_eos: str = "drop",
 ) -> dict[str, Any] | None:
     """Measure a model on a task; write and return the run's record.
 
@@ -59,7 +61,8 @@ def evaluate(
         settings: how to decode, an object of `loaded.family.settings`.
         tasks: the result of `load_tasks` for this task, if it has been loaded already.
         num_fewshot: worked examples in the prompt.
-        batch_size, prompt_limit, mc_samples: see DiffusionLM.
+        batch_size, prompt_limit, mc_samples, after_eos: see DiffusionLM. The record has the scores under both
+            conventions for text after EOS, because both texts are kept.
         limit: evaluate only the first documents, this many; None takes all of them.
         chat_template: None takes the model's default.
         output: the folder in which run folders are made.
@@ -77,11 +80,11 @@ def evaluate(
         ValueError: one sentence about a setting, task or journal that cannot be used.
         Interrupted: Ctrl-C; finished answers are in the journal.
     """
-    check_run(num_fewshot, limit, batch_size, prompt_limit, mc_samples)
+    check_run(num_fewshot, limit, batch_size, prompt_limit, mc_samples, after_eos)
     chat_template = check_chat_template(loaded, chat_template)
     description = describe_settings(
         loaded, settings, batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples
-    ) | {"num_fewshot": num_fewshot, "limit": limit, "chat_template": chat_template}
+    ) | {"num_fewshot": num_fewshot, "limit": limit, "chat_template": chat_template, "after_eos": after_eos}
 
     with quiet():
         tasks = tasks or load_tasks(task, num_fewshot, settings.seed)
@@ -89,7 +92,7 @@ def evaluate(
         with open_journal(folder, from_scratch, processes) as journal:
             lm = DiffusionLM(
                 loaded, settings, batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples,
-                journal=journal, progress=progress if processes.rank == 0 else False,
+                after_eos=after_eos, journal=journal, progress=progress if processes.rank == 0 else False,
             )
             try:
                 results = answer_and_score(lm, journal, tasks, processes, limit, chat_template)
@@ -99,6 +102,10 @@ def evaluate(
                                   "the same command goes on from there") from None
             if results is None:
                 return None
+            other_results = results
+            if any(answer.answer != answer.full_answer for answer in lm.answers.values()):
+                lm.after_eos = other(after_eos)
+                other_results = score(lm, tasks, limit, chat_template)
 
             record = {
                 "kind": "evaluation",
@@ -109,27 +116,28 @@ def evaluate(
                 "command": command or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "settings": description,
                 "metrics": metrics_of(results, task),
-                **speed(list(lm.answers.values())),
+                "other_metrics": {"after_eos": other(after_eos), "metrics": metrics_of(other_results, task)},
+                **speed(list(lm.answers.values()), after_eos),
                 "batch_size_used": lm.batch_size_used,
                 "reused": lm.reused,
                 "cut_prompts": lm.cut_prompts,
                 "processes": processes.count,
                 "environment": environment(),
             }
-            write_samples(folder / "samples.jsonl", results["samples"], lm.answers)
+            write_samples(folder / "samples.jsonl", results["samples"], lm.answers, after_eos)
             write_json(folder / "record.json", record)
     return record | {"folder": str(folder)}
 
 
 def check_run(
     num_fewshot: int = 0, limit: int | None = None, batch_size: int | str = 1, prompt_limit: int | None = None,
-    mc_samples: int = 128,
+    mc_samples: int = 128, after_eos: str = "drop",
 ) -> None:
     """Raise ValueError, naming the argument, its value and what is allowed, unless `evaluate` can use these."""
     check_integer("num_fewshot", num_fewshot, 0)
     if limit is not None:
         check_integer("limit", limit, 1)
-    check_answering(batch_size, prompt_limit, mc_samples)
+    check_answering(batch_size, prompt_limit, mc_samples, after_eos)
 
 
 # --- Several processes ------------------------------------------------------------------------------------------------
@@ -162,9 +170,11 @@ def answer_and_score(
             lm.answer(kind, instances, processes)
         processes.wait()
         journal.refresh()
-    if processes.rank > 0:
-        return None
+    return score(lm, tasks, limit, chat_template) if processes.rank == 0 else None
 
+
+def score(lm: DiffusionLM, tasks: dict[str, Any], limit: int | None, chat_template: bool) -> dict[str, Any]:
+    """lm-eval's results for the answers that the model has, or gives now."""
     for task in tasks["tasks"].values():  # the evaluator builds the requests again, from the same few-shot examples
         task.set_fewshot_seed(seed=lm.settings.seed)
     return evaluator.evaluate(lm, tasks, limit=limit, apply_chat_template=chat_template, fewshot_as_multiturn=False)
@@ -196,9 +206,10 @@ def run_folder(
 ) -> Path:
     """Where a run lives: the same folder for the same answers at the same cost.
 
-    `limit` is left out of the identity, so that a run can be extended to more documents.
+    `limit` is left out of the identity, so that a run can be extended to more documents; `after_eos` as well, because
+    the answers are the same and the record has both scores.
     """
-    depends_on = {key: value for key, value in description.items() if key != "limit"}
+    depends_on = {key: value for key, value in description.items() if key not in ("limit", "after_eos")}
     identity = digest([task, fingerprint(loaded), depends_on, code_version()], 10)
     task_name = Path(task).stem if task.endswith(".yaml") else task
     parts = [name, task_name, Path(loaded.name).name, identity]

@@ -9,27 +9,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dpad.engine.answer_text import other
 from dpad.evaluation.journal import Answer
 from dpad.evaluation.metrics import metric_name
 from dpad.results.files import write_whole
 
 # What postprocess_code.py needs to know of a coding problem.
 PROBLEM_FIELDS = ("task_id", "prompt", "entry_point", "test", "test_list", "test_imports", "test_setup_code")
-COST_FIELDS = ("answer", "raw", "forwards", "tokens", "seconds", "tokens_processed")
+COST_FIELDS = ("raw", "forwards", "tokens", "full_tokens", "seconds", "tokens_processed")
 
 
 def write_samples(
-    path: Path, samples: dict[str, list[dict[str, Any]]], answers: dict[tuple[str, int, int], Answer]
+    path: Path, samples: dict[str, list[dict[str, Any]]], answers: dict[tuple[str, int, int], Answer], after_eos: str
 ) -> None:
     """Write the samples sorted by task, document and repeat, whole or not at all.
 
     samples: lm-eval's; per task, one entry for each document and filter. answers: by task, document and repeat.
+    after_eos: which of an answer's texts was scored; a line has it as `answer`, and the other one as `other_answer`.
     """
     documents = _documents(samples)
     with write_whole(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         for (task, doc_id, repeat), answer in sorted(answers.items(), key=lambda item: item[0]):
             cost = {name: getattr(answer, name) for name in COST_FIELDS}
-            line = documents[task, doc_id] | {"repeat": repeat} | cost
+            texts = {"answer": answer.scored(after_eos), "other_answer": answer.scored(other(after_eos))}
+            line = documents[task, doc_id] | {"repeat": repeat} | texts | cost
             file.write(json.dumps(line, ensure_ascii=False, default=_to_json) + "\n")
 
 

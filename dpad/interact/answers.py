@@ -84,7 +84,8 @@ def answer_prompts(
 
     Args:
         chat_template: put prompts into the chat template (None: the model's default).
-        watch: show each answer while it is decoded. trace_file: write the denoising of the first prompt there.
+        watch: show each answer while it is decoded, if standard output is a terminal.
+        trace_file: write the denoising of the first prompt there.
         as_json: print one JSON object per prompt.
 
     Raises:
@@ -97,13 +98,14 @@ def answer_prompts(
     completion.warm_up(loaded, texts[0], settings.gen_length)
 
     several = len(prompts) > 1
+    live = watch and terminal.can_redraw()
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
-        if watch and several:
+        if live and several:
             print(f"> {prompts[start]}")
-        view = terminal.live_view(loaded, terminal.wants_colour()) if watch else None
+        view = terminal.LiveView(loaded, terminal.wants_colour()) if live else None
         tracer = Tracer(loaded, prompts[0], settings, streamer=view) if trace_file else None
-        answers = completion.complete(loaded, texts[batch], settings, until=[loaded.eos], streamer=tracer or view)
+        answers = completion.complete(loaded, texts[batch], settings, streamer=tracer or view)
         if tracer and trace_file:
             tracer.finish(answers[0]).write(trace_file)
 
@@ -111,7 +113,9 @@ def answer_prompts(
             if as_json:
                 print(_as_json(prompt, answer), flush=True)
                 continue
-            if not watch:
+            if view:
+                view.finish(answer.text)
+            else:
                 print(f"> {prompt}\n{answer.text}" if several else answer.text)
             print(terminal.cost(answer), end="\n\n" if several else "\n", flush=True)
 

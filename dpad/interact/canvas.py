@@ -6,7 +6,7 @@ The web UI (markup.py) and the GIF (gif.py) draw what this module describes. Imp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dpad.interact.trace import Trace
@@ -26,17 +26,21 @@ class Cell:
 
     kind: "decided"; "block", a mask of the block being decoded; "kept", a mask of the suffix that is computed;
     "dropped", one that is not; or "filled", EOS that took no forward. confidence and forward (the one that decided the
-    token, counted from 0) belong to decided cells alone.
+    token, counted from 0) belong to decided cells alone. is_after_end: the token ends the answer or stands behind the
+    one that does, and so is not part of it.
     """
 
     kind: str
     text: str = ""
     confidence: float | None = None
     forward: int | None = None
+    is_after_end: bool = False
 
     @property
     def glyph(self) -> str:
-        """The text on one line, with a sign for what cannot be seen."""
+        """The text on one line, with a sign for what cannot be seen; nothing after the answer's end."""
+        if self.is_after_end:
+            return ""
         return self.text.replace("\n", "⏎").strip() or "·"
 
 
@@ -45,8 +49,8 @@ class Canvas:
     """The answer after so many forwards.
 
     suffix and kept_suffix: how many positions follow the block, and how many of them are computed. share: slots
-    computed so far, as a share of those that vanilla decoding computes in as many forwards. tokens: decided ones that
-    are not EOS.
+    computed so far, as a share of those that vanilla decoding computes in as many forwards. tokens: decided ones of the
+    answer.
     """
 
     cells: list[Cell]
@@ -75,7 +79,7 @@ def canvas_after(trace: Trace, forwards: int) -> Canvas:
     cells = []
     for place in range(trace.gen_length):
         if done:
-            cells.append(Cell("filled", trace.eos))
+            cells.append(Cell("filled", is_after_end=True))
         elif place < block_end:
             cells.append(Cell("block"))
         else:
@@ -84,6 +88,8 @@ def canvas_after(trace: Trace, forwards: int) -> Canvas:
         for place, _token, text, confidence in forward["decided"]:
             if 0 <= place < trace.gen_length:
                 cells[place] = Cell("decided", text, confidence, number)
+    end = next((place for place, cell in enumerate(cells) if cell.text in trace.ends), len(cells))
+    cells[end:] = [replace(cell, is_after_end=True) for cell in cells[end:]]
 
     whole = trace.head.get("prompt_tokens", 0) + trace.gen_length  # prompt_tokens is missing before generation begins
     computed = sum(forward["computed"] for forward in past)
@@ -95,7 +101,7 @@ def canvas_after(trace: Trace, forwards: int) -> Canvas:
         suffix=max(0, trace.gen_length - block_end),
         seconds=past[-1]["seconds"] if past else 0.0,
         share=computed / (len(past) * whole) if past else 0.0,
-        tokens=sum(cell.kind == "decided" and cell.text != trace.eos for cell in cells),
+        tokens=sum(cell.kind == "decided" and not cell.is_after_end for cell in cells),
         done=done,
     )
 

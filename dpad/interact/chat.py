@@ -157,16 +157,17 @@ class Chat:
         text = self.encode_turns(turns)
         prompts.check_prompt(self.loaded, text, self.settings.gen_length)
 
-        streamer = terminal.live_view(self.loaded, self.colour) if self.live else None
+        view = terminal.LiveView(self.loaded, self.colour) if self.live else None
         try:
-            [answer] = completion.complete(self.loaded, [text], self.settings, until=[self.loaded.eos],
-                                           streamer=streamer)
+            [answer] = completion.complete(self.loaded, [text], self.settings, streamer=view)
         except KeyboardInterrupt:
             print()
             self.note("Stopped; the question is forgotten.")
             return
 
-        if not self.live:
+        if view:
+            view.finish(answer.text)
+        else:
             print(answer.text)
         self.turns = [*turns, {"role": "assistant", "content": answer.text}]
         self.note(terminal.cost(answer))

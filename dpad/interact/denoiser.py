@@ -133,8 +133,7 @@ class AnswerThread(threading.Thread):
             with self.denoiser.seats:
                 if self.cancelled.is_set():
                     return
-                [answer] = completion.complete(loaded, [self.text], self.settings, until=[loaded.eos],
-                                               streamer=self.tracer)
+                [answer] = completion.complete(loaded, [self.text], self.settings, streamer=self.tracer)
                 self.tracer.finish(answer)
         except _Cancelled:
             pass

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from dpad.interact.canvas import Canvas, Cell, canvas_after, describe_trace, needs_light_text, shade
 from dpad.interact.trace import Trace
+from dpad.results.charts import quiet_matplotlib
 from dpad.results.files import write_whole
+from dpad.results.outputs import GIF
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -44,10 +46,12 @@ def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, f
     The clock is scaled so that the slowest trace takes `seconds`; the others end earlier, in proportion to their speed.
 
     Raises:
-        ValueError: there is nothing to draw, or `seconds` or `frames` is out of range.
+        ValueError: there is nothing to draw, `seconds` or `frames` is out of range, or the path does not end in .gif.
     """
     from PIL import Image
 
+    if Path(path).suffix.lower() not in GIF.suffixes:
+        raise ValueError(f"path is {str(path)!r}; the name must end in .gif")
     if not traces or not all(trace.forwards for trace in traces):
         raise ValueError("a GIF needs traces of at least one forward each")
     if not 0 < seconds <= 60:
@@ -121,14 +125,13 @@ def _draw_cell(draw: ImageDraw, cell: Cell, box: tuple[int, int, int, int], trac
 
     colour = shade(cell.forward, len(trace.forwards))
     draw.rectangle(inner, fill=colour, outline=OUTLINE[cell.kind])
-    if with_text and cell.text != trace.eos:
+    if with_text and cell.glyph:
         middle = ((left + right) / 2, (top + bottom) / 2)
         ink = LIGHT_INK if needs_light_text(colour) else INK
         draw.text(middle, cell.glyph[:MAX_CHARACTERS], fill=ink, font=_font(11), anchor="mm")
 
 
 def _font(size: int) -> FreeTypeFont:
-    import matplotlib
     from PIL import ImageFont
 
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+    return ImageFont.truetype(f"{quiet_matplotlib().get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -85,7 +85,7 @@ def _render_cell(place: int, cell: Cell, trace: Trace) -> str:
     red, green, blue = colour
     kind = "decided late" if needs_light_text(colour) else "decided"
     label = html.escape(f"{cell.text!r}: forward {cell.forward + 1}, confidence {cell.confidence:.3f}")
-    text = "" if cell.text == trace.eos else html.escape(cell.glyph)
+    text = html.escape(cell.glyph)
     return f'<i class="{kind}" style="background:rgb({red},{green},{blue})" title="{place}: {label}">{text}</i>'
 
 

@@ -8,17 +8,22 @@ Imported by run.py and chat.py, never run.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import TextDiffusionStreamer
+    from torch import Tensor
 
     from dpad.engine.completion import Completion
     from dpad.engine.loading import LoadedModel
 
-MASK_SIGN = "░"
 SAVE_CURSOR = "\x1b7"
+RESTORE_CURSOR = "\x1b8"
+CLEAR_BELOW = "\x1b[J"
+SCROLL = "\x1bD"  # one line down in the same column; at the bottom, the screen scrolls
+YELLOW = "\x1b[33m"
+PLAIN = "\x1b[0m"
 
 
 def can_redraw() -> bool:
@@ -37,35 +42,63 @@ def cost(completion: Completion) -> str:
             f"{completion.tokens_per_second:.1f} tokens/s · {completion.seconds:.2f} s]")
 
 
-def live_view(loaded: LoadedModel, colour: bool) -> TextDiffusionStreamer:
-    """A streamer that shows an answer while it is decoded: masks as ░, special tokens not at all.
+class LiveView:
+    """A streamer that shows an answer while it is decoded, and at the end leaves its final text.
 
-    colour: whether transformers may paint the drafts, in yellow.
+    Finished blocks stay; the block being decoded is drawn over itself, with ░ for its masks. Nothing is shown after the
+    answer's end, nor any special token.
+
+    Args:
+        colour: whether the drafts may be yellow.
     """
-    from transformers import TextDiffusionStreamer
 
-    class PlainStreamer(TextDiffusionStreamer):
-        """The same without colour."""
+    def __init__(self, loaded: LoadedModel, colour: bool) -> None:
+        self.answer_text = loaded.answer_text
+        self.colour = colour
+        self.ids: list[int] | None = None  # of the finished blocks; None until the prompt has come
+        self.written = ""  # what stays on the screen
+        self.has_draft = False
 
-        def put_draft(self, value: Any, **kwargs: Any) -> None:
-            self._clear_draft()
-            print(f"{SAVE_CURSOR}{self.tokenizer.decode(value[0])}", end="", flush=True)
-            self._has_draft = True
+    def put(self, value: Tensor) -> None:
+        """Receive the prompt, int64 [1, P], and after it each finished block."""
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += value[0].tolist()
+        # A character that the next block completes is a replacement sign until then.
+        self._write(self.answer_text.decode(self.ids).rstrip("\ufffd"))
 
-    tokenizer: Any = _DisplayTokenizer(loaded)
-    return (TextDiffusionStreamer if colour else PlainStreamer)(tokenizer, skip_prompt=True)
+    def put_draft(self, value: Tensor) -> None:
+        """Receive the block as it stands after a forward, int64 [1, L]."""
+        ids = [*(self.ids or []), *value[0].tolist()]
+        draft = self.answer_text.decode_draft(ids)[len(self.written) :]
+        self._clear_draft()
+        rows = len(draft) * 2 // shutil.get_terminal_size().columns + draft.count("\n") + 1  # enough: two cells each
+        painted = f"{YELLOW}{draft}{PLAIN}" if self.colour else draft
+        # Make room first: a screen that scrolls under the draft would move the text, but not the saved cursor.
+        print(f"{SCROLL * rows}\x1b[{rows}A{SAVE_CURSOR}{painted}", end="", flush=True)
+        self.has_draft = True
 
+    def end(self) -> None:
+        self._clear_draft()
 
-class _DisplayTokenizer:
-    """A tokenizer that decodes for display. transformers' streamer needs nothing but `decode`."""
+    def finish(self, text: str) -> None:
+        """Complete the answer: what is on the screen becomes `text`, and the line ends."""
+        self._clear_draft()
+        if not text.startswith(self.written):
+            print()
+            self.written = ""
+        self._write(text)
+        print(flush=True)
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.tokenizer = loaded.tokenizer
-        self.mask = self.tokenizer.convert_ids_to_tokens(loaded.model.config.mask_token_id)
-        self.hidden = [token for token in self.tokenizer.all_special_tokens if token != self.mask]
+    def _write(self, text: str) -> None:
+        """Leave this text of the answer on the screen, of which `written` is there already."""
+        self._clear_draft()
+        if text.startswith(self.written):
+            print(text[len(self.written) :], end="", flush=True)
+            self.written = text
 
-    def decode(self, ids: Any, **options: Any) -> str:
-        text = self.tokenizer.decode(ids, **options).replace(self.mask, MASK_SIGN)
-        for token in self.hidden:
-            text = text.replace(token, "")
-        return text
+    def _clear_draft(self) -> None:
+        if self.has_draft:
+            print(f"{RESTORE_CURSOR}{CLEAR_BELOW}", end="", flush=True)
+            self.has_draft = False

@@ -54,8 +54,9 @@ class Trace:
         return self.head["block_length"]
 
     @property
-    def eos(self) -> str:
-        return self.head.get("eos", "")
+    def ends(self) -> list[str]:
+        """The texts of the tokens that end an answer."""
+        return self.head.get("ends", [])
 
     @property
     def seconds(self) -> float:
@@ -164,7 +165,7 @@ def _head(loaded: LoadedModel, prompt: str, settings: DecodingSettings) -> dict[
         "kind": "trace", "model": loaded.name, "prompt": prompt,
         "gen_length": settings.gen_length, "block_length": settings.block_length,
         "settings": settings.to_json() | {"device": str(loaded.model.device)},
-        "eos": loaded.eos, "environment": environment(),
+        "ends": loaded.answer_text.end_texts, "environment": environment(),
     }
 
 
@@ -211,6 +212,8 @@ def _is_head(entry: Any) -> bool:
         and isinstance(sampler := settings.get("suffix_sampler") or {}, dict)
         and isinstance(sampler.get("name", ""), str)
         and isinstance(settings.get("threshold") or 0, (int, float))
+        and isinstance(ends := entry.get("ends", []), list)
+        and all(isinstance(text, str) for text in ends)
         and isinstance(entry.get("environment", {}), dict)
     )
 

@@ -8,42 +8,68 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from dpad.engine.configurations import classify
+from dpad.engine.configurations import VANILLA, classify
 from dpad.results.formatting import Table, join_unique, number, seconds, times
 from dpad.results.records import commit_of, hardware_line
 
 
 def benchmark_table(records: Sequence[dict]) -> Table:
     """For each row: time, its spread over the repeats, work, time of a forward of each kind, and the roofline."""
-    rows = [(record, row) for record in records for row in record["rows"]]
+    rows = [(record, row | {"speedup": speedup_of(record, row)}) for record in records for row in record["rows"]]
     columns: dict[str, Callable[[dict], str]] = {
         "latency (s)": lambda row: seconds(statistics.median(row["latency_s"])),
         "spread": lambda row: f"±{100 * _spread(row['latency_s']):.0f}%",
-        "speedup": lambda row: f"{row['speedup']:.2f}×",
+        "speedup": lambda row: times(row["speedup"]),
         "forwards": lambda row: str(row["forwards"]),
         "slots": lambda row: str(row["tokens_processed"]),
         "kept suffix": lambda row: number(row["kept_suffix"], 0),
-        "full (ms)": lambda row: number(row["full_ms"], 2),
-        "cached (ms)": lambda row: number(row["cached_ms"], 2),
+        "full (ms)": lambda row: number(row.get("full_ms"), 2),
+        "cached (ms)": lambda row: number(row.get("cached_ms"), 2),
         "roofline (s)": lambda row: seconds(statistics.median(row["floor_s"])),
         "× roofline": lambda row: f"{row['ratio']:.2f}",
     }
     if any(row.get("read_s") for _, row in rows):
-        columns["read (s)"] = lambda row: number(row["read_s"], 3)
+        columns["read (s)"] = lambda row: number(row.get("read_s"), 3)
     columns["memory (GB)"] = lambda row: number(row.get("peak_memory") and row["peak_memory"] / 2**30, 2)
 
-    parameters = {
-        "model": [record["model"] for record, _ in rows],
-        "G": [str(record["settings"]["gen_length"]) for record, _ in rows],
-        "batch": [str(row.get("batch_size", record["settings"]["batch_size"])) for record, row in rows],
-    }
-    varying = {name: values for name, values in parameters.items() if len(set(values)) > 1}
+    per_row = [_parameters(record) | {"batch": str(_batch_size(record, row))} for record, row in rows]
+    varying = {name: [values[name] for values in per_row] for name in _differing(per_row)}
     cells = [
         [row["name"], *(values[index] for values in varying.values()), *(text(row) for text in columns.values())]
         for index, (_, row) in enumerate(rows)
     ]
     return Table(["configuration", *varying, *columns], cells)
+
+
+def _parameters(record: dict) -> dict[str, str]:
+    """What rows of two benchmarks may differ in, by the headings of columns."""
+    work = record["settings"]
+    return {
+        "model": record["model"],
+        "G": str(work["gen_length"]),
+        "batch": str(work["batch_size"]),
+        "prompt": str(work["prompt_length"]),
+        "steps": f"threshold {work['threshold']}" if work.get("threshold") else str(work["steps_per_block"]),
+        "dtype": work["dtype"],
+        "hardware": hardware_line(record),
+    }
+
+
+def _differing(parameters: Sequence[dict[str, str]]) -> list[str]:
+    """The names whose values are not all the same."""
+    return [name for name in parameters[0] if len({values[name] for values in parameters}) > 1]
+
+
+def speedup_of(record: dict, row: dict) -> float | None:
+    """A benchmark row's speedup over vanilla decoding; None in a record that did not time it."""
+    return row.get("speedup") if has_baseline(record) else None
+
+
+def has_baseline(record: dict) -> bool:
+    """Whether a benchmark timed vanilla decoding, which speedups are relative to."""
+    return any(row["name"] == VANILLA.name for row in record["rows"])
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -54,12 +80,14 @@ def _spread(values: Sequence[float]) -> float:
 def growth_table(records: Sequence[dict]) -> Table:
     """A row for each answer length; for each configuration what a block costs, and that over the cost at the shortest
     answer."""
-    several_models = len({record["model"] for record in records}) > 1
+    parameters = [_parameters(record) | {"G": ""} for record in records]
     costs: dict[str, dict[int, float]] = {}
-    for record in records:
+    for place, (record, values) in enumerate(zip(records, parameters), start=1):
+        prefix = " ".join(values[name] for name in _differing(parameters))
+        if parameters.count(values) > 1:
+            prefix += f" record {place}"
         for row in record["rows"]:
-            name = f"{record['model']} {row['name']}" if several_models else row["name"]
-            costs.setdefault(name, {})[row["gen_length"]] = block_ms(row)
+            costs.setdefault(f"{prefix} {row['name']}".strip(), {})[row["gen_length"]] = block_ms(row)
 
     cells = []
     for length in sorted({length for by_length in costs.values() for length in by_length}):
@@ -76,9 +104,13 @@ def block_ms(row: dict) -> float:
     return 1000 * statistics.fmean(statistics.median(repeats) for repeats in row["block_s"])
 
 
+def _batch_size(record: dict, row: dict) -> int:
+    return row.get("batch_size") or record["settings"]["batch_size"]
+
+
 def batch_sizes(record: dict) -> list[int]:
     """The batch sizes of a benchmark's rows; a record of one size may name it in its settings alone."""
-    return list(dict.fromkeys(row.get("batch_size", record["settings"]["batch_size"]) for row in record["rows"]))
+    return list(dict.fromkeys(_batch_size(record, row) for row in record["rows"]))
 
 
 def benchmark_caption(records: Sequence[dict]) -> str:
@@ -89,18 +121,22 @@ def benchmark_caption(records: Sequence[dict]) -> str:
 def _describe_benchmark(record: dict) -> str:
     work = record["settings"]
     sampler = work["sampler"]
-    steps = f"threshold {work['threshold']}" if work["threshold"] else f"{work['steps_per_block']} steps"
+    steps = f"threshold {work['threshold']}" if work.get("threshold") else f"{work['steps_per_block']} steps"
     if record["kind"] == "growth":
         answer = join_unique(sorted({row["gen_length"] for row in record["rows"]}))
         end = ""
     else:
         answer = str(work["gen_length"])
-        end = f" (early termination after {work['blocks']})" if work["blocks"] else ""
+        end = f" (early termination after {work['blocks']})" if work.get("blocks") else ""
+    if record["kind"] == "growth" or has_baseline(record):
+        baseline = ""
+    else:
+        baseline = f" There is no baseline: {VANILLA.name} was not timed, so there are no speedups."
     return (
         f"Model {record['model']}, prompt {work['prompt_length']}, G = {answer}, blocks of {work['block_length']} in "
         f"{steps}{end}, batch size {join_unique(batch_sizes(record))}, DPad window {sampler['window']}, "
         f"k {sampler['k_sigma']:g}, scale {sampler['scale']:g}; median of {record['repeats']} runs; "
-        f"{hardware_line(record)}, {work['dtype']}, commit {commit_of(record)}."
+        f"{hardware_line(record)}, {work['dtype']}, commit {commit_of(record)}.{baseline}"
     )
 
 
@@ -110,11 +146,15 @@ def summarize(record: dict) -> dict:
         rows = [{"name": row["name"], "gen_length": row["gen_length"], "block_ms": round(block_ms(row), 3)}
                 for row in record["rows"]]
     else:
-        rows = [{"name": row["name"], "batch_size": row.get("batch_size", record["settings"]["batch_size"]),
-                 "latency_s": round(statistics.median(row["latency_s"]), 5), "speedup": round(row["speedup"], 3),
-                 "floor_speedup": round(row["floor_speedup"], 3), "times_floor": round(row["ratio"], 3)}
+        rows = [{"name": row["name"], "batch_size": _batch_size(record, row),
+                 "latency_s": round(statistics.median(row["latency_s"]), 5), "speedup": _round(row["speedup"]),
+                 "floor_speedup": _round(row["floor_speedup"]), "times_floor": _round(row["ratio"])}
                 for row in record["rows"]]
     return {"kind": record["kind"], "model": record["model"], "rows": rows}
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 # --- Agreement with the plain path --------------------------------------------------------------------------------
@@ -123,20 +163,27 @@ def summarize(record: dict) -> dict:
 def agreement_table(records: Sequence[dict]) -> Table:
     """For each way of decoding, and each dtype with and without graphs, the share of answers and of tokens that are
     the plain path's."""
+    several = len({record["device"] for record in records}) > 1
+    devices = [record["device"] for record in records for _ in record["rows"]]
     rows = [row for record in records for row in record["rows"]]
     runs = list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_agreement(value)))
     return Table(
-        ["configuration", "model", *runs],
-        [[_describe_decoding(row), row["model"], *(_agreement_text(row.get(run)) for run in runs)] for row in rows],
+        ["configuration", "model", *["device"] * several, *runs],
+        [
+            [_describe_decoding(row), row["model"], *[device] * several,
+             *(_agreement_text(row.get(run)) for run in runs)]
+            for row, device in zip(rows, devices)
+        ],
     )
 
 
 def _is_agreement(value: object) -> bool:
-    return isinstance(value, dict) and value.keys() == {"answers", "tokens"}
+    return (isinstance(value, dict) and value.keys() == {"answers", "tokens"}
+            and all(isinstance(share, (int, float)) for share in value.values()))
 
 
-def _agreement_text(shares: dict | None) -> str:
-    return number(None) if shares is None else f"{100 * shares['answers']:.1f} / {100 * shares['tokens']:.1f}"
+def _agreement_text(shares: Any) -> str:
+    return f"{100 * shares['answers']:.1f} / {100 * shares['tokens']:.1f}" if _is_agreement(shares) else number(None)
 
 
 def _describe_decoding(row: dict) -> str:

@@ -5,24 +5,37 @@
     python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
     python run.py table results/*/ --figure length --plot length.png              # speedup against answer length
 
-Colours say what a configuration is: vanilla decoding grey, without DPad orange, with DPad blue. In evaluations the
-settings decide, not the name; the rows of a benchmark have the names of configurations.
+Colours say what a configuration is, the same in every figure: vanilla decoding grey, without DPad orange, with DPad
+blue. Markers and lines tell its cache and parallel decoding. In evaluations the settings decide, not the name; the rows
+of a benchmark have the names of configurations. What cannot be compared gets a picture of its own.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import statistics
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad.engine.configurations import CONFIGURATIONS, VANILLA, Configuration, classify
-from dpad.results.benchmarks import batch_sizes, block_ms
-from dpad.results.evaluations import Row, describe_table, evaluation_rows, group_by_table, metric_labels
+from dpad.results import outputs
+from dpad.results.benchmarks import batch_sizes, block_ms, speedup_of
+from dpad.results.evaluations import (
+    Row,
+    comparison_key,
+    describe_tables,
+    evaluation_rows,
+    group_by_table,
+    metric_labels,
+)
 from dpad.results.files import write_whole
 from dpad.results.formatting import count_samples, seconds, times
 from dpad.results.paper import GRID
@@ -38,11 +51,13 @@ LOG_SPREAD = 8  # a latency axis is logarithmic from this ratio of slowest to fa
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey by lightness.
 GREY = "#8c8c8c"
 DARK = "#404040"
+INK = "#000000"
 ORANGE = "#E69F00"
 BLUE = "#0072B2"
 GREEN = "#009E73"
 VERMILLION = "#D55E00"
-PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, "#CC79A7", "#56B4E9")
+PURPLE = "#CC79A7"
+METRIC_STYLES = ((INK, "o"), (GREEN, "s"), (VERMILLION, "^"), (PURPLE, "D"))  # not the colours of configurations
 MEANINGS = {
     GREY: VANILLA.name,
     ORANGE: "without DPad",
@@ -63,12 +78,25 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "legend.fontsize": 10,
     "legend.frameon": False,
+    "text.parse_math": False,  # a dollar in a model's name is a dollar
     "xtick.labelsize": 10,
     "ytick.labelsize": 11,
 }
 LEGEND_ABOVE: dict[str, Any] = {
     "loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderaxespad": 0.2, "handlelength": 1.4,
 }
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be drawn: `draw(path)` draws it.
+
+    name: what tells it from others, as part of a file's name. more: what tells it from others of the same name.
+    """
+
+    name: str
+    draw: Callable[[Path], None]
+    more: str = ""
 
 
 def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> list[Path]:
@@ -80,39 +108,92 @@ def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> lis
             roofline chart of a benchmark, the cost of a block by answer length.
 
     Raises:
-        ValueError: the records do not make this figure, or the path ends in something else.
+        ValueError: the records do not make this figure, or a file cannot be written there; see `outputs.check`.
         OSError: the file cannot be written.
     """
-    path = Path(path)
-    evaluations = [record for record in records if record["kind"] == "evaluation"]
-    if figure != "bars":
-        if not evaluations:
-            raise ValueError(f"the figure {figure} is drawn from records of evaluations; there are none")
-        {"heatmap": heatmap, "length": length_chart}[figure](evaluations, path)
-        return [path]
+    return draw_all(plan(records, figure), path)
 
-    pictures: list[tuple[str, Callable[[Path], None]]] = []
-    for group in group_by_table(evaluations):
-        name = f"{Path(group[0]['task']).stem}-{group[0]['settings'].get('gen_length')}"
-        pictures.append((name, partial(bar_chart, group)))
-    for record in records:
-        if record["kind"] in ("benchmark", "growth"):
-            chart = roofline_chart if record["kind"] == "benchmark" else growth_chart
-            pictures.append((record["kind"], partial(chart, record)))
 
-    if not pictures:
-        raise ValueError(f"there is no chart of records of the kind {records[0]['kind']!r}")
-    if len(pictures) == 1:
-        pictures[0][1](path)
-        return [path]
-
-    paths = []
-    uses = Counter(name for name, _ in pictures)
-    for number, (name, draw_picture) in enumerate(pictures, start=1):
-        unique = name if uses[name] == 1 else f"{name}-{number}"
-        paths.append(path.with_stem(f"{path.stem}-{unique}"))
-        draw_picture(paths[-1])
+def draw_all(pictures: Sequence[Picture], path: str | Path) -> list[Path]:
+    """Draw planned pictures and return the files written; see `draw`."""
+    paths = name_files(pictures, path)
+    for target in paths:
+        outputs.check("--plot", target, outputs.PICTURE)
+    for entry, target in zip(pictures, paths):
+        entry.draw(target)
     return paths
+
+
+def plan(
+    records: Sequence[dict], figure: str = "bars", note: Callable[[str], None] | None = None,
+) -> list[Picture]:
+    """The pictures that a figure of these records has; those that would compare nothing are left out.
+
+    note: called with a sentence where some are left out.
+
+    Raises:
+        ValueError: there is no record of the kind that the figure needs, or no picture would compare anything.
+    """
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    if figure == "bars":
+        pictures = _plan_bars(evaluations) + _plan_benchmarks(records)
+        left_out = len(group_by_table(evaluations)) + len(records) - len(evaluations) - len(pictures)
+        if pictures and left_out and note:
+            note(f"not drawn: {left_out} table{'s' * (left_out != 1)} with nothing to compare in a chart")
+        if pictures:
+            return pictures
+        kinds = {record["kind"] for record in records}
+        if not kinds & {"evaluation", "benchmark", "growth"}:
+            raise ValueError(f"there is no chart of records of the kind {records[0]['kind']!r}")
+        raise ValueError("a chart needs at least two rows to compare: two configurations of the same task, model, "
+                         "length, samples and machine")
+    if not evaluations:
+        raise ValueError(f"the figure {figure} is drawn from records of evaluations; there are none")
+    return {"heatmap": _plan_heatmaps, "length": _plan_lengths}[figure](evaluations)
+
+
+def _plan_bars(records: Sequence[dict]) -> list[Picture]:
+    groups = group_by_table(records)
+    return [
+        Picture(_name_of(group[0]), partial(bar_chart, group, title=title), _more_of(group[0]))
+        for group, title in zip(groups, describe_tables(groups)) if len(group) > 1
+    ]
+
+
+def _plan_benchmarks(records: Sequence[dict]) -> list[Picture]:
+    pictures = []
+    for record in records:
+        if record["kind"] == "benchmark" and len(record["rows"]) > 1:
+            parts = ("benchmark", record["model"], record["settings"]["gen_length"])
+            pictures.append(Picture(_slug(*parts), partial(roofline_chart, record)))
+        elif record["kind"] == "growth" and len({row["gen_length"] for row in record["rows"]}) > 1:
+            pictures.append(Picture(_slug("growth", record["model"]), partial(growth_chart, record)))
+    return pictures
+
+
+def _name_of(record: dict) -> str:
+    return _slug(Path(record["task"]).stem, Path(record["model"]).name, record["settings"].get("gen_length"))
+
+
+def _more_of(record: dict) -> str:
+    return f"{record['settings'].get('num_fewshot') or 0}-shot-{record['samples']}-samples"
+
+
+def _slug(*parts: object) -> str:
+    """The parts as a piece of a file's name."""
+    return "-".join(re.sub(r"[^\w.+=]+", "-", str(part)) for part in parts if part not in (None, ""))
+
+
+def name_files(pictures: Sequence[Picture], path: str | Path) -> list[Path]:
+    """Where each picture goes: into `path` itself if it is the only one, otherwise beside it."""
+    path = Path(path)
+    if len(pictures) == 1:
+        return [path]
+    uses = Counter(entry.name for entry in pictures)
+    names = [entry.name if uses[entry.name] == 1 else _slug(entry.name, entry.more) for entry in pictures]
+    uses = Counter(names)
+    names = [name if uses[name] == 1 else f"{name}-{number}" for number, name in enumerate(names, start=1)]
+    return [path.with_stem(f"{path.stem}-{name}") for name in names]
 
 
 @contextmanager
@@ -127,18 +208,27 @@ def picture(path: str | Path, width: float, height: float) -> Iterator[Figure]:
         ValueError: the path ends in something else.
     """
     path = Path(path)
-    if path.suffix not in (".png", ".svg"):
+    if path.suffix.lower() not in outputs.PICTURE.suffixes:
         raise ValueError(f"{path} cannot be drawn: the name must end in .png or .svg")
 
-    import matplotlib
+    matplotlib = quiet_matplotlib()
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a sign that the font does not have
         figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
         yield figure
 
         with write_whole(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:])
+            figure.savefig(temporary, format=path.suffix[1:].lower())
+
+
+def quiet_matplotlib() -> Any:
+    """Matplotlib, imported so that it does not report where it keeps its cache, as it does without a home folder."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+
+    return matplotlib
 
 
 def colour_of(configuration: Configuration) -> str:
@@ -147,14 +237,25 @@ def colour_of(configuration: Configuration) -> str:
     return BLUE if configuration.dpad else ORANGE
 
 
+def line_style(configuration: Configuration) -> dict[str, Any]:
+    """How a configuration's line is drawn in every figure: its colour, marker and dashes."""
+    caches = {"prefix": "--", "dual": "-."}
+    if configuration.parallel:
+        marker = {"prefix": "s", "dual": "P"}.get(configuration.cache, "^")
+    else:
+        marker = {"prefix": "D", "dual": "X"}.get(configuration.cache, "o")
+    return {"color": colour_of(configuration), "marker": marker, "linestyle": caches.get(configuration.cache, "-")}
+
+
 # --- Latency and accuracy of evaluations ------------------------------------------------------------------------------
 
 
-def bar_chart(records: Sequence[dict], path: str | Path) -> None:
-    """Draw latency (bars, with speedups) and accuracy (points, with standard errors) of one table of evaluations.
+def bar_chart(records: Sequence[dict], path: str | Path, title: str | None = None) -> None:
+    """Draw latency (bars, with speedups) and accuracy (points, with 95 % intervals) of one table of evaluations.
 
     Both panels share the configurations, top to bottom in the records' order. The latency axis is logarithmic when the
-    slowest configuration takes more than LOG_SPREAD times as long as the fastest one.
+    slowest configuration takes more than LOG_SPREAD times as long as the fastest one. title: by default what the
+    records have in common.
 
     Raises:
         ValueError: see `evaluation_rows` and `picture`.
@@ -170,9 +271,7 @@ def bar_chart(records: Sequence[dict], path: str | Path) -> None:
             left = figure.subplots()
         _draw_latencies(left, rows)
 
-        first = records[0]
-        figure.suptitle(f"{first['model']} on {first['task']}, {count_samples(first['samples'])}, "
-                        f"G = {first['settings'].get('gen_length')}, {hardware_line(first)}")
+        figure.suptitle(title or describe_tables([records])[0])
 
 
 def _draw_latencies(axes: Axes, rows: Sequence[Row]) -> None:
@@ -185,31 +284,32 @@ def _draw_latencies(axes: Axes, rows: Sequence[Row]) -> None:
         _annotate_bar(axes, latencies[place], place, f"{seconds(latencies[place])} s{speedup}")
 
     _scale_latencies(axes, latencies, "seconds per sample")
-    _name_bars(axes, [row.record["name"] for row in rows])
+    _name_bars(axes, [row.label for row in rows])
     _explain_colours(axes, colours)
 
 
 def _draw_metrics(axes: Axes, rows: Sequence[Row], labels: Sequence[str]) -> None:
-    styles = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (ORANGE, "D"))
     step = 0.26 if len(labels) < 4 else 0.8 / len(labels)
     lowest = 100.0
     for index, label in enumerate(labels):
-        colour, marker = styles[index % len(styles)]
+        colour, marker = METRIC_STYLES[index % len(METRIC_STYLES)]
         shift = (index - (len(labels) - 1) / 2) * step
-        values, places, errors = [], [], []
+        values, places, below, above = [], [], [], []
         for place, row in enumerate(rows):
             metric = row.metrics.get(label)
             if metric is not None and metric.value is not None:
                 values.append(metric.value)
                 places.append(place + shift)
-                errors.append(metric.error or 0.0)
+                low, high = metric.interval or (metric.value - (metric.error or 0), metric.value + (metric.error or 0))
+                below.append(metric.value - low)
+                above.append(high - metric.value)
         if values:
-            lowest = min(lowest, *(value - error for value, error in zip(values, errors)))
-            axes.errorbar(values, places, xerr=errors, fmt=marker, color=colour, label=label, markersize=6.5,
+            lowest = min(lowest, *(value - reach for value, reach in zip(values, below)))
+            axes.errorbar(values, places, xerr=(below, above), fmt=marker, color=colour, label=label, markersize=6.5,
                           capsize=2.5, elinewidth=1.2)
 
     axes.set_xlim(max(-3, 20 * ((lowest - 10) // 20)), 103)
-    axes.set_xlabel("accuracy (%, ± standard error)")
+    axes.set_xlabel("accuracy (%, 95 % interval)")
     axes.legend(**LEGEND_ABOVE)
     axes.tick_params(axis="y", length=0)
 
@@ -224,7 +324,7 @@ def _scale_latencies(axes: Axes, lengths: Sequence[float], unit: str) -> None:
         axes.set_xlim(low / 2, high * (high / low) ** 0.4 * 1.5)
         axes.xaxis.set_major_formatter("{x:g}")  # 0.1 instead of a power of ten
     else:
-        axes.set_xlim(0, high * 1.5)
+        axes.set_xlim(0, high * 1.5 or 1)
     axes.set_xlabel(f"latency{', logarithmic' if logarithmic else ''} ({unit})")
 
 
@@ -262,13 +362,14 @@ def roofline_chart(record: dict, path: str | Path) -> None:
         axes.barh(range(len(rows)), latencies, height=0.66, color=colours)
         axes.barh(range(len(rows)), rooflines, height=0.22, color=DARK)
         for place, (row, latency) in enumerate(zip(rows, latencies)):
-            _annotate_bar(axes, latency, place,
-                          f"{seconds(latency)} s  ({times(row['speedup'])}; {row['ratio']:.2f} × roofline)")
+            speedup = speedup_of(record, row)
+            _annotate_bar(axes, latency, place, f"{seconds(latency)} s  ({'' if speedup is None else times(speedup)}"
+                                                f"{'' if speedup is None else '; '}{row['ratio']:.2f} × roofline)")
 
         _scale_latencies(axes, [*rooflines, *latencies],
                          "seconds per batch; speedup per answer" if len(sizes) > 1 else "seconds")
         _name_bars(axes, [
-            row["name"] + (f", batch {row['batch_size']}" if len(sizes) > 1 else "") for row in rows
+            row["name"] + (f", batch {row.get('batch_size') or sizes[0]}" if len(sizes) > 1 else "") for row in rows
         ])
         _explain_colours(axes, [*colours, DARK])
         figure.suptitle(f"{record['model']}, G = {record['settings']['gen_length']}, "
@@ -284,15 +385,15 @@ def growth_chart(record: dict, path: str | Path) -> None:
     with picture(path, 7, 4) as figure:
         axes = figure.subplots()
         for name, by_length in costs.items():
-            colour = colour_of(CONFIGURATIONS.get(name, VANILLA))
-            axes.plot(*zip(*sorted(by_length.items())), marker="o", linewidth=2, color=colour, label=name)
+            style = line_style(CONFIGURATIONS.get(name, VANILLA))
+            axes.plot(*zip(*sorted(by_length.items())), linewidth=2, label=name, **style)
         _scale_lengths(axes, {length for by_length in costs.values() for length in by_length})
         axes.set_ylim(0)
         axes.set_ylabel("milliseconds per block")
         axes.legend()
         work = record["settings"]
-        figure.suptitle(f"{record['model']}, prompt {work['prompt_length']}, first {work['blocks']} blocks, "
-                        f"{hardware_line(record)}")
+        figure.suptitle(f"{record['model']}, prompt {work['prompt_length']}, "
+                        f"first {work.get('blocks') or 'few'} blocks, {hardware_line(record)}")
 
 
 def _scale_lengths(axes: Axes, lengths: set[int]) -> None:
@@ -306,85 +407,145 @@ def _scale_lengths(axes: Axes, lengths: set[int]) -> None:
 # --- The paper's other figures ----------------------------------------------------------------------------------------
 
 
+def _plan_lengths(records: Sequence[dict]) -> list[Picture]:
+    """A picture for each task, model, number of samples and machine with speedups at two lengths or more."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        everything_else = record | {"settings": record["settings"] | {"gen_length": None}}
+        groups.setdefault(comparison_key(everything_else), []).append(record)
+    plans = [(group, _speedups(group)) for group in groups.values()]
+    if not any(lines for _, lines in plans):
+        raise ValueError(f"no record has one of {VANILLA.name} of the same task, model, length, samples and machine "
+                         "beside it")
+    pictures = [
+        Picture(_slug(Path(group[0]["task"]).stem, Path(group[0]["model"]).name), partial(length_chart, group),
+                _more_of(group[0]))
+        for group, lines in plans if len({length for points in lines.values() for length in points}) > 1
+    ]
+    if not pictures:
+        raise ValueError("a chart of lengths needs speedups at two answer lengths at least")
+    return pictures
+
+
+def _speedups(records: Sequence[dict]) -> dict[tuple[Configuration, str], dict[int, list[float]]]:
+    """By configuration and label, and by answer length, the speedups of records that have a baseline."""
+    speedups: dict[tuple[Configuration, str], dict[int, list[float]]] = {}
+    for row in evaluation_rows(records):
+        length = row.record["settings"].get("gen_length")
+        if row.speedup is not None and length is not None and not row.configuration.is_baseline:
+            by_length = speedups.setdefault((row.configuration, row.label), {})
+            by_length.setdefault(length, []).append(row.speedup)
+    return speedups
+
+
 def length_chart(records: Sequence[dict], path: str | Path) -> None:
     """Speedup over vanilla decoding at the same answer length, a line for each configuration.
 
-    Raises:
-        ValueError: no record has vanilla decoding to compare with.
+    records: of one task, model, number of samples and machine.
     """
-    speedups: dict[str, dict[int, list[float]]] = {}
-    for row in evaluation_rows(records):
-        if row.speedup is not None and not row.configuration.is_baseline:
-            by_length = speedups.setdefault(row.record["name"], {})
-            by_length.setdefault(row.record["settings"]["gen_length"], []).append(row.speedup)
-    if not speedups:
-        raise ValueError(f"no record has one of {VANILLA.name} of the same task, model and length beside it")
-
+    speedups = _speedups(records)
     lines = [
-        (name, sorted((length, statistics.fmean(values)) for length, values in by_length.items()))
-        for name, by_length in speedups.items()
+        (configuration, label, sorted((length, statistics.fmean(values)) for length, values in by_length.items()))
+        for (configuration, label), by_length in speedups.items()
     ]
-    lines.sort(key=lambda line: -line[1][-1][1])  # the legend beside the chart has the order of the lines' right ends
+    lines.sort(key=lambda line: -line[-1][-1][1])  # the legend beside the chart has the order of the lines' right ends
 
     with picture(path, 9.5, 4.2) as figure:
         axes = figure.subplots()
-        for number, (name, points) in enumerate(lines):
-            axes.plot(*zip(*points), marker="osD^vPX*"[number % 8], linewidth=1.8,
-                      color=PALETTE[number % len(PALETTE)], label=f"{name}  ({times(points[-1][1])})")
+        for configuration, label, points in lines:
+            axes.plot(*zip(*points), linewidth=1.8, label=f"{label}  ({times(points[-1][1])})",
+                      **line_style(configuration))
         _scale_lengths(axes, {length for by_length in speedups.values() for length in by_length})
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}×")
         axes.axhline(1, color=GREY, linewidth=1)
         axes.set_ylabel(f"speedup over {VANILLA.name}")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        figure.suptitle(f"{records[0]['model']}, {records[0]['task']}, {hardware_line(records[0])}")
+        first = records[0]
+        figure.suptitle(f"{first['task']}, {first['settings'].get('num_fewshot') or 0}-shot, {first['model']}, "
+                        f"{count_samples(first['samples'])}, {hardware_line(first)}")
 
 
-def heatmap(records: Sequence[dict], path: str | Path) -> None:
-    """Accuracy by window (across) and kept suffix tokens (upwards), a panel for each sampler, one scale of colour.
-
-    Raises:
-        ValueError: the records have no metric, or none was made with a sampler that has a number of kept tokens.
-    """
-    rows = evaluation_rows(records)
-    labels = metric_labels(rows)
-    if not labels:
+def _plan_heatmaps(records: Sequence[dict]) -> list[Picture]:
+    """A picture for each table and configuration with two cells or more."""
+    if not any(record["metrics"] for record in records):
         raise ValueError("the records have no metric to draw")
-    panels = _heatmap_panels(rows, labels[0])
-    if not panels:
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        if (record["settings"].get("suffix_sampler") or {}).get("name") in ("gaussian", "uniform"):
+            configuration = classify(record["settings"])
+            groups.setdefault((configuration, comparison_key(record)), []).append(record)
+    if not groups:
         raise ValueError("a heatmap needs records with the sampler gaussian or uniform")
 
+    pictures = []
+    titles = describe_tables(list(groups.values()))
+    for ((configuration, _), group), title in zip(groups.items(), titles):
+        label, panels = _heatmap_panels(group)
+        if sum(map(len, panels.values())) > 1:
+            name = f"{_name_of(group[0])}-{_slug(configuration.name)}"
+            title = f"{configuration.name}: {title}"
+            pictures.append(Picture(name, partial(heatmap, panels, label, title), _more_of(group[0])))
+    if not pictures:
+        raise ValueError("a heatmap needs at least two windows or numbers of kept tokens of one task, model, length, "
+                         "configuration and number of samples")
+    return pictures
+
+
+Panels = dict[str, dict[tuple[int, int], float]]
+
+
+def heatmap(panels: Panels, label: str, title: str, path: str | Path) -> None:
+    """Accuracy by window (across) and kept suffix tokens (upwards), a panel for each sampler, one scale of colour.
+
+    panels: for each sampler the metric `label`, in percent, by window and kept tokens.
+    """
     windows = sorted({window for panel in panels.values() for window, _ in panel})
     sizes = sorted({size for panel in panels.values() for _, size in panel})
     values = [value for panel in panels.values() for value in panel.values()]
+    low, high = min(values), max(values)
 
-    with picture(path, 1.6 + len(panels) * (1.2 + 0.62 * len(windows)), 1.9 + 0.46 * len(sizes)) as figure:
+    width = max(1.6 + len(panels) * (1.2 + 0.62 * len(windows)), 0.085 * len(title))
+    with picture(path, width, 1.9 + 0.46 * len(sizes)) as figure:
         panel_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, name in zip(panel_axes, sorted(panels, reverse=True)):
             grid = [[panels[name].get((window, size), math.nan) for window in windows] for size in sizes]
-            image = axes.imshow(grid, origin="lower", cmap="cividis", vmin=min(values), vmax=max(values), aspect="auto")
-            _write_values(axes, grid, (min(values) + max(values)) / 2)
+            image = axes.imshow(grid, origin="lower", cmap="cividis", vmin=low if low < high else low - 1, vmax=high,
+                                aspect="auto")
+            _write_values(axes, grid, (low + high) / 2)
             axes.grid(False)
             axes.set_xticks(range(len(windows)), [str(window) for window in windows])
             axes.set_yticks(range(len(sizes)), [str(size) for size in sizes])
             axes.set_title(name)
             axes.set_xlabel("window")
         panel_axes[0].set_ylabel("kept suffix tokens")
-        figure.colorbar(image, ax=panel_axes, label=f"{labels[0]} (%)")
-        figure.suptitle(describe_table(records), fontsize=11)
+        figure.colorbar(image, ax=panel_axes, label=f"{label} (%)")
+        figure.suptitle(title, fontsize=11)
 
 
-def _heatmap_panels(rows: Sequence[Row], label: str) -> dict[str, dict[tuple[int, int], float]]:
-    """For each sampler the metric by window and kept tokens, these as the nearest of the paper's grid."""
-    panels: dict[str, dict[tuple[int, int], float]] = {}
+def _heatmap_panels(records: Sequence[dict]) -> tuple[str, Panels]:
+    """The first metric, and for each sampler its value by window and kept tokens, these as the nearest of the paper's
+    grid.
+
+    Raises:
+        ValueError: two records have the same cell, or a sampler cannot be used.
+    """
+    rows = evaluation_rows(records)
+    label = next(iter(metric_labels(rows)), "")
+    panels: Panels = {}
     for row in rows:
-        sampler = row.record["settings"].get("suffix_sampler")
+        sampler = row.record["settings"]["suffix_sampler"]
         metric = row.metrics.get(label)
-        if sampler and sampler["name"] in ("gaussian", "uniform") and metric and metric.value is not None:
-            mean = kept_tokens(sampler)
-            size = min(GRID, key=lambda entry: abs(entry - mean))
-            panels.setdefault(sampler["name"], {})[sampler["window"], size] = metric.value
-    return panels
+        if metric is None or metric.value is None:
+            continue
+        mean = kept_tokens(sampler)
+        cell = sampler["window"], min(GRID, key=lambda entry: abs(entry - mean))
+        panel = panels.setdefault(sampler["name"], {})
+        if cell in panel:
+            raise ValueError(f"two records have the same cell of a heatmap: sampler {sampler['name']}, window "
+                             f"{cell[0]}, about {cell[1]} kept tokens; draw them apart")
+        panel[cell] = metric.value
+    return label, panels
 
 
 def kept_tokens(sampler: dict[str, Any]) -> float:
@@ -392,7 +553,10 @@ def kept_tokens(sampler: dict[str, Any]) -> float:
     from sampler import SAMPLERS
 
     parameters = {name: value for name, value in sampler.items() if name != "name"}
-    return SAMPLERS[sampler["name"]](**parameters).retention(sampler["window"] + 1).sum().item()
+    try:
+        return SAMPLERS[sampler["name"]](**parameters).retention(sampler["window"] + 1).sum().item()
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"a record has a sampler that cannot be used: {sampler}") from error
 
 
 def _write_values(axes: Axes, grid: Sequence[Sequence[float]], middle: float) -> None:

@@ -7,15 +7,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from dpad.engine.configurations import LONG_SEQUENCES, VANILLA, Configuration, classify
+from dpad.engine.configurations import LONG_SEQUENCES, Configuration, classify
 from dpad.results.formatting import Table, count_samples, join_unique, number, seconds, times
 from dpad.results.paper import STAND_INS
 from dpad.results.records import commit_of, hardware_line
 
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
+CONFIGURING = ("cache", "threshold", "factor", "suffix_sampler", "early_termination", "steps", "limit")
+OTHER_CONVENTION = {"drop": "with text after EOS", "keep": "without text after EOS"}  # by the record's own
 Z95 = 1.959964  # of the normal distribution, two-sided
 
 
@@ -28,20 +31,26 @@ class Metric(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An evaluation's record, and what tables and charts derive from it.
+    """An evaluation's record, and what tables and charts derive from it: from its settings, whatever its name.
 
-    speedup: the latency of vanilla decoding over this one's; None where no vanilla record has the same task, model,
-    answer length and hardware. metrics: by label. reported: the authors' row of the same benchmark, length and name.
+    detail: what tells it from other rows of the same configuration, "" where there is none: the name that its run was
+    given, and settings. speedup: the latency of vanilla decoding over this one's; None where no vanilla record has the
+    same `comparison_key`, or several could be meant. metrics: by label. other_metrics: those under the other convention
+    for text after EOS (docs/evaluation.md). reported: the authors' row of the same benchmark, length and configuration.
     """
 
     record: dict
+    configuration: Configuration
+    detail: str
     speedup: float | None
     metrics: dict[str, Metric]
+    other_metrics: dict[str, Metric]
     reported: dict | None
 
     @property
-    def configuration(self) -> Configuration:
-        return classify(self.record["settings"])
+    def label(self) -> str:
+        """What charts call the row."""
+        return self.configuration.name + (f" ({self.detail})" if self.detail else "")
 
 
 def evaluation_rows(records: Sequence[dict], reported: Mapping[tuple, dict] | None = None) -> list[Row]:
@@ -51,25 +60,24 @@ def evaluation_rows(records: Sequence[dict], reported: Mapping[tuple, dict] | No
         reported: the authors' rows, see `paper.reported`.
 
     Raises:
-        ValueError: there are no records, or two of them could be the baseline of a speedup.
+        ValueError: there are no records.
     """
     if not records:
         raise ValueError("there are no records to show")
     groups: dict[tuple, list[dict]] = {}
     for record in records:
-        groups.setdefault(_comparison_key(record), []).append(record)
-    baselines = {key: _baseline_latency(group) for key, group in groups.items()}
+        groups.setdefault(comparison_key(record), []).append(record)
 
     rows = []
-    for record in records:
-        baseline = baselines[_comparison_key(record)]
+    for record, detail in zip(records, _details(records)):
+        configuration = classify(record["settings"])
+        baseline = _baseline_latency(record, groups[comparison_key(record)])
         speedup = baseline / record["latency_s"] if baseline and record["latency_s"] else None
-        metrics = {
-            METRIC_LABELS.get(name, name): _metric(entry, record["samples"])
-            for name, entry in record["metrics"].items()
-        }
-        place = STAND_INS.get(record["task"], record["task"]), _gen_length(record), record["name"]
-        rows.append(Row(record, speedup, metrics, (reported or {}).get(place)))
+        metrics = _metrics(record["metrics"], record["samples"])
+        other_metrics = _metrics((record.get("other_metrics") or {}).get("metrics") or {}, record["samples"])
+        place = STAND_INS.get(record["task"], record["task"]), _gen_length(record), configuration.name
+        theirs = (reported or {}).get(place) if _sampler_of(record) in (None, "gaussian") else None
+        rows.append(Row(record, configuration, detail, speedup, metrics, other_metrics, theirs))
     return rows
 
 
@@ -77,20 +85,89 @@ def _gen_length(record: dict) -> int | None:
     return record["settings"].get("gen_length")
 
 
-def _comparison_key(record: dict) -> tuple:
-    """What must agree before two latencies may be compared."""
-    return record["task"], record["model"], _gen_length(record), hardware_line(record)
+def _shots(record: dict) -> int:
+    return record["settings"].get("num_fewshot") or 0
 
 
-def _baseline_latency(records: Sequence[dict]) -> float | None:
-    """The latency of vanilla decoding among comparable records; of several such records that of the one so named."""
-    vanilla = [record for record in records if classify(record["settings"]).is_baseline]
-    if len(vanilla) > 1:
-        vanilla = [record for record in vanilla if record["name"] == VANILLA.name]
-    if len(vanilla) > 1:
-        raise ValueError(f"two records named {VANILLA.name} have the same task, model, G and hardware: "
-                         "the speedups would be ambiguous")
-    return vanilla[0]["latency_s"] if vanilla else None
+def _batch_size(record: dict) -> int | str:
+    return record["settings"].get("batch_size") or 1
+
+
+def _dtype(record: dict) -> str:
+    return record["settings"].get("dtype") or "unknown dtype"
+
+
+def _after_eos(record: dict) -> str:
+    return record["settings"].get("after_eos") or "keep"  # as older records were scored
+
+
+def _sampler_of(record: dict) -> str | None:
+    return (record["settings"].get("suffix_sampler") or {}).get("name")
+
+
+def comparison_key(record: dict) -> tuple:
+    """What must agree before numbers of two records may stand in one table or chart, or be divided by each other."""
+    limit = record["settings"].get("limit")
+    if limit is not None and limit >= record["samples"]:
+        limit = None  # 50 of 50 problems are all of them
+    return (record["task"], _shots(record), record["model"], _gen_length(record), record["samples"], limit,
+            hardware_line(record), _dtype(record), _batch_size(record), _after_eos(record))
+
+
+def _baseline_latency(record: dict, comparable: Sequence[dict]) -> float | None:
+    """The latency of vanilla decoding among comparable records; of several the one that agrees best in all the rest.
+
+    None where there is none, or several are left that took different times.
+    """
+    candidates = [entry for entry in comparable if classify(entry["settings"]).is_baseline]
+    for aspect in (_other_settings, commit_of, lambda entry: entry["settings"].get("steps")):
+        agreeing = [entry for entry in candidates if aspect(entry) == aspect(record)]
+        candidates = agreeing or candidates
+    latencies = {entry["latency_s"] for entry in candidates}
+    return latencies.pop() if len(latencies) == 1 else None
+
+
+def _other_settings(record: dict) -> dict:
+    """The settings that do not say which configuration a record is."""
+    return {name: value for name, value in record["settings"].items() if name not in CONFIGURING}
+
+
+def _details(records: Sequence[dict]) -> list[str]:
+    """For each record what tells it from others of its configuration: the name that it was given; where that is not
+    enough, the settings that differ."""
+    rivals: dict[tuple, list[dict]] = {}
+    keys = [(comparison_key(record), classify(record["settings"]).name, _given_name(record)) for record in records]
+    for key, record in zip(keys, records):
+        rivals.setdefault(key, []).append(_flat_settings(record))
+
+    details = []
+    for key, record in zip(keys, records):
+        settings = _flat_settings(record)
+        varying = [name for name in settings if any(rival.get(name) != settings[name] for rival in rivals[key])]
+        parts = [key[-1]] if key[-1] else []
+        if settings.get("sampler", "gaussian") != "gaussian" and "sampler" not in varying:
+            parts.append(f"sampler {settings['sampler']}")
+        details.append(", ".join(parts + [f"{name} {settings[name]}" for name in varying]))
+    return details
+
+
+def _given_name(record: dict) -> str:
+    """The name that a person gave to a run; "" where it says no more than the configuration, or is its folder's."""
+    name = record["name"]
+    folder = f"{Path(record['task']).stem}-{Path(record['model']).name}-"
+    return "" if name == classify(record["settings"]).name or name.startswith(folder) else name
+
+
+def _flat_settings(record: dict) -> dict[str, Any]:
+    """The settings with the sampler's parameters among them, the sampler itself by its name."""
+    settings = dict(record["settings"])
+    sampler = settings.pop("suffix_sampler", None) or {}
+    return settings | {"sampler" if name == "name" else name: value for name, value in sampler.items()}
+
+
+def _metrics(entries: dict[str, dict], samples: int) -> dict[str, Metric]:
+    """A record's metrics by their labels."""
+    return {METRIC_LABELS.get(name, name): _metric(entry, samples) for name, entry in entries.items()}
 
 
 def _metric(entry: dict, samples: int) -> Metric:
@@ -101,7 +178,7 @@ def _metric(entry: dict, samples: int) -> Metric:
     return Metric(
         factor * value,
         factor * error if isinstance(error, (int, float)) else None,
-        share_interval(value, samples) if factor == 100 else None,
+        share_interval(value, samples) if factor == 100 and samples else None,
     )
 
 
@@ -123,23 +200,38 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def group_by_table(records: Sequence[dict]) -> list[list[dict]]:
-    """Records that belong into one table: of one task, model and answer length; rows of the paper in its order, then
-    all others."""
+    """Records that belong into one table, or chart: of one `comparison_key`. The paper's rows come first, in its order,
+    then all others."""
     groups: dict[tuple, list[dict]] = {}
     for record in records:
-        groups.setdefault((record["task"], record["model"], _gen_length(record)), []).append(record)
+        groups.setdefault(comparison_key(record), []).append(record)
 
     order = {name: place for place, name in enumerate(LONG_SEQUENCES)}
-    return [sorted(group, key=lambda record: order.get(record["name"], len(order))) for group in groups.values()]
+    return [
+        sorted(group, key=lambda record: order.get(classify(record["settings"]).name, len(order)))
+        for group in groups.values()
+    ]
 
 
-def describe_table(records: Sequence[dict]) -> str:
-    """The line above a table of evaluations of one task, model and answer length."""
-    first = records[0]
-    counts = sorted({record["samples"] for record in records})
-    samples = count_samples(counts[0] if len(counts) == 1 else f"{counts[0]}–{counts[-1]}")
-    return (f"{first['task']}, {first['settings'].get('num_fewshot') or 0}-shot, {first['model']}, "
-            f"G = {_gen_length(first)}, {samples}, {hardware_line(first)}")
+def describe_tables(groups: Sequence[Sequence[dict]]) -> list[str]:
+    """The lines above tables of evaluations: what all records of a group have in common.
+
+    Batch size, dtype and the limit are named where two lines would be the same without them.
+    """
+    titles = [_describe_table(group[0]) for group in groups]
+    if len(set(titles)) == len(titles):
+        return titles
+    return [
+        f"{title}, {_dtype(group[0])}, batch size {_batch_size(group[0])}"
+        + (f", limit {group[0]['settings']['limit']}" if group[0]["settings"].get("limit") else "")
+        for group, title in zip(groups, titles)
+    ]
+
+
+def _describe_table(record: dict) -> str:
+    return (f"{record['task']}, {_shots(record)}-shot, {record['model']}, G = {_gen_length(record)}, "
+            f"{count_samples(record['samples'])}, {hardware_line(record)}"
+            + (", text after EOS kept" if record["settings"].get("after_eos") == "keep" else ""))
 
 
 def metric_labels(rows: Sequence[Row]) -> list[str]:
@@ -151,7 +243,10 @@ def metric_labels(rows: Sequence[Row]) -> list[str]:
 def evaluation_table(
     records: Sequence[dict], reported: Mapping[tuple, dict] | None = None, intervals: bool = False,
 ) -> Table:
-    """A table of evaluations. What varies among model, task, G and hardware has a column after the name.
+    """A table of evaluations: the configuration, what tells rows of one configuration apart, and the numbers.
+
+    What varies among model, task, few-shot examples, G, samples, hardware, batch size, dtype and the convention for
+    text after EOS has a column. So has a score that would be another one under the other convention.
 
     Args:
         reported: the authors' rows; where one belongs to a record, their numbers get columns on the right.
@@ -163,12 +258,22 @@ def evaluation_table(
     parameters = {
         "model": [row.record["model"] for row in rows],
         "task": [row.record["task"] for row in rows],
+        "shots": [str(_shots(row.record)) for row in rows],
         "G": [str(_gen_length(row.record)) for row in rows],
+        "samples": [str(row.record["samples"]) for row in rows],
         "hardware": [hardware_line(row.record) for row in rows],
+        "batch": [str(_batch_size(row.record)) for row in rows],
+        "dtype": [_dtype(row.record) for row in rows],
+        "after EOS": [_after_eos(row.record) for row in rows],
     }
     varying = {name: values for name, values in parameters.items() if len(set(values)) > 1}
 
-    headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *_percent(labels)]
+    if any(row.detail for row in rows):
+        varying = {"run": [row.detail for row in rows]} | varying
+
+    other_labels = _other_labels(rows)
+    headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *_percent(labels),
+                *_percent(other_labels)]
     compared = any(row.reported for row in rows)
     if compared:
         headings += ["paper: latency (s)", "speedup", *_percent(their_labels)]
@@ -176,9 +281,10 @@ def evaluation_table(
     cells = []
     for index, row in enumerate(rows):
         record = row.record
-        line = [record["name"], *(values[index] for values in varying.values())]
+        line = [row.configuration.name, *(values[index] for values in varying.values())]
         line += [seconds(record["latency_s"]), times(row.speedup), number(record.get("tps")), number(record.get("nfe"))]
         line += [_metric_text(row.metrics.get(label, Metric()), intervals) for label in labels]
+        line += [_metric_text(row.other_metrics.get(label, Metric()), False) for label in other_labels.values()]
         if compared:
             theirs = row.reported or {"latency_s": None, "speedup": None, "metrics": {}}
             line += [number(theirs["latency_s"], 2), times(theirs["speedup"])]
@@ -187,7 +293,20 @@ def evaluation_table(
     return Table(headings, cells)
 
 
-def _percent(labels: Sequence[str]) -> list[str]:
+def _other_labels(rows: Sequence[Row]) -> dict[str, str]:
+    """The labels of scores that differ under the other convention for text after EOS, by what their columns say."""
+    conventions = {_after_eos(row.record) for row in rows if row.other_metrics}
+    if len(conventions) != 1:
+        return {}  # the columns would mean different things in different rows
+    convention = OTHER_CONVENTION[conventions.pop()]
+    return {
+        f"{label} {convention}": label for label in metric_labels(rows)
+        if any(row.other_metrics.get(label, Metric()).value != row.metrics.get(label, Metric()).value
+               for row in rows if row.other_metrics)
+    }
+
+
+def _percent(labels: Iterable[str]) -> list[str]:
     return [f"{label} (%)" for label in labels]
 
 
@@ -205,9 +324,11 @@ def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | 
     for row in rows:
         record = row.record
         line = {
-            "name": record["name"],
+            "configuration": row.configuration.name,
+            "name": _given_name(record) or row.configuration.name,
             "model": record["model"],
             "task": record["task"],
+            "shots": _shots(record),
             "G": _gen_length(record),
             "hardware": hardware_line(record),
             "samples": record["samples"],
@@ -220,6 +341,8 @@ def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | 
             metric = row.metrics.get(label, Metric())
             low, high = metric.interval or (None, None)
             line |= {label: metric.value, f"{label}_low": low, f"{label}_high": high}
+        line["after_eos"] = _after_eos(record)
+        line |= {f"other_{label}": row.other_metrics.get(label, Metric()).value for label in labels}
         theirs = row.reported or {"metrics": {}}
         line |= {"paper_latency_s": theirs.get("latency_s"), "paper_speedup": theirs.get("speedup")}
         line |= {f"paper_{label}": theirs["metrics"].get(label) for label in labels}
@@ -245,7 +368,11 @@ def evaluation_caption(records: Sequence[dict]) -> str:
 
 def summarize(record: dict) -> str:
     """The record of one evaluation in the few lines that a person wants to read first."""
-    lines = [(name, _metric_summary(entry)) for name, entry in record["metrics"].items()]
+    lines = [(name, _metric_summary(_metric(entry, record["samples"]))) for name, entry in record["metrics"].items()]
+    others = (record.get("other_metrics") or {}).get("metrics") or {}
+    if others and others != record["metrics"]:
+        scores = [f"{label} {_metric_summary(metric)}" for label, metric in _metrics(others, record["samples"]).items()]
+        lines.append((OTHER_CONVENTION[_after_eos(record)], ", ".join(scores)))
     lines += [
         ("latency", f"{record['latency_s']:.3f} s per sample (median {record['latency_median_s']:.3f} s)"),
         ("throughput", f"{record['tps']:.1f} answer tokens/s"),
@@ -264,10 +391,8 @@ def summarize(record: dict) -> str:
     ])
 
 
-def _metric_summary(entry: dict) -> str:
-    """A metric with its standard error: 50.0% ± 7.0%."""
-    if entry["value"] is None:
-        return number(None)
-    unit = "%" if display_factor(entry) == 100 else ""
-    values = [entry["value"]] if entry["stderr"] is None else [entry["value"], entry["stderr"]]
-    return " ± ".join(f"{display_factor(entry) * value:.1f}{unit}" for value in values)
+def _metric_summary(metric: Metric) -> str:
+    """A share with its 95 % interval, 50.0% [36.6, 63.4]; anything else with its standard error, 27.3 ± 0.5."""
+    if metric.interval is not None:
+        return f"{number(metric.value)}% [{metric.interval[0]:.1f}, {metric.interval[1]:.1f}]"
+    return number(metric.value) + ("" if metric.error is None else f" ± {metric.error:.1f}")

@@ -8,6 +8,7 @@ Needs nothing but the standard library, so that tables and `--help` do not wait 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
     Whatever interrupts the writing, the path holds either its former content or all of the new content. The new content
     is on the disk before it takes the place of the old, folders are made as needed, and the file gets the permissions
-    that any new file would get.
+    that any new file would get. Whether a path may be replaced is for `outputs.check` to say, before the work.
 
     Yields:
         The path of the temporary file, in the same folder, which does not exist yet.
@@ -33,6 +34,8 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         OSError: the file cannot be written; its former content is untouched and the temporary file is removed.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()  # the file that the link leads to is replaced, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
@@ -86,21 +89,34 @@ def _to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_text(path: str | Path, newline: str | None = None) -> str:
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+# Files come from anywhere: what is read has a size and a depth that it cannot exceed.
+MAX_TEXT = 2**28  # characters of a text file
+MAX_JSON = 2**24  # of a JSON file, and bytes of a line of JSON
+MAX_DEPTH = 64  # lists and objects inside each other
+MAX_NUMBER = 2**64
+
+
+def read_text(path: str | Path, newline: str | None = None, max_size: int = MAX_TEXT) -> str:
     """The content of a text file.
 
     Args:
         newline: as in `open`: None turns every line end into a newline; "" keeps them as they are.
+        max_size: in characters.
 
     Raises:
-        ValueError: the file is missing, cannot be read or is not UTF-8; the message names it and the reason.
+        ValueError: the file is missing, cannot be read, is not UTF-8 or too large; the message names it and the reason.
     """
     try:
         with open(path, encoding="utf-8", newline=newline) as file:
-            return file.read()
+            text = file.read(max_size + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ValueError(f"{path} cannot be read: {reason}") from error
+    if len(text) > max_size:
+        raise ValueError(f"{path} cannot be read: it is larger than {max_size // 2**20} MB")
+    return text
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -117,10 +133,69 @@ def read_json(path: str | Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: see `read_text`; or the file is not JSON.
+        ValueError: see `read_text` and `parse_json`.
     """
-    text = read_text(path)
+    return parse_json(read_text(path, max_size=MAX_JSON), str(path))
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """The number, from 1, and the content of each line of a JSONL file, one after the other.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is too long or not JSON; the message names file and line.
+    """
     try:
-        return json.loads(text)
+        with open(path, "rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(MAX_JSON + 1)
+                if not line:
+                    return
+                place = f"{path}, line {number}"
+                if len(line) > MAX_JSON:
+                    raise ValueError(f"{place} is longer than {MAX_JSON // 2**20} MB")
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError:
+                    raise ValueError(f"{place} is not UTF-8 text") from None
+                yield number, parse_json(text, place)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def parse_json(text: str, place: str) -> Any:
+    """The value of a JSON text that may come from anywhere.
+
+    Args:
+        place: what the message calls it, such as the file and the line.
+
+    Raises:
+        ValueError: the text is not JSON; or it is nested deeper than MAX_DEPTH, holds a number that is not finite or
+            beyond MAX_NUMBER, or half of a surrogate pair, which is no text.
+    """
+    try:
+        value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: line {error.lineno}, {error.msg}") from error
+        raise ValueError(f"{place} is not JSON: line {error.lineno}, {error.msg}") from error
+    except RecursionError:
+        raise ValueError(f"{place} is nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError:  # Python refuses integers of thousands of digits
+        raise ValueError(f"{place} holds a number that is out of range") from None
+
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[Any] = []
+        for entry in level:
+            if isinstance(entry, dict):
+                inner += entry
+                inner += entry.values()
+            elif isinstance(entry, list):
+                inner += entry
+            elif isinstance(entry, str):
+                if not entry.isascii() and any("\ud800" <= character <= "\udfff" for character in entry):
+                    raise ValueError(f"{place} holds half of a surrogate pair, which is no text")
+            elif isinstance(entry, (int, float)) and not -MAX_NUMBER <= entry <= MAX_NUMBER:  # true of NaN as well
+                raise ValueError(f"{place} holds a number that is out of range")
+        level = inner
+        if not level:
+            return value
+    raise ValueError(f"{place} is nested deeper than {MAX_DEPTH} levels")

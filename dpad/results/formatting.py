@@ -5,6 +5,7 @@ Imported by the modules that make tables and charts, never run.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -56,3 +57,14 @@ def count_samples(samples: int | str) -> str:
 def join_unique(values: Iterable[object]) -> str:
     """The different values in their order."""
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes, so that what comes from a file cannot steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )

@@ -67,9 +67,15 @@ def scripts_table(records: Sequence[dict]) -> Table:
     cells = []
     for source in records:
         for script in source["scripts"]:
+            if script["model"] not in source["models"]:
+                raise ValueError(f"the script {script['script']} is of the model {script['model']!r}, which the record "
+                                 "does not have")
             rows = [
                 row for row in source["models"][script["model"]]["rows"] if row["gen_length"] in script["gen_lengths"]
             ]
+            missing = {row["benchmark"] for row in rows} - source["problems"].keys()
+            if missing:
+                raise ValueError(f"the record does not say how many problems {', '.join(sorted(missing))} has")
             hours = sum(row["latency_s"] * source["problems"][row["benchmark"]] for row in rows) / 3600
             cells.append([f"`bash {script['script']}`", script["shows"], f"{hours:.0f}" if rows else "not reported"])
     return Table(["command", "makes", "hours on an A100"], cells)

@@ -12,59 +12,133 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from dpad import ROOT
-from dpad.results import files
+from dpad.results import files, forms
+from dpad.results.formatting import printable
 
-# Kinds of records, who writes them, and the keys that one must have.
-KINDS = {
-    "evaluation": ("name", "task", "model", "settings", "metrics", "latency_s", "samples"),  # run.py, the demo
-    "benchmark": ("model", "settings", "rows"),  # run.py bench
-    "growth": ("model", "settings", "rows"),  # run.py bench --gen_lengths
-    "agreement": ("device", "problems", "rows"),  # benchmarks/agreement.py
-    "paper": ("source", "hardware", "problems", "scripts", "models"),  # benchmarks/paper.json, typed from the paper
+# Kinds of records, who writes them, and the form that one must have (see forms.py).
+KINDS: dict[str, dict[str, Any]] = {
+    "evaluation": forms.EVALUATION,  # run.py, the demo
+    "benchmark": forms.BENCHMARK,  # run.py bench
+    "growth": forms.GROWTH,  # run.py bench --gen_lengths
+    "agreement": forms.AGREEMENT,  # benchmarks/agreement.py
+    "paper": forms.PAPER,  # benchmarks/paper.json, typed from the paper
 }
+MAX_FILES = 20_000  # .json files in a folder
+MAX_NOTES = 5
 
 
-def load(paths: Sequence[str | Path], folder: str | Path = ".") -> list[dict]:
-    """The records in files and folders, in the order of the paths; within a folder by file name.
+def load(
+    paths: Sequence[str | Path], folder: str | Path = ".", note: Callable[[str], None] | None = None,
+) -> list[dict]:
+    """The records in files and folders, in the order of the paths; within a folder by path. Equal ones count once.
+
+    A folder is searched with all its subfolders, hidden ones and links left out, and may hold other files: what is no
+    record is skipped. Control characters in a record's texts become escapes.
 
     Args:
-        paths: files that hold a record or a list of records, or folders of such files.
+        paths: files that hold a record or a list of records, or folders in which such files are.
         folder: where relative paths count from.
+        note: called with a sentence about what was skipped in a folder.
 
     Raises:
-        ValueError: a path is missing, is not JSON, or holds something else than records of one of KINDS.
+        ValueError: a path is missing, a file is not JSON or holds something else than records of one of KINDS, or
+            nothing in a folder is a record.
     """
-    records = []
+    records: dict[str, dict] = {}
     for path in (Path(folder) / path for path in paths):
-        names = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        if not names:
-            raise ValueError(f"{path} holds no .json file")
+        found = _search(path, note or (lambda _: None)) if path.is_dir() else _read(path)
+        for record in found:
+            records.setdefault(json.dumps(record, sort_keys=True), record)
+    return list(records.values())
 
-        for name in names:
-            content = files.read_json(name)
-            for record in content if isinstance(content, list) else [content]:
-                _check(record, name)
-                records.append(record)
+
+def _search(folder: Path, note: Callable[[str], None]) -> list[dict]:
+    """The records in a folder and its subfolders."""
+    names = _json_files(folder)
+    if not names:
+        raise ValueError(f"{folder} holds no .json file, and none of its subfolders does")
+
+    records: list[dict] = []
+    faults: list[str] = []
+    others = 0
+    for name in names:
+        try:
+            found = _read(name)
+        except ForeignError:
+            others += 1
+        except ValueError as error:
+            faults.append(str(error))
+        else:
+            records += found
+    if not records:
+        reason = f": {faults[0]}" if faults else ""
+        raise ValueError(f"{folder} holds no record of a run in its {len(names)} .json "
+                         f"file{'s' * (len(names) != 1)}{reason}")
+
+    for fault in faults[:MAX_NOTES]:
+        note(f"skipped: {fault}")
+    if len(faults) > MAX_NOTES:
+        note(f"skipped: {len(faults) - MAX_NOTES} more files that cannot be used")
+    if others:
+        note(f"skipped: {others} .json file{'s' * (others != 1)} in {folder} without records")
     return records
 
 
-def _check(record: object, path: Path) -> None:
-    if not isinstance(record, dict) or record.get("kind") not in KINDS:
-        raise ValueError(f"{path} holds something that is not a record of a run")
-    missing = [key for key in KINDS[record["kind"]] if key not in record]
-    if missing:
-        raise ValueError(f"{path} holds a record without {', '.join(missing)}")
+def _json_files(folder: Path) -> list[Path]:
+    paths: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        candidates = [Path(place) / name for name in names if name.endswith(".json") and not name.startswith(".")]
+        paths += (path for path in candidates if path.is_file())
+        if len(paths) > MAX_FILES:
+            raise ValueError(f"{folder} holds more than {MAX_FILES} .json files; name a smaller folder")
+    return sorted(paths)
+
+
+class ForeignError(ValueError):
+    """A JSON file that holds something else than records."""
+
+
+def _read(path: Path) -> list[dict]:
+    """The records in a file."""
+    content = files.read_json(path)
+    if content == []:
+        raise ValueError(f"{path} holds an empty list: there is no record in it")
+
+    entries = content if isinstance(content, list) else [content]
+    kinds = [entry.get("kind") if isinstance(entry, dict) else None for entry in entries]
+    for entry, kind in zip(entries, kinds):
+        if not isinstance(kind, str) or kind not in KINDS:
+            # One record among other things is a damaged file; without any, the file is somebody else's.
+            error = ValueError if any(isinstance(kind, str) and kind in KINDS for kind in kinds) else ForeignError
+            raise error(f"{path} holds something that is not a record of a run")
+        if kind == "evaluation" and entry.get("samples") == 0:
+            raise ValueError(f"{path} holds a record of 0 samples: there is nothing to show")
+        fault = forms.fault(entry, KINDS[kind])
+        if fault:
+            raise ValueError(f"{path} holds a record of kind {kind!r} that cannot be used: {fault}")
+    return [_plain(entry) for entry in entries]
+
+
+def _plain(value: Any) -> Any:
+    """The same value with every text printable."""
+    if isinstance(value, dict):
+        return {printable(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def hardware_line(record: dict) -> str:
     """The device that a record's run computed on, in words: the GPU of a run on one, otherwise the processor."""
-    hardware = record.get("environment", {}).get("hardware", {})
+    hardware = (record.get("environment") or {}).get("hardware") or {}
     device = record.get("settings", record).get("device", "cuda")
 
     gpus = hardware.get("gpus") or []
@@ -72,7 +146,7 @@ def hardware_line(record: dict) -> str:
         memory = gpus[0].get("memory_gb")
         return gpus[0]["name"] + (f" ({memory:.0f} GB)" if memory else "")
 
-    if "processor" not in hardware:
+    if not hardware.get("processor"):
         return "unknown hardware"
 
     parts = [hardware["processor"].replace("(R)", "").replace("(TM)", "").strip()]
@@ -87,7 +161,7 @@ def hardware_line(record: dict) -> str:
 
 def commit_of(record: dict) -> str:
     """The commit that a record was made at, "unknown" where it does not say."""
-    return record.get("environment", {}).get("commit") or "unknown"
+    return (record.get("environment") or {}).get("commit") or "unknown"
 
 
 # --- The environment --------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
     python run.py table benchmarks/demo-cpu.json                              # also: --format markdown, --format csv
     python run.py table results/main_1.5/1.5 --paper llada-1.5                # beside what the authors report
 
-Every number comes from a record. Evaluations are shown one table for each task, model and answer length, rows in the
-paper's order; all other records of one kind share a table. evaluations.py, benchmarks.py and paper.py make the rows.
+Every number comes from a record. Evaluations are shown one table for each task, model, answer length, number of samples
+and machine, rows in the paper's order; all other records of one kind share a table. evaluations.py, benchmarks.py and
+paper.py make the rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 
+from dpad.engine.configurations import VANILLA
 from dpad.results import benchmarks, evaluations, paper
 from dpad.results.formatting import FORMATS, Table, as_columns, as_markdown
 
@@ -33,7 +35,7 @@ CAPTIONS: dict[str, Callable[[Sequence[dict]], str]] = {
 
 
 def render(records: Sequence[dict], model: str | None = None, form: str = "terminal") -> str:
-    """All tables of these records: evaluations by task, model and answer length, other kinds one table each.
+    """All tables of these records: evaluations by what makes them comparable, other kinds one table each.
 
     Args:
         model: the key of a model in benchmarks/paper.json, whose reported numbers stand beside evaluations.
@@ -43,25 +45,30 @@ def render(records: Sequence[dict], model: str | None = None, form: str = "termi
         ValueError: there are no records; see `paper.reported` and `evaluations.evaluation_rows`.
     """
     reported = paper.reported(model) if model else {}
+    if model and "evaluation" not in _kinds_of(records):
+        raise ValueError(f"the paper's numbers for {model} stand beside evaluations, and there are none")
     parts = []
     for kind in _kinds_of(records):
         group = [record for record in records if record["kind"] == kind]
         if form == "csv":
             parts.append(csv_table(group, reported).rstrip("\n"))
         elif kind == "evaluation":
-            for rows in evaluations.group_by_table(group):
-                title = evaluations.describe_table(rows)
+            groups = evaluations.group_by_table(group)
+            for rows, title in zip(groups, evaluations.describe_tables(groups)):
                 heading = f"**{title}**\n" if form == "markdown" else title
                 table = evaluations.evaluation_table(rows, reported, intervals=True)
                 parts.append(f"{heading}\n{FORMATS[form](*table)}")
-            parts.append(_explain_columns(model))
+            parts.append(_explain_columns(group, model))
         else:
             parts.append(f"{FORMATS[form](*table_of(group))}\n\n{caption(group)}")
     return "\n\n".join(parts)
 
 
-def _explain_columns(model: str | None) -> str:
+def _explain_columns(records: Sequence[dict], model: str | None) -> str:
     text = "[ ]: 95 % interval (Wilson)."
+    if any(row.speedup is None for row in evaluations.evaluation_rows(records)):
+        text += (f" Speedup –: no run of {VANILLA.name} has the same task, model, lengths, samples and machine, or "
+                 "several have.")
     if model:
         text += f" paper: {paper.describe_source(model)}."
     return text

@@ -1,0 +1,75 @@
+"""The live view of an answer: what `generate --watch` and chat leave on the screen is the answer that generate prints.
+
+    bash tests/run.sh tests/test_watch.py
+"""
+
+import re
+
+import pytest
+import torch
+
+import run
+from dpad.engine.loading import load
+from dpad.interact import terminal
+
+PROMPT = "Dan is 33 years old. Zoe is 38 years older than Dan. How old is Zoe?"
+
+
+@pytest.fixture
+def model(checkpoint_folder):
+    """Flags for a small random model."""
+    return ["-m", str(checkpoint_folder), "--device", "cpu"]
+
+
+def left_on_screen(shown):
+    """What a terminal shows in the end: drafts are gone, and so is what moves the cursor."""
+    return re.sub(r"(\x1bD)+\x1b\[\d+A\x1b7.*?\x1b8\x1b\[J", "", shown, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("flags", [
+    ["-b", "16", "-th", "1"], ["-b", "16", "-th", "0.5", "-e"], ["-b", "32"],
+], ids=" ".join)
+def test_watch_shows_drafts_and_ends_with_the_answer(model, capsys, monkeypatch, flags):
+    """--watch draws masks being decoded, without special tokens, and leaves exactly what generate prints."""
+    command = ["generate", *model, "--prompt", PROMPT, "-l", "32", *flags]
+    assert run.main(command) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(terminal, "can_redraw", lambda: True)
+    assert run.main([*command, "--watch"]) == 0
+    shown = capsys.readouterr().out
+    assert "░" in shown and "<|" not in shown and PROMPT not in shown
+    left = left_on_screen(shown)
+    assert "\x1b" not in left and left.rpartition("[")[0] == expected.rpartition("[")[0]
+
+
+def test_watch_in_a_pipe_is_generate(model, capsys):
+    """Nothing is drawn where nobody looks: lines, as without --watch."""
+    command = ["generate", *model, "--prompt", PROMPT, "-l", "32", "-th", "0.02"]
+    assert run.main(command) == 0
+    expected = capsys.readouterr().out
+    assert run.main([*command, "--watch"]) == 0
+    assert capsys.readouterr().out.rpartition("[")[0] == expected.rpartition("[")[0]
+
+
+@pytest.mark.parametrize("name, end", [
+    ("tiny", "<|endoftext|>"), ("tiny", "<|eot_id|>"), ("dream-tiny", "<|im_end|>"),
+])
+def test_nothing_is_shown_after_the_end(name, end, capsys):
+    """In a block that goes on after its end, in drafts, in later blocks, and where a character is split over blocks."""
+    loaded = load(name, device="cpu")
+    ids = loaded.tokenizer("#### 14 é", add_special_tokens=False)["input_ids"]
+    end_id, mask_id = loaded.tokenizer.convert_tokens_to_ids(end), loaded.model.config.mask_token_id
+    rest = loaded.tokenizer("14==", add_special_tokens=False)["input_ids"]
+    answer = [*ids, end_id, *rest]
+    for split in range(len(answer)):
+        view = terminal.LiveView(loaded, colour=False)
+        view.put(torch.tensor([rest]))  # the prompt
+        for begin, stop in ((0, split), (split, len(answer))):
+            draft = [mask_id if token in ids else token for token in answer[begin:stop]]
+            view.put_draft(torch.tensor([draft], dtype=torch.long))
+            view.put(torch.tensor([answer[begin:stop]], dtype=torch.long))
+        view.end()
+        view.finish(loaded.answer_text.decode(answer))
+        shown = capsys.readouterr().out
+        assert "14==" not in shown and "<|" not in shown
+        assert left_on_screen(shown) == "#### 14 é\n"
