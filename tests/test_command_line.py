@@ -147,7 +147,7 @@ def test_surrogates_in_json_prompts_are_one_line(capsys, tmp_path):
     """Guards prompt files: JSON can spell what no text may hold."""
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\ud800"}\n')
     line = said(capsys, ["generate", "-m", "tiny", "--prompt_file", str(tmp_path / "p.jsonl")])
-    assert "p.jsonl is not UTF-8 text" in line
+    assert "p.jsonl, line 2 holds half of a surrogate pair, which is no text" in line
 
 
 # --- Waiting ----------------------------------------------------------------------------------------------------------

@@ -312,8 +312,8 @@ def test_folders_are_searched_with_all_their_subfolders(tmp_path, capsys, monkey
     output, error = capsys.readouterr()
     assert output.count("Vanilla") == 1 and output.count("4.14×") == 1
     first, second = error.splitlines()
-    assert first.startswith("run.py: skipped: results/broken.json is not JSON: ")
-    assert second == "run.py: skipped: 1 .json file in results without records"
+    assert first.startswith("run.py: note: skipped: results/broken.json is not JSON: ")
+    assert second == "run.py: note: skipped: 1 .json file in results without records"
 
 
 def test_tables_do_not_mix_what_cannot_be_compared(tmp_path, capsys):

@@ -57,11 +57,8 @@ def _read_prompt_file(name: str) -> list[str]:
         return [line for _, line in lines]
     prompts = []
     for number, line in lines:
-        try:
-            fields = files.parse_json(line, name)
-            prompt = fields["prompt"] if "prompt" in fields else fields["question"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            prompt = None
+        fields = files.parse_json(line, f"{name}, line {number}")
+        prompt = fields.get("prompt", fields.get("question")) if isinstance(fields, dict) else None
         if not isinstance(prompt, str):
             raise ValueError(f"{name}, line {number}: not a JSON object with a text \"prompt\" or \"question\"")
         prompts.append(prompt)
