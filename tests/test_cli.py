@@ -175,7 +175,7 @@ def test_generate_does_not_import_lm_eval(model):
     (["--prompt_file", "bytes.txt"], "bytes.txt cannot be read: it is not UTF-8 text"),
     (["--prompt_file", "empty.txt"], "empty.txt: the prompt is empty"),
     (["--prompt_file", "bad.jsonl"], "bad.jsonl, line 2: not a JSON object with a text"),
-    (["--prompt_file", "deep.jsonl"], "deep.jsonl, line 1: not a JSON object with a text"),
+    (["--prompt_file", "deep.jsonl"], "deep.jsonl, line 1 is nested deeper than 64 levels"),
     (["--prompt", "a", "--prompt_file", "b"], "not allowed with argument"),
     (["--prompt", "a", "--watch", "--json"], "--watch shows one prompt at a time"),
     (["--prompt", "a", "--batch_size", "0"], "batch_size is 0"),
