@@ -25,6 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dpad.engine.checks import check_integer, check_number
+from dpad.engine.command_line import Parser
 from dpad.evaluation import sandbox
 from dpad.evaluation.code_cleaning import before, clean
 from dpad.results.files import read_lines, write_text
@@ -135,7 +136,7 @@ def is_coding_problem(problem: dict) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line shown at the top of this file; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="postprocess_code.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("samples", metavar="SAMPLES.jsonl", help="the samples of a run")

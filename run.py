@@ -16,20 +16,27 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from dpad.engine import hub
 from dpad.engine.answer_text import AFTER_EOS
-from dpad.engine.checks import check_integer
+from dpad.engine.checks import check_integer, suggest
+from dpad.engine.command_line import Parser, waiting_for
+from dpad.engine.configurations import DPAD
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
-from dpad.engine.loading import FAMILIES, family_of, load
+from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, load, placement, resolve
+from dpad.engine.prompts import knows_single_questions_only
 from dpad.engine.settings import DecodingSettings
+from dpad.evaluation import processes
 from dpad.evaluation.sandbox import DEFAULT_LEVEL, LEVELS
 
 if TYPE_CHECKING:
     from dpad.engine.loading import LoadedModel
 
+MC_SAMPLES = 128
 CHAT_TEMPLATE = {"auto": None, "on": True, "off": False}
 
 USAGE = """\
@@ -40,29 +47,35 @@ run.py [flags]            measure a model on a task
        run.py table RECORD...    tables and figures of records
        run.py trace FILE...      show and draw recorded denoisings
 Each of them has its own --help."""
+DPAD_FLAGS = f"-k {DPAD['k_sigma']:g} -sc {DPAD['scale']:g}"
+NOTE = f"""
+The defaults of -k and -sc are the authors', which the paper has for LLaDA-8B-Instruct. For all other models the
+examples, the benchmark, the demo and the web UI use {DPAD_FLAGS}, as the paper does for LLaDA-1.5.
+"""
 EVALUATE_EXAMPLES = """\
 examples:
   python run.py -t arithmetic-50 -m tiny                               the embedded model, vanilla decoding, offline
   python run.py -t arithmetic-50 -m tiny -d gaussian -k 3 -sc 1.6 -e   DPad: suffix dropout and early termination
   python run.py -t arithmetic-50 -m tiny -th 0.9 -c                    parallel decoding and prefix cache (Fast-dLLM)
-  python run.py -t gsm8k -m instruct -s 4 -l 1024 -d gaussian -k 3 -sc 1.6 -th 0.9 -e     LLaDA-8B, from the hub
-  python run.py generate -m tiny --watch --prompt "..."                answers to your own prompts (generate --help)
+  python run.py -t gsm8k -m 1.5 -s 4 -d gaussian -k 3 -sc 1.6 -th 0.9 -e     LLaDA-1.5 on GSM8K, from the hub
+  python run.py generate --help                                        answers to your own prompts
 
 The same command continues an interrupted run. Tasks that need no network: arithmetic-50, arithmetic-500.
-"""
+""" + NOTE
 GENERATE_EXAMPLES = """\
 examples:
   python run.py generate -m tiny --prompt "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?"
-  python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch --prompt "..."      watch the masks being decoded
-  echo "..." | python run.py generate -m tiny -th 0.9                    the prompt from standard input
+  python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch \\
+      --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+  echo "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?" | python run.py generate -m tiny -th 0.9
   python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json > answers.jsonl
-"""
+""" + NOTE
 CHAT_EXAMPLES = """\
 examples:
   python run.py chat -m tiny -d gaussian -k 3 -sc 1.6 -e             the embedded model, offline
-  python run.py chat -m instruct -d gaussian -th 0.9 -c -e           LLaDA-8B, from the hub
+  python run.py chat -m 1.5 -d gaussian -k 3 -sc 1.6 -th 0.9 -c -e   LLaDA-1.5, from the hub
   echo "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?" | python run.py chat -m tiny
-"""
+""" + NOTE
 BENCH_EXAMPLES = """\
 examples:
   python run.py bench                                      eight layers of random weights: vanilla, DPad, caches
@@ -76,6 +89,7 @@ The roofline is the time of the same forwards reduced to their matrix products, 
 """
 TABLE_EXAMPLES = """\
 examples:
+  python run.py table results                                         all runs, compared where they can be
   python run.py table results/main_1.5/1.5 --paper llada-1.5          measured, and beside it what the authors report
   python run.py table benchmarks/cpu-small.json                       a record of run.py bench
   python run.py table record.json --format csv > table.csv
@@ -96,7 +110,27 @@ def all_settings() -> tuple[list[Setting], list[Setting]]:
 def settings_from(args: argparse.Namespace) -> DecodingSettings:
     """The decoding settings that the flags stand for; ValueError when they clash or the model has no such setting."""
     decoding, dropout = all_settings()
-    return family_of(args.model).settings.from_choices(read_flags(args, [*decoding, *dropout]))
+    family = family_of(args.model) if args.model in NAMES else read_family(args)
+    return family.settings.from_choices(read_flags(args, [*decoding, *dropout]))
+
+
+def read_family(args: argparse.Namespace) -> Family:
+    """The family of the model, from its config.json; ValueError when there is none to be had."""
+    checkpoint = resolve(args.model)
+    try:
+        with waiting_for(f"the configuration of {checkpoint}"), without_waiting_for_the_hub(checkpoint):
+            return family_of(checkpoint)
+    except ValueError as error:
+        if "task" not in args or Path(checkpoint).is_dir() or hub.is_reachable():
+            raise
+        from dpad.evaluation.tasks import offline_hint
+
+        raise ValueError(f"{error}. {offline_hint()}") from None
+
+
+def without_waiting_for_the_hub(name: str) -> AbstractContextManager[None]:
+    """Where a model is none of this machine's folders, ask once whether the hub answers."""
+    return nullcontext() if Path(resolve(name)).is_dir() else hub.offline_if_unreachable()
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
@@ -125,8 +159,33 @@ def integer_or_text(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
+def load_libraries() -> None:
+    """Import what takes seconds, and keep it from printing about itself; errors stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with waiting_for("torch and transformers"):
+        import torch  # noqa: F401
+        from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load_model(args: argparse.Namespace) -> LoadedModel:
-    return load(args.model, device=args.device, dtype=args.dtype)
+    load_libraries()
+    with waiting_for(f"the model {args.model}"), without_waiting_for_the_hub(args.model):
+        return load(args.model, device=args.device, dtype=args.dtype)
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Raise ValueError unless the device can be used and the model can be had: before anything takes long."""
+    load_libraries()
+    placement(args.device, args.dtype)
+    read_family(args)
+
+
+def note(text: str) -> None:
+    """Say what is no error, but may surprise."""
+    _say(f"note: {text}")
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
@@ -154,8 +213,8 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
                        "first EOS or end-of-turn token: drop, the answer ends there; keep, it is scored without the "
                        "special tokens, as the published LLaDA numbers were. The record has both scores (default: "
                        "%(default)s)")
-    group.add_argument("--mc_samples", type=int, default=128, metavar="N", help="random masks for each "
-                       "log-likelihood, in multiple-choice tasks (default: %(default)s)")
+    group.add_argument("--mc_samples", type=int, metavar="N", help="random masks for each log-likelihood, in "
+                       f"multiple-choice tasks (default: {MC_SAMPLES})")
     group.add_argument("--num_processes", type=int, default=1, metavar="N", help="processes that share the work, each "
                        "with its own GPU if there are any (default: %(default)s)")
     group.add_argument("-p", "--main_process_port", type=int, metavar="PORT",
@@ -167,11 +226,10 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     """Measure a model on a task, in one process or several; print the record's numbers."""
-    from dpad.evaluation import processes
     from dpad.results import evaluations, files, outputs
 
     settings = settings_from(args)  # wrong flags are reported before a model of 16 GB is loaded
-    check_integer("num_processes", args.num_processes, 1)
+    check_processes(args)
     command = shlex.join(["python", "run.py", *argv])
     outputs.check_folder("--output", args.output)
     if args.record is not None:
@@ -182,30 +240,46 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
                 print(f"complete: {args.record}")
                 return
 
-    from dpad.evaluation import runs, sandbox, tasks
-
-    runs.check_run(num_fewshot=args.num_fewshot, limit=args.limit, batch_size=args.batch_size,
-                   prompt_limit=args.prompt_limit, mc_samples=args.mc_samples)
+    if not Path(resolve(args.model)).is_dir():
+        hub.ask()  # while the libraries are imported
+    load_libraries()
+    with waiting_for("lm-eval"):
+        from dpad.evaluation import runs, sandbox, tasks
+    answering = {"batch_size": args.batch_size, "prompt_limit": args.prompt_limit,
+                 "mc_samples": MC_SAMPLES if args.mc_samples is None else args.mc_samples,
+                 "after_eos": args.after_eos}
+    runs.check_run(num_fewshot=args.num_fewshot, limit=args.limit, **answering)
+    check_model(args)
     sandbox.require_level(args.isolation)
-    loaded_tasks = tasks.load_tasks(args.task, args.num_fewshot, settings.seed)
+    with waiting_for(f"the task {args.task}"):
+        loaded_tasks = tasks.load_tasks(args.task, args.num_fewshot, settings.seed)
     isolated = runs.isolation_of(loaded_tasks, args.task, args.isolation)
+    check_use_of_flags(args, tasks.output_types(loaded_tasks))
     if args.num_processes > 1 and processes.current().count == 1:
+        with without_waiting_for_the_hub(args.model):
+            weights = processes.weight_bytes(args.model, placement(args.device, args.dtype)[1])
+        processes.check_count(args.num_processes, args.device, weights)
         processes.launch(args.num_processes, args.main_process_port, argv, args.device)
         return
 
     here = processes.join()
     if isolated and here.rank == 0:
-        print(f"programs that the model writes run with {isolated['isolation']}", file=sys.stderr)
+        note(f"programs that the model writes run with {isolated['isolation']}")
     try:
+        if args.num_fewshot and here.rank == 0 and knows_single_questions_only(resolve(args.model)):
+            note(f"{args.model} was trained on single questions; worked examples (-s {args.num_fewshot}) confuse it")
         if here.count > 1 and args.device in (None, "cuda"):
             args.device = processes.device(here)
         record = runs.evaluate(
-            load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot,
-            batch_size=args.batch_size, limit=args.limit, chat_template=CHAT_TEMPLATE[args.chat_template],
-            output=args.output, name=args.name, from_scratch=args.from_scratch, command=command, processes=here,
-            prompt_limit=args.prompt_limit, mc_samples=args.mc_samples, after_eos=args.after_eos,
-            isolation=args.isolation,
+            load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot, limit=args.limit,
+            chat_template=CHAT_TEMPLATE[args.chat_template], output=args.output, name=args.name,
+            from_scratch=args.from_scratch, command=command, processes=here, note=note, isolation=args.isolation,
+            **answering,
         )
+    except ValueError:
+        if not processes.is_first_to_fail():
+            sys.exit(2)
+        raise
     finally:
         processes.leave()
     if record is None:  # the first process has it
@@ -213,6 +287,35 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     if args.record is not None:
         files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
     print(evaluations.summarize(record))
+
+
+def check_processes(args: argparse.Namespace) -> None:
+    """Raise ValueError unless the flags about processes fit each other and the launcher of this one, if it has one."""
+    check_integer("num_processes", args.num_processes, 1)
+    count = processes.current().count
+    if count > 1 and args.num_processes not in (1, count):
+        raise ValueError(f"num_processes is {args.num_processes}, but {count} processes have been launched already; "
+                         "leave it out")
+    if args.main_process_port is not None:
+        check_integer("main_process_port", args.main_process_port, 1, 2**16 - 1)
+        if args.num_processes == 1 and processes.current().rank == 0:
+            note(f"main_process_port is {args.main_process_port}, which has no effect without --num_processes")
+
+
+def check_use_of_flags(args: argparse.Namespace, types: set[str]) -> None:
+    """Raise ValueError for flags that the task has no use for.
+
+    Args:
+        types: what the task asks of a model, see `tasks.output_types`.
+    """
+    decoding, dropout = all_settings()
+    if types == {"generate_until"} and args.mc_samples is not None:
+        raise ValueError(f"mc_samples is {args.mc_samples}, but task {args.task} asks for no log-likelihoods")
+    if "generate_until" not in types:
+        unused = [entry.label for entry in (*decoding, *dropout) if hasattr(args, entry.name) and entry.name != "seed"]
+        if unused:
+            raise ValueError(f"{', '.join(unused)}: task {args.task} asks for log-likelihoods alone, for which nothing "
+                             "is decoded; leave them out")
 
 
 # --- generate and chat ------------------------------------------------------------------------------------------------
@@ -241,6 +344,7 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         raise ValueError("--trace records one prompt: give --prompt, not --prompt_file")
     check_integer("batch_size", args.batch_size, 1)
     settings = settings_from(args)
+    load_libraries()
 
     from dpad.interact import answers
     from dpad.results import outputs
@@ -257,11 +361,13 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
 
 def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
     """Talk with a model on the terminal, or answer a pipe line by line."""
+    settings = settings_from(args)
+    load_libraries()
+
     from dpad.engine.prompts import check_chat_template
     from dpad.interact import terminal
     from dpad.interact.chat import Chat
 
-    settings = settings_from(args)
     loaded = load_model(args)
     use_template = check_chat_template(loaded, CHAT_TEMPLATE[args.chat_template])
     Chat(loaded, settings, use_chat_template=use_template, live=terminal.can_redraw(),
@@ -286,18 +392,21 @@ def run_bench(args: argparse.Namespace, argv: list[str]) -> None:
     """Time decoding in one process beside the roofline of its matrix products."""
     from benchmarks import bench
 
+    load_libraries()
     bench.run(args, shlex.join(["python", "run.py", *argv]))
 
 
 def add_table_flags(parser: argparse.ArgumentParser) -> None:
     from dpad.results.charts import FIGURES
 
-    parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders of them")
+    parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders, which are "
+                        "searched with all their subfolders")
     parser.add_argument("--paper", metavar="MODEL", help="put the authors' numbers for llada-instruct, llada-1.5 or "
                         "dream-base beside the measured ones")
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
                         help="how tables are written (default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg")
+    parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg; several get "
+                        "names of their own from it")
     parser.add_argument("--figure", choices=FIGURES, help="what --plot draws; bars: latency and accuracy of "
                         "evaluations, latency and roofline of benchmarks; heatmap: accuracy by window and kept tokens; "
                         "length: speedup against answer length (default: bars)")
@@ -312,13 +421,12 @@ def run_table(args: argparse.Namespace, argv: list[str]) -> None:
         raise ValueError(f"--figure is {args.figure!r}, but nothing is drawn without --plot FILE")
     if args.plot is not None:
         outputs.check("--plot", args.plot, outputs.PICTURE, inputs=args.paths)
-    def note(text: str) -> None:
-        print(f"run.py: {text}", file=sys.stderr)
-
     loaded_records = records.load(args.paths, note=note)
     pictures = [] if args.plot is None else charts.plan(loaded_records, args.figure or "bars", note)
+    paths = charts.place(pictures, args.plot) if pictures else []
     print(tables.render(loaded_records, args.paper, args.format))
-    for path in charts.draw_all(pictures, args.plot) if pictures else ():
+    for picture, path in zip(pictures, paths):
+        picture.draw(path)
         print(f"drawn in {path}", file=sys.stderr)
 
 
@@ -332,19 +440,23 @@ def add_trace_flags(parser: argparse.ArgumentParser) -> None:
 def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
     """Show recorded denoisings, and draw them as a GIF."""
     from dpad.interact.canvas import summarize
-    from dpad.interact.gif import write_gif
+    from dpad.interact.gif import check_gif, write_gif
     from dpad.interact.trace import read_trace
     from dpad.results import outputs
+    from dpad.results.formatting import LAYOUT, printable
 
     if args.seconds is not None and args.gif is None:
         raise ValueError(f"--seconds is {args.seconds:g}, but nothing is drawn without --gif FILE")
     if args.gif is not None:
         outputs.check("--gif", args.gif, outputs.GIF, inputs=args.paths)
+    seconds = 8.0 if args.seconds is None else args.seconds
     traces = [read_trace(path) for path in args.paths]
-    for trace in traces:
-        print(f"{summarize(trace)}\n")
     if args.gif is not None:
-        write_gif(traces, args.gif, 8.0 if args.seconds is None else args.seconds)
+        check_gif(traces, seconds)
+    for trace in traces:
+        print(printable(summarize(trace), LAYOUT), end="\n\n")
+    if args.gif is not None:
+        write_gif(traces, args.gif, seconds)
         print(f"drawn in {args.gif}")
 
 
@@ -390,17 +502,11 @@ COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """End with one line; argparse would print the usage before it."""
-        self.exit(2, f"run.py: {message} (see --help)\n")
-
-
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a command's flags."""
     command = COMMANDS[name]
-    parser = _Parser(
-        prog="run.py" if name == "evaluate" else f"run.py {name}", usage=command.usage, allow_abbrev=False,
+    parser = Parser(
+        prog="run.py" if name == "evaluate" else f"run.py {name}", usage=command.usage,
         description=command.description, epilog=command.examples, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_flags(parser)
@@ -409,14 +515,14 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run a command line; the return value is the exit status."""
+    processes.end_with_launcher()
     has_name = bool(argv) and not argv[0].startswith("-")
     name = argv[0] if has_name else "evaluate"
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}; flags without one mean "
-                     "evaluate (see --help)", 2)
+                     f"evaluate (see --help){suggest(name, COMMANDS)}", 2)
     args = parser_of(name).parse_args(argv[1:] if has_name else argv)
     try:
-        _silence_libraries()
         COMMANDS[name].run(args, argv)
     except KeyboardInterrupt as interrupt:
         return _fail(interrupt if str(interrupt) else "interrupted", 130)
@@ -434,19 +540,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _silence_libraries() -> None:
-    """Keep libraries from printing about themselves; errors stay."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+def _say(message: object) -> None:
+    """One line on standard error."""
+    from dpad.results.formatting import printable
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    print("run.py:", printable(" ".join(str(message).split())), file=sys.stderr, flush=True)
 
 
 def _fail(message: object, status: int) -> int:
-    from dpad.results.formatting import printable
-
-    print("run.py:", printable(" ".join(str(message).split())), file=sys.stderr)
+    _say(message)
     return status
 
 

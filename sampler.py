@@ -1,10 +1,11 @@
-"""Which suffix positions a block may see: the heart of DPad (arXiv 2508.14148, section 4).
+r"""Which suffix positions a block may see: the heart of DPad (arXiv 2508.14148, section 4).
 
 Before the first forward of a block, the decoding loop passes every position after the block to the sampler. The sampler
 returns the positions to keep; the model never sees the others. A sampler is pure: no model, no device, no state. A new
 strategy is a subclass with two methods and an entry in SAMPLERS. To see one at work:
 
-    python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch --prompt "Tom has 3 bags with 4 apples each. ..."
+    python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch \
+        --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
 """
 
 from __future__ import annotations
@@ -93,9 +94,9 @@ class GaussianSampler(WindowSampler):
     authors' code, and so every published number, uses k i / (W - 1).
     """
 
-    k_sigma: float = setting(4.0, "gaussian: standard deviations in the window; the paper uses 3 or 4",
+    k_sigma: float = setting(4.0, "gaussian: standard deviations in the window; the paper has 3 or 4",
                              flags=("-k", "--k_sigma"), above=0)
-    scale: float = setting(2.0, "gaussian: factor on the probability to keep a position; the paper uses 1.6 to 2.3",
+    scale: float = setting(2.0, "gaussian: factor on the probability to keep a position; the paper has 1.6 to 2.3",
                            flags=("-sc", "--scale"), above=0)
 
     def _density(self, count: int) -> Tensor:
@@ -116,7 +117,8 @@ class GaussianSampler(WindowSampler):
 class UniformSampler(WindowSampler):
     """Keeps `number` positions drawn evenly from the nearest `window`; all of them when `number` covers the suffix."""
 
-    number: int = setting(0, "uniform: suffix tokens to keep", flags=("-nt", "--num_tokens"), minimum=0, unit="tokens")
+    number: int = setting(0, "uniform: suffix tokens to keep, which must be said", flags=("-nt", "--num_tokens"),
+                          minimum=0, unit="tokens")
 
     def indices(self, count: int, generator: Generator) -> Tensor:
         if self.number >= count:

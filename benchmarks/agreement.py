@@ -11,7 +11,6 @@ plain path's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -23,6 +22,7 @@ from benchmarks.progress import Progress
 from dpad import ROOT
 from dpad.engine import cuda_graphs, loading
 from dpad.engine.checks import check_integer
+from dpad.engine.command_line import Parser
 from dpad.engine.settings import CACHE_MODES
 from dpad.results import files, outputs, records
 from sampler import GaussianSampler
@@ -75,14 +75,13 @@ def compare(name: str, device: str, prompts: list[str], progress: Progress) -> l
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="agreement.py", description=str(__doc__).partition("\n")[0])
+    parser = Parser(prog="python -m benchmarks.agreement", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--device", default="cuda", help="the device to compare with the CPU (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=16, metavar="N", help="problems (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write the record into this .json file")
     options = parser.parse_args()
     try:
         check_integer("--limit", options.limit, 1)
-        loading.placement(options.device, None)
         if options.output is not None:
             outputs.check("--output", options.output, outputs.AGREEMENT)
     except ValueError as error:
@@ -92,6 +91,10 @@ def main() -> int:
     lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()[: options.limit]
     prompts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
     names = ("tiny", "dream-tiny")
+    try:
+        loading.placement(options.device, None)
+    except ValueError as error:
+        parser.error(f"{str(error).partition(';')[0]}; --device cpu tries the script itself")
     with Progress(len(names) * len(SETTINGS), "setting") as progress:
         rows = [row for name in names for row in compare(name, options.device, prompts, progress)]
 

@@ -16,8 +16,19 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="${PYTHON:-python3}"
 OUTPUT="${OUTPUT:-$ROOT/benchmarks}"
 cd "$ROOT"
+GPU="$("$PYTHON" - <<'END'
+import re
+import sys
+try:
+    import torch
+except ModuleNotFoundError as error:
+    sys.exit(f"gpu.sh: {sys.executable} has no package {error.name}; name another interpreter: PYTHON=.venv/bin/python")
+if not torch.cuda.is_available():
+    sys.exit("gpu.sh: torch sees no GPU here, and everything that this script measures needs one")
+print(re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower())
+END
+)" || exit 1
 mkdir -p "$OUTPUT"
-GPU="$("$PYTHON" -c 'import re, torch; print(re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower())')"
 
 STATUS=0
 

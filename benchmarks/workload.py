@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpad.engine.checks import check_choice, check_integer
-from dpad.engine.configurations import CACHES, CONFIGURATIONS, LONG_SEQUENCES, Configuration
+from dpad.engine.configurations import CACHES, CONFIGURATIONS, DPAD, LONG_SEQUENCES, Configuration
 from dpad.engine.fields import check_settings, setting
 from sampler import WINDOW, GaussianSampler
 
@@ -62,8 +62,8 @@ class Workload:
     blocks: int | None = setting(None, "rows with early termination end after this many blocks", minimum=1)
     window: int | None = setting(None, f"DPad's window (default: {WINDOW}, or --gen_length where that is shorter)",
                                  flags=("-w", "--window"))
-    k_sigma: float = setting(3.0, "DPad's k", flags=("-k", "--k_sigma"))
-    scale: float = setting(1.6, "DPad's scale", flags=("-sc", "--scale"))
+    k_sigma: float = setting(DPAD["k_sigma"], "DPad's k", flags=("-k", "--k_sigma"))
+    scale: float = setting(DPAD["scale"], "DPad's scale", flags=("-sc", "--scale"))
     seed: int = setting(1234, "seed of prompts and draws", minimum=0)
 
     def __post_init__(self) -> None:

@@ -7,11 +7,10 @@ dpad/training/train.py writes the first card of a model; this renews it, for ins
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from dpad.engine.command_line import Parser
 from dpad.engine.loading import family_of
 from dpad.results import charts, files, formatting, records
 from dpad.results.evaluations import METRIC_LABELS
@@ -60,6 +59,10 @@ The run was interrupted and resumed with other settings or code, so no single co
 the weights and the optimizer state of the one before, at the commit named after its command:"""
 
 MAX_CURVE_ROWS = 24
+LOG_ENTRIES = (  # the parts of a start of the run, and of a point of its curve
+    {"command", "from_step", "processes", "settings", "parameters", "environment"},
+    {"step", "seconds", "loss", "held_out_loss", "held_out_accuracy"},
+)
 
 
 def write_card(folder: Path) -> None:
@@ -68,9 +71,11 @@ def write_card(folder: Path) -> None:
     Raises:
         ValueError: train.jsonl or records.json cannot be read.
     """
-    entries = [json.loads(line) for line in files.read_lines(folder / "train.jsonl")]
+    entries = read_log(folder / "train.jsonl")
     starts = [entry for entry in entries if "command" in entry]
     curve = [entry for entry in entries if "loss" in entry]
+    if not starts or not curve:
+        raise ValueError(f"{folder / 'train.jsonl'} has no curve to draw")
     family = family_of(str(folder))
     config: Any = family.model.config_class.from_pretrained(folder)  # type: ignore[union-attr]
     hardware = starts[-1]["environment"]["hardware"]
@@ -97,6 +102,20 @@ def write_card(folder: Path) -> None:
     )
     draw_curve(curve, folder / "curve.png")
     files.write_text(folder / "README.md", text)
+
+
+def read_log(path: Path) -> list[dict]:
+    """The entries of a train.jsonl: starts of the run, and points of its curve.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is none of the two.
+    """
+    entries = []
+    for number, entry in files.read_json_lines(path):
+        if not isinstance(entry, dict) or not any(parts <= entry.keys() for parts in LOG_ENTRIES):
+            raise ValueError(f"{path}, line {number}: not a line of a training log")
+        entries.append(entry)
+    return entries
 
 
 def have_one_recipe(starts: list[dict]) -> bool:
@@ -158,10 +177,13 @@ def draw_curve(curve: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m checkpoints.card", description=str(__doc__).partition("\n")[0])
+    parser = Parser(prog="python -m checkpoints.card", description=str(__doc__).partition("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="checkpoints with a train.jsonl")
     try:
         for folder in parser.parse_args().folders:
+            if (folder / "train-state.pt").exists():
+                raise ValueError(f"the run in {folder} is unfinished: python -m dpad.training.train --resume ends it, "
+                                 "with its card")
             write_card(folder)
     except ValueError as error:
         raise SystemExit(f"card.py: {error}") from error

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pyarrow
 
+from dpad.engine import hub
 from dpad.engine.checks import check_integer
+from dpad.engine.command_line import Parser
 from dpad.results import outputs
 from dpad.results.files import write_whole
 
@@ -39,7 +41,8 @@ def fetch(count: int) -> list[dict]:
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # otherwise it reports every retry
     try:
-        rows = datasets.load_dataset(HUB_ID, CONFIGURATION, split=SPLIT)
+        with hub.offline_if_unreachable():
+            rows = datasets.load_dataset(HUB_ID, CONFIGURATION, split=SPLIT)
     except Exception as error:  # the libraries underneath raise many unrelated kinds, especially offline
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{HUB_ID} could not be fetched from the hub ({reason}); "
@@ -93,9 +96,7 @@ def read(path: str | Path | None = None) -> list[dict]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line shown at the top of this file; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="gsm8k.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="gsm8k.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=50, help="how many problems, at least 1 (default: 50)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE",
                         help="the file to write (default: dataset/gsm8k-50.arrow in the repository)")

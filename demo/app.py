@@ -14,9 +14,10 @@ import argparse
 import os
 import socket
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 try:
     from dpad.engine import cuda_graphs, loading
@@ -26,28 +27,43 @@ except ModuleNotFoundError as error:
         raise
     sys.exit("app.py: the package dpad is not installed: run `pip install -e .` in the repository's folder")
 
+if TYPE_CHECKING:
+    from dpad.interact.page import Page
+
 HOST = "127.0.0.1"
 STYLE = Path(__file__).with_name("style.css")
 
 
 def serve(loaded: loading.LoadedModel, port: int) -> None:
     """Serve the page on this machine until Ctrl-C."""
+    with tempfile.TemporaryDirectory(prefix="dpad-page-") as folder:
+        with cuda_graphs.use("off"):  # recorded graphs share their buffers, which visitors must not
+            page = open_page(loaded, port, Path(folder))
+            print(f"http://{HOST}:{port}  (Ctrl-C ends it)", flush=True)
+            page.blocks.block_thread()
+
+
+def open_page(loaded: loading.LoadedModel, port: int, folder: Path) -> Page:
+    """Begin to serve the page; uploads and downloads lie in `folder`."""
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
     import gradio as gr  # here, because it takes seconds and `--help` works without it
+    from starlette.middleware import Middleware
 
     from dpad.interact.denoiser import MAX_FILE, Denoiser
+    from dpad.interact.guard import Guard
     from dpad.interact.page import Page
 
     # The base theme has the fonts of the visitor's machine; Gradio's default fetches some from the web.
     theme = gr.themes.Base(primary_hue="cyan", font=["ui-sans-serif", "system-ui", "sans-serif"],
                            font_mono=["ui-monospace", "monospace"])
-    with cuda_graphs.use("off"):  # recorded graphs share their buffers, which visitors must not
-        page = Page(Denoiser(loaded))
-        print(f"http://{HOST}:{port}  (Ctrl-C ends it)", flush=True)
-        page.blocks.launch(
-            server_name=HOST, server_port=port, share=False, quiet=True, theme=theme,
-            css=STYLE.read_text(encoding="utf-8"), footer_links=[], ssr_mode=False, enable_monitoring=False,
-            max_file_size=MAX_FILE,
-        )
+    page = Page(Denoiser(loaded))
+    guard = Middleware(Guard, streams=page.streams, uploads=folder, max_upload=MAX_FILE + 2**20)
+    page.blocks.launch(
+        server_name=HOST, server_port=port, share=False, quiet=True, theme=theme,
+        css=STYLE.read_text(encoding="utf-8"), footer_links=[], ssr_mode=False, enable_monitoring=False,
+        max_file_size=MAX_FILE, app_kwargs={"middleware": [guard]}, prevent_thread_lock=True,
+    )
+    return page
 
 
 class _Parser(argparse.ArgumentParser):

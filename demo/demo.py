@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from dpad import ROOT
 from dpad.engine.checks import check_integer
+from dpad.engine.command_line import Parser, waiting_for
 from dpad.engine.configurations import BLOCK_LENGTH, CONFIGURATIONS, THRESHOLD, dpad_parameters, names_for
 from dpad.results import charts, files, outputs, tables
 
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from dpad.engine import loading
 
-        settings = prepare(options)
-        loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
+        with waiting_for(f"the task {options.task} and the model {options.model}"):
+            settings = prepare(options)
+            loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
         print(f"{len(settings)} configurations of {options.model} on {options.task}, G = {options.gen_length}. "
               "Each row appears when it is measured.\n", flush=True)
         for record in measure(loaded, settings, options):
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="demo.sh also takes the first four from the environment: MODEL, TASK, LIMIT, GEN_LENGTH.",
     )

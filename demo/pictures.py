@@ -70,7 +70,7 @@ def find_browser() -> str:
     """The browser that takes the screenshots. Raises ValueError where it, or what drives it, is missing."""
     for package in ("playwright", "gradio"):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"{package} is not installed: pip install -r demo/requirements.txt playwright")
+            raise ValueError(f"{package} is not installed: pip install -r demo/requirements.txt")
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         raise ValueError(f"no browser is installed; it must be one of {', '.join(BROWSERS)}")

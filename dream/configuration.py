@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from dpad.engine.checks import check_config, check_token_ids
+from dpad.engine.checks import check_config, check_token_ids, short
 
 # Every Dream checkpoint has these values. No other value is implemented, so others are refused.
 FIXED = {"hidden_act": "silu", "rope_scaling": None, "rope_parameters": None, "use_sliding_window": False}
@@ -38,7 +38,7 @@ class DreamConfig(PretrainedConfig):
         for name, fixed in FIXED.items():
             value = others.pop(name, fixed)
             if value != fixed:
-                raise ValueError(f"config field {name} is {value!r}; every Dream checkpoint has {fixed!r}, and no "
+                raise ValueError(f"config field {name} is {short(value)}; every Dream checkpoint has {fixed!r}, and no "
                                  "other value is implemented")
         check_config(
             {"hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "vocab_size": vocab_size,

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from dpad.engine.checks import check_config, check_token_ids
+from dpad.engine.checks import check_config, check_token_ids, short
 
 # Options of OLMo, whose configuration LLaDA's comes from, that every LLaDA checkpoint leaves at these values. No other
 # value is implemented, so others are refused.
@@ -63,7 +63,7 @@ class LLaDAConfig(PretrainedConfig):
             raise ValueError("config field multi_query_attention is on; set n_kv_heads to 1 instead")
         for name, value in FIXED.items():
             if others.get(name, value) != value:
-                raise ValueError(f"config field {name} is {others[name]!r}; every LLaDA checkpoint has {value!r}, "
+                raise ValueError(f"config field {name} is {short(others[name])}; every LLaDA checkpoint has {value!r}, "
                                  "and no other value is implemented")
         check_config(
             {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "vocab_size": vocab_size,

@@ -1,4 +1,4 @@
-"""What several test files use: paths, prompts, padding, and the samplers that the laws of decoding are tested with.
+"""What several test files use: paths, prompts, padding, command lines, and the samplers that laws are tested with.
 
 Fixtures are in conftest.py. Imported by name (`from helpers import ROOT`): pytest puts this folder on the path.
 """
@@ -43,6 +43,17 @@ def completion_of(text: str, **fields: Any) -> Completion:
     answer: dict[str, Any] = {"text": text, "full_text": text, "raw": text, "forwards": 1, "tokens": 1,
                               "full_tokens": 1, "seconds": 1.0, "tokens_processed": 1}
     return Completion(**answer | fields)
+
+
+def with_flags(base: list, flags: list) -> list:
+    """A command line where the flags of `flags` take the place of the same ones in `base`."""
+    kept: list[str] = []
+    flag = ""
+    for word in base:
+        flag = word if str(word).startswith("-") else flag
+        if flag not in flags:
+            kept.append(word)
+    return kept + flags
 
 
 def name_of(value: object) -> str:

@@ -42,7 +42,7 @@ def test_stop_strings_cut_text_but_not_humaneval_in_chat(loaded):
 
     def stops(lm):
         requests = [request("f", humaneval, stop), request("f", {}, stop)]
-        return [prepared.until for prepared in lm._prepare(GENERATE, requests)]
+        return [prepared.until for prepared in lm.prepare(GENERATE, requests)]
 
     raw, chat = DiffusionLM(loaded, settings()), DiffusionLM(loaded, settings())
     chat.apply_chat_template([{"role": "user", "content": "f"}])
@@ -53,14 +53,14 @@ def test_stop_strings_cut_text_but_not_humaneval_in_chat(loaded):
 def test_keys_tell_requests_apart(loaded):
     """An answer is reused for the very same request alone: its task, document, repeat, prompt, stops and settings."""
     def key(changes=MappingProxyType({}), prompt="How many?", **fields):
-        return DiffusionLM(loaded, settings(**changes))._prepare(GENERATE, [request(prompt, **fields)])[0].key
+        return DiffusionLM(loaded, settings(**changes)).prepare(GENERATE, [request(prompt, **fields)])[0].key
 
     changes = [
         key(), key(prompt="How old?"), key(doc_id=1), key(until=("x",)), key({"seed": 1}),
         key({"threshold": 0.5}), key({"suffix_sampler": WindowSampler(3)}),
     ]
     repeated = [request("How many?")] * 2
-    changes += [prepared.key for prepared in DiffusionLM(loaded, settings())._prepare(GENERATE, repeated)][1:]
+    changes += [prepared.key for prepared in DiffusionLM(loaded, settings()).prepare(GENERATE, repeated)][1:]
     assert len(set(changes)) == len(changes) and key() == changes[0]
 
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -65,6 +67,16 @@ def test_a_broken_folder_is_refused_by_auto_classes_too(tmp_path):
     (tmp_path / "config.json").write_bytes((ROOT / "tests" / "golden" / "dream-gqa" / "config.json").read_bytes())
     with pytest.raises(ValueError, match="it has no weights in model.safetensors"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_other_files_are_refused_by_auto_classes_too(tmp_path):
+    """Guards the fields by which transformers takes other weights: there the configuration is made before we see it."""
+    folder = shutil.copytree(ROOT / "tests" / "golden" / "dream-gqa", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for value in ("adapter_model.bin", "../model.safetensors"):
+        (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": value}))
+        with pytest.raises(ValueError, match="config field transformers_weights is .*; it must be left out"):
+            AutoModelForCausalLM.from_pretrained(folder)
 
 
 def test_auto_tokenizer_finds_dreams():

@@ -100,6 +100,14 @@ def test_kept_tokens(sampler, kept):
     assert charts.kept_tokens(sampler) == pytest.approx(kept, rel=0.15)
 
 
+def test_a_heatmap_says_how_many_tokens_are_kept():
+    """Guards samplers outside of the paper's grid: their own numbers stand on the axis, not the nearest of the grid."""
+    records = [evaluation("+DPad", 1.0, sampler={"name": "uniform", "window": window, "number": number})
+               for window, number in ((64, 4), (64, 30), (128, 64), (1024, 900))]
+    _, panels = charts._heatmap_panels(records)
+    assert list(panels["uniform"]) == [(64, 4), (64, 32), (128, 64), (1024, 900)]
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--figure", "heatmap", "--plot", "x.png"], "a heatmap needs records with the sampler gaussian or uniform"),
     (["--plot", "x.jpg"], "must end in .png or .svg"),
@@ -133,7 +141,9 @@ def titles_of(pictures, path, monkeypatch):
     original = Figure.suptitle
     monkeypatch.setattr(Figure, "suptitle", lambda self, text, **more: (
         titles.append(text) or original(self, text, **more)))
-    paths = charts.draw_all(pictures, path)
+    paths = charts.place(pictures, path)
+    for entry, target in zip(pictures, paths):
+        entry.draw(target)
     return dict(zip([path.name for path in paths], titles, strict=True))
 
 
@@ -214,6 +224,18 @@ def test_single_rows_are_not_drawn(tmp_path, capsys):
     files.write_json(tmp_path / "b.json", [*vanilla_and_dpad(), evaluation("Vanilla", 1.0, model="other")])
     assert run.main(["table", str(tmp_path / "b.json"), "--plot", str(out)]) == 0
     assert "not drawn: 1 table with nothing to compare" in capsys.readouterr().err and out.is_file()
+
+
+@pytest.mark.parametrize("latency", [1.9, 0.9, 0.1, 0.001])
+def test_axes_have_numbers(tmp_path, latency, monkeypatch):
+    """Guards logarithmic axes: no formula stands beside them, whatever they span."""
+    monkeypatch.setitem(charts.quiet_matplotlib().rcParams, "svg.fonttype", "none")  # text stays text
+    records = [evaluation(name, value, length=length) for length, fast in ((64, 2.3), (128, latency))
+               for name, value in (("Vanilla", 2.0), ("+DPad", fast))]
+    for figure in ("length", "bars"):
+        for path in charts.draw(records, tmp_path / f"{figure}.svg", figure):
+            text = path.read_text(encoding="utf-8")
+            assert "mathdefault" not in text and "times10" not in text
 
 
 def test_names_are_only_names(tmp_path, capsys, recwarn):

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from helpers import ROOT, completion_of
+from helpers import ROOT, completion_of, with_flags
 
 from dpad.engine import completion, loading
 from dpad.engine.fields import setting
@@ -27,7 +27,7 @@ FLAGS = ["-d", "gaussian", "-k", "3", "-sc", "1.6", "-e", "-th", "0.9", "-l", "6
 
 
 def line(model="tiny", *more):
-    return [sys.executable, str(ROOT / "run.py"), "chat", "-m", str(model), *FLAGS, *more]
+    return [sys.executable, str(ROOT / "run.py"), "chat", "-m", str(model), *with_flags(FLAGS, [*more])]
 
 
 @pytest.mark.slow
@@ -47,7 +47,11 @@ MISTAKES = [
     ("/settings speed 3", "there is no setting 'speed'"),
     ("/settings cache fast", "must be one of none, prefix, dual"),
     ("/settings block_size 48", "must divide gen_length"),
+    ("/settings treshold 0.9", "did you mean 'threshold'?"),
+    ("/settings dropout_strategy gausian", "did you mean 'gaussian'?"),
+    ("/settings dropout_strategy uniform", "num_tokens is 0, so that dropout_strategy uniform would keep no suffix"),
     ("/dance", "there is no command /dance"),
+    ("/setings", "did you mean 'settings'?"),
     ("/settings dropout_strategy window scale 2", "dropout_strategy window does not use it"),
     ("/settings early_termination maybe", "must be on or off"),
     ("/settings window many", "must be an integer of at least 1"),
@@ -117,8 +121,10 @@ def test_settings_have_the_names_of_flags_and_keywords(checkpoint_folder, name):
 def test_another_dropout_strategy(checkpoint_folder):
     """It keeps the parameters that it shares with the one before, drops the others and has its own defaults."""
     talk = make_chat(str(checkpoint_folder), dropout_strategy="gaussian", window=64, scale=1.6, threshold=0.9)
-    talk.change(["dropout_strategy", "uniform"])
-    assert talk.settings.suffix_sampler == UniformSampler(64, 0) and talk.settings.threshold == 0.9
+    with pytest.raises(ValueError, match="num_tokens is 0, so that dropout_strategy uniform would keep no suffix"):
+        talk.change(["dropout_strategy", "uniform"])
+    talk.change(["dropout_strategy", "uniform", "num_tokens", "8"])
+    assert talk.settings.suffix_sampler == UniformSampler(64, 8) and talk.settings.threshold == 0.9
     talk.change(["dropout_strategy", "gaussian"])
     assert talk.settings.suffix_sampler == GaussianSampler(64, 4.0, 2.0)
 
@@ -197,9 +203,11 @@ class Terminal:
 @pytest.mark.slow
 def test_on_a_terminal(plain):
     """A person asks, sees drafts with masks, reads the cost, stops an answer with Ctrl-C, and ends with Ctrl-D."""
-    slow = ["--threshold", "0", "-l", "256"]
+    slow = ["-th", "0", "-l", "256"]
     talk = Terminal(line("tiny", *slow), **({"NO_COLOR": "1"} if plain else {}))
     talk.wait("lists the commands")
+    os.write(talk.file, b"caf\xe9?\n/settings \xff 1\n")  # another encoding: refused, and the conversation goes on
+    talk.wait(r"(?s)is not UTF-8 text.*is not UTF-8 text")
     talk.type("/settings gen_length 64 window 64\n")
     talk.wait(r"history +off")
     talk.type(QUESTION + "\n")

@@ -5,14 +5,16 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, with_flags
 
 import run
 from sampler import GaussianSampler, UniformSampler
@@ -83,8 +85,9 @@ def test_published_defaults():
         "early_termination": False}.items()
     gaussian = run.settings_from(run.parser_of("evaluate").parse_args(["-d", "gaussian"]))
     assert gaussian.suffix_sampler == GaussianSampler(window=256, k_sigma=4, scale=2.0)
-    uniform = run.settings_from(run.parser_of("evaluate").parse_args(["-d", "random"]))
-    assert uniform.suffix_sampler == UniformSampler(window=256, number=0)
+    uniform = run.settings_from(run.parser_of("evaluate").parse_args(["-d", "random", "-nt", "3"]))
+    assert uniform.suffix_sampler == UniformSampler(window=256, number=3)
+    assert UniformSampler().number == 0
     short = "-n x -t a -l 64 -b 8 -s 1 -th 0.5 -m tiny -d random -w 32 -k 3 -sc 1.5 -nt 2 -c -dc -re -e -p 29".split()
     long = "--name x --task a --gen_length 64 --block_size 8 --num_fewshot 1 --threshold 0.5 --model tiny " \
            "--dropout_strategy random --window 32 --k_sigma 3 --scale 1.5 --num_tokens 2 --use_cache --dual_cache " \
@@ -96,7 +99,7 @@ def test_published_defaults():
 
 
 def answers(capsys, arguments: list) -> list[dict]:
-    assert run.main(["generate", *SHORT, *map(str, arguments), "--json"]) == 0
+    assert run.main(["generate", *with_flags(SHORT, [*map(str, arguments)]), "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -172,6 +175,7 @@ def test_generate_does_not_import_lm_eval(model):
     (["--prompt_file", "bytes.txt"], "bytes.txt cannot be read: it is not UTF-8 text"),
     (["--prompt_file", "empty.txt"], "empty.txt: the prompt is empty"),
     (["--prompt_file", "bad.jsonl"], "bad.jsonl, line 2: not a JSON object with a text"),
+    (["--prompt_file", "deep.jsonl"], "deep.jsonl, line 1 is nested deeper than 64 levels"),
     (["--prompt", "a", "--prompt_file", "b"], "not allowed with argument"),
     (["--prompt", "a", "--watch", "--json"], "--watch shows one prompt at a time"),
     (["--prompt", "a", "--batch_size", "0"], "batch_size is 0"),
@@ -182,6 +186,7 @@ def test_bad_generate_requests_are_one_line(model, capsys, tmp_path, arguments, 
     """No traceback, exit status 2, nothing on standard output."""
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     assert message in refused(capsys, ["generate", *model, *arguments])
 
@@ -237,8 +242,89 @@ def test_evaluation_prints_and_writes_its_record(model, capsys, tmp_path):
 def test_bad_flags_are_one_line(model, capsys, tmp_path, flags, message):
     """No traceback, a status that is not 0, and nothing half written."""
     (tmp_path / "file").write_text("in the way")
-    assert message in refused(capsys, ["-t", "arithmetic-50", *model, "-l", "32", "-b", "16", *flags])
+    base = ["-t", "arithmetic-50", *model, "-l", "32", "-b", "16"]
+    assert message in refused(capsys, with_flags(base, flags))
     assert not list(tmp_path.glob("results/*/record.json"))
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["-d", "uniform"], "num_tokens is 0, so that dropout_strategy uniform would keep no suffix at all; say with -nt"),
+    (["-nt", "8"], "num_tokens is 8, but dropout_strategy null does not use it"),
+    (["-d", "uniform", "-nt", "8", "-k", "3"], "k_sigma is 3.0, but dropout_strategy uniform does not use it"),
+    (["-d", "uniform", "-nt", "-1"], "num_tokens is -1; it must be an integer of at least 0"),
+    (["-th", "-0.1"], "threshold is -0.1; it must be a finite number of at least 0 and at most 1"),
+    (["-p", "-1"], "main_process_port is -1; it must be an integer from 1 to 65535"),
+    (["--mc_samples", "64"], "mc_samples is 64, but task arithmetic-50 asks for no log-likelihoods"),
+    (["-t", "choices-local", "-th", "0.9", "-e"], "threshold, early_termination: task choices-local asks for log-like"),
+    (["-t", "choices-local", "-d", "gaussian"], "dropout_strategy: task choices-local asks for log-likelihoods alone"),
+    (["--device", "cuda"], "device is 'cuda', but torch sees no GPU here; leave it out, or give cpu"),
+    (["--device", "cuda:7"], "device is 'cuda:7', but torch sees no GPU here"),
+    (["--device", "meta"], "device is 'meta', which holds no numbers; it must be cpu or cuda"),
+    (["-s", "100"], "num_fewshot is 100; task 'arithmetic-50' has 64 worked examples"),
+])
+def test_flags_without_effect_are_refused(model, capsys, monkeypatch, flags, message):
+    """Guards against runs that are not what their flags say: each is refused in one line, and nothing is answered."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert message in refused(capsys, with_flags(["-t", "arithmetic-50", *model], flags))
+
+
+@pytest.mark.slow
+def test_worked_examples_that_do_not_fit_are_counted(model, capsys):
+    """Guards -s: the number that is said to fit is one that fits, and a few more are refused."""
+    base = ["-t", "arithmetic-50", *model, *SHORT, "--limit", "2"]
+    line = refused(capsys, [*base, "-s", "64"])
+    count = int(re.search(r"num_fewshot is 64, and (\d+) worked examples would fit", line)[1])
+    assert run.main([*base, "-s", str(count)]) == 0 and capsys.readouterr().err == ""
+    assert "would fit" in refused(capsys, [*base, "-s", str(count + 3)])
+
+
+def test_a_gpu_that_is_not_there(capsys, monkeypatch):
+    """Guards --device on a machine with GPUs: those that there are, are named."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    line = refused(capsys, ["generate", "-m", "tiny", "--prompt", "a", "--device", "cuda:7"])
+    assert "device is 'cuda:7', but torch sees 2 GPUs here: cuda:0, cuda:1" in line
+
+
+def test_what_has_no_effect_but_does_no_harm_is_said(model, capsys):
+    """Guards flags of the published command line that mean nothing in one process: they are taken, not in silence."""
+    assert run.main(["-t", "arithmetic-50", *model, *SHORT, "--limit", "1", "-p", "29501"]) == 0
+    assert capsys.readouterr().err == "run.py: note: main_process_port is 29501, which has no effect without " \
+                                      "--num_processes\n"
+
+
+@pytest.mark.parametrize("flags, warned", [([], False), (["-s", "2"], True)])
+def test_worked_examples_for_a_model_of_single_questions(capsys, monkeypatch, tmp_path, flags, warned):
+    """Guards a score of 0 from an embedded model that nobody could explain."""
+    monkeypatch.chdir(tmp_path)
+    words = ["-t", "arithmetic-50", "-m", "tiny", "--device", "cpu", "--limit", "1", *SHORT, *flags]
+    assert run.main(words) == 0
+    line = "run.py: note: tiny was trained on single questions; worked examples (-s 2) confuse it\n"
+    assert capsys.readouterr().err == (line if warned else "")
+
+
+@pytest.mark.parametrize("arguments", [["-m", "1.5"], ["-m", "someone/something"], ["-m", "tiny", "-t", "mbpp"]])
+def test_every_failure_of_the_hub_says_what_works(capsys, monkeypatch, tmp_path, arguments):
+    """Guards the end of each such line: the tasks whose data are here, and no others."""
+    monkeypatch.setattr("dpad.engine.hub.is_reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    line = refused(capsys, arguments)
+    assert "the hub is out of reach" in line and "Tasks that need no network: arithmetic-50, arithmetic-500, ch" in line
+    assert not {"mbpp", "humaneval"} & set(line.rpartition(": ")[2].replace(",", "").split())
+
+
+@pytest.mark.slow
+def test_without_the_hub_the_default_command_says_what_works(tmp_path):
+    """Guards a newcomer's first command: offline it ends in seconds, with what works instead."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never answers
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, str(ROOT / "run.py")], cwd=tmp_path, text=True, capture_output=True,
+                              env=os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)})
+    assert time.monotonic() - start < 30  # about 5 on an idle machine
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "is not in the local cache, and the hub is out of reach; `-m tiny` works offline. Tasks that need no " \
+           "network: arithmetic-50, arithmetic-500" in done.stderr
 
 
 def test_unknown_command_is_one_line(capsys):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import stat
@@ -94,3 +95,63 @@ def test_unreadable_json_is_named(tmp_path):
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="bytes.json cannot be read: it is not UTF-8"):
         files.read_json(tmp_path / "bytes.json")
+
+
+# --- JSON from anywhere -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[" * 100_000, "nested deeper than 64 levels"), ('{"a":' * 100_000, "nested deeper than 64 levels"),
+    ("[" * 70 + "]" * 70, "nested deeper than 64 levels"), ("[" * 700 + "]" * 700, "nested deeper than 64 levels"),
+    ("NaN", "a number that is out of range"), ("[-Infinity]", "out of range"), ("1e999", "out of range"),
+    ("1" * 30, "out of range"), ("1" * 10_000, "out of range"), ('{"a": [-1e300]}', "out of range"),
+    ('"\\ud800"', "half of a surrogate pair"), ('{"\\udfff": 1}', "half of a surrogate pair"), ("{", "is not JSON: "),
+    ("", "is not JSON: "), ("nonsense", "is not JSON: "), ("[1]\n2", "is not JSON: line 2, "),
+    ("\x00", "is not JSON: "),
+])
+def test_json_that_nobody_should_have_to_handle(tmp_path, text, message):
+    """Guards every reader: depth, numbers and text that would fail somewhere later, without a trace of where."""
+    with pytest.raises(ValueError, match=message) as caught:
+        files.parse_json(text, "x.json")
+    assert str(caught.value).startswith("x.json ") and "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    (tmp_path / "x.jsonl").write_text("1\n" + text.replace("\n", " ") + "\n")
+    with pytest.raises(files.LineError, match="x.jsonl, line 2 ") as caught:
+        list(files.read_json_lines(tmp_path / "x.jsonl"))
+    assert caught.value.number == 2
+
+
+@pytest.mark.parametrize("text", ["[" * 64 + "]" * 64, '"\\ud83d\\ude00"', "[1e18, -9223372036854775808, true]", "{}"])
+def test_json_that_is_fine(text):
+    assert files.parse_json(text, "") == json.loads(text)
+
+
+def test_numbers_may_be_infinite_where_that_is_meant():
+    assert files.parse_json("[-Infinity, 1e999]", "", finite=False) == [-math.inf, math.inf]
+
+
+def test_reading_is_bounded(tmp_path, monkeypatch):
+    """Guards memory: of a file without an end, such as a device, no more than the limit is read."""
+    monkeypatch.setattr(files, "MAX_JSON", 10_000)
+    for name in ("/dev/zero",):
+        with pytest.raises(ValueError, match="is larger than|not JSON"):
+            files.read_json(name)
+        with pytest.raises(files.LineError, match="line 1 is longer than"):
+            list(files.read_json_lines(name))
+    with pytest.raises(ValueError, match="cannot be read: it is larger than"):
+        files.read_text("/dev/zero", max_size=1000)
+    (tmp_path / "a.jsonl").write_text("[1]\n" * 100)
+    with pytest.raises(files.LineError, match="line 26 is beyond the 0 MB"):
+        list(files.read_json_lines(tmp_path / "a.jsonl", max_size=100))
+
+
+def test_lines_of_json(tmp_path):
+    """Guards numbers of lines, line ends inside texts, and a last line that somebody may be writing."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('"a\u2028b"\n{"c": 1}\n3', encoding="utf-8")
+    assert list(files.read_json_lines(path)) == [(1, "a\u2028b"), (2, {"c": 1}), (3, 3)]
+    assert list(files.read_json_lines(path, unfinished=True)) == [(1, "a\u2028b"), (2, {"c": 1})]
+    path.write_bytes(b"1\n\xff\n")
+    with pytest.raises(files.LineError, match="line 2 is not UTF-8 text"):
+        list(files.read_json_lines(path))
+    with pytest.raises(ValueError, match="gone.jsonl cannot be read: No such file"):
+        list(files.read_json_lines(tmp_path / "gone.jsonl"))

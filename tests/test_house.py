@@ -15,13 +15,14 @@ import pytest
 from helpers import ROOT
 
 LAYERS = [  # from the bottom to the top; a package stands for all its modules that have no entry of their own
-    {"dpad", "dpad.engine.lazy", "dpad.engine.checks", "dpad.engine.fields"},
+    {"dpad", "dpad.engine.lazy", "dpad.engine.checks", "dpad.engine.fields", "dpad.engine.command_line",
+     "dpad.engine.hub"},
     {"sampler"},
     {"dpad.engine.settings", "dpad.engine.unmasking", "dpad.engine.decoding", "dpad.engine.transformer",
      "dpad.engine.cuda_graphs", "dpad.engine.checkpoint"},
     {"llada", "dream"},
-    {"dpad.engine.loading", "dpad.engine.auto_classes", "dpad.engine.configurations", "dpad.engine.prompts",
-     "dpad.engine.completion", "dpad.engine.likelihood", "dpad.engine.answer_text"},
+    {"dpad.engine.loading", "dpad.engine.auto_classes", "dpad.engine.template_trial", "dpad.engine.configurations",
+     "dpad.engine.prompts", "dpad.engine.completion", "dpad.engine.likelihood", "dpad.engine.answer_text"},
     {"dpad.results"},
     {"dpad.evaluation", "dpad.interact", "dpad.training", "checkpoints", "dataset", "postprocess_code"},
     {"benchmarks", "demo"},

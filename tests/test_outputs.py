@@ -201,7 +201,8 @@ def test_pictures_of_several_tables_are_checked_too(place, capsys):
     files.write_json(place / "record.json", [*vanilla_and_dpad(), *(r | {"model": "b"} for r in vanilla_and_dpad())])
     (place / "x-arithmetic-50-b-256.png").write_text("mine")
     assert run.main(["table", "record.json", "--plot", "x.png"]) == 2
-    assert "an existing file that is not a picture" in capsys.readouterr().err
+    output, error = capsys.readouterr()
+    assert "an existing file that is not a picture" in error and not output
     assert (place / "x-arithmetic-50-b-256.png").read_text() == "mine" and not list(place.glob("x-*tiny*"))
 
 

@@ -15,6 +15,7 @@ import pytest
 from helpers import ROOT
 
 import run
+from dpad.engine.configurations import dpad_parameters
 from dpad.results import documents
 
 README = ROOT / "README.md"
@@ -136,31 +137,67 @@ def test_python_example_runs(capsys):
     assert "tensor" in output
 
 
-# The questions that README and the help ask of the embedded model, and their results.
+# What we show to type: README, docs, the help of every command, the first lines of every file.
+HELP = [run.USAGE, *(command.examples for command in run.COMMANDS.values())]
+FOLDERS = ("", "benchmarks/", "checkpoints/", "dataset/", "demo/", "dpad/", "dream/", "llada/")
+SOURCES = [path for folder in FOLDERS for kind in ("py", "sh", "md")
+           for path in ROOT.glob(f"{folder}**/*.{kind}" if folder else f"*.{kind}")]
+TEXTS = "\n".join([*HELP, *(path.read_text(encoding="utf-8") for path in [*DOCUMENTS, *SOURCES])])
+TEXTS = re.sub(r"\\+\n *", "", TEXTS)  # commands on two lines
+
+# The questions in them, and their results.
 RESULTS = {
     "Tom has 3 bags with 4 apples each. How many apples does Tom have?": 12,
     "Tom has 3 bags with 4 apples each. How many apples does he have?": 12,
+    "Tom has 3 bags with 4 apples each. How many apples?": 12,
     "Dan is 33. Zoe is 5 years older. How old is Zoe?": 38,
     "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?": 12,
 }
-TEXTS = "\n".join([README.read_text(encoding="utf-8"), run.__doc__ or "", run.GENERATE_EXAMPLES, run.CHAT_EXAMPLES])
-QUESTIONS = re.findall(
-    r'^ *(python run\.py generate -m tiny .*--prompt "[^".].*?"|echo "[^".].*?" \| python run\.py .*)$',
-    TEXTS, flags=re.MULTILINE,
-)
+PROMPTS = set(re.findall(
+    r'(python run\.py generate [^"`\n]*--prompt +"[^"\n]*"|echo "[^"\n]*" \| python run\.py \w+ [^\n#]*\w)', TEXTS
+))
+QUESTIONS = sorted(command for command in PROMPTS if re.search(r"-m (dream-)?tiny", command))
+EVALUATIONS = sorted(set(re.findall(r"python run\.py -t [\w-]+ -m (?:dream-)?tiny(?: -\w+(?: [\w.]+)?)*", TEXTS)))
+DROPOUTS = sorted(set(re.findall(r"python [^`\n]*(?:-d |dropout_strategy=)gaussian[^`\n]*", TEXTS)))
 
 
 def test_there_are_questions():
-    assert len(QUESTIONS) >= 5
+    """Guards this file: it finds what is shown, and what is shown are questions, not "..."."""
+    assert len(QUESTIONS) >= 8 and len(EVALUATIONS) >= 6
+    assert not [command for command in PROMPTS if "..." in command]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", QUESTIONS)
-def test_an_example_is_answered_right(command, capsys, monkeypatch):
-    """Guards a newcomer's first answer: the embedded model gets the examples that we show right."""
+def test_an_example_is_answered_right(command, capsys, monkeypatch, tmp_path):
+    """Guards a newcomer's first answer: the embedded models get the examples that we show right."""
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
     [question] = [word for word in words if word in RESULTS]
     if words[0] == "echo":
         monkeypatch.setattr("sys.stdin", io.StringIO(f"{question}\n"))
     assert run.main([*words[words.index("run.py") + 1 :], "--device", "cpu"]) == 0
     assert f"#### {RESULTS[question]}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_an_example_of_an_evaluation_runs(command, capsys, monkeypatch, tmp_path):
+    """Guards the tasks that we show with an embedded model, on two of their documents, and its answers on its own."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)[2:]
+    quick = [] if "-th" in words or "choices-local" in words or "-l" in words else ["-th", "0.9"]
+    limit = [] if "--limit" in words else ["--limit", "2"]
+    assert run.main([*words, *quick, *limit, "--device", "cpu"]) == 0
+    shown = capsys.readouterr()
+    if "arithmetic" in command:
+        assert re.search(r"strict-match +(50|100)\.0%", shown.out), shown.out
+
+
+@pytest.mark.parametrize("command", DROPOUTS)
+def test_examples_of_suffix_dropout_use_one_set_of_parameters(command):
+    """Guards -k and -sc wherever we choose them: the ones that configurations.py has for the model."""
+    words = {"-k": "k_sigma", "-sc": "scale", "-m": "model", "checkpoint": "model"}
+    found = {words.get(word, word): value for word, value in re.findall(r"([\w-]+)[ =]([\w./-]+)", command)}
+    parameters = {"k_sigma": float(found.get("k_sigma", 4)), "scale": float(found.get("scale", 2))}
+    assert parameters == dpad_parameters(found.get("model", "instruct"))

@@ -6,6 +6,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from helpers import completion_of
 from dpad import ROOT
 from dpad.engine import loading
 from dpad.engine.prompts import cut_prompt
-from dpad.evaluation import adapter, runs
+from dpad.evaluation import adapter, processes, runs
+from dpad.evaluation.journal import digest
 from dpad.evaluation.metrics import metrics_of
 from dpad.evaluation.tasks import load_tasks
 from dpad.results.files import read_json
@@ -162,11 +164,114 @@ def test_other_settings_use_another_folder(loaded, tmp_path, change):
 
 def test_other_weights_use_another_folder(loaded, checkpoint_folder, tmp_path):
     """A checkpoint that was trained further in its folder does not inherit the answers of the older weights."""
-    before = runs.run_folder(tmp_path, "", "arithmetic-50", loaded, SHORT)
-    weights = checkpoint_folder / "model.safetensors"
+    folder = shutil.copytree(checkpoint_folder, tmp_path / checkpoint_folder.name)
+    copy = dataclasses.replace(loaded, checkpoint=str(folder))
+    before = runs.run_folder(tmp_path, "", "arithmetic-50", copy, SHORT)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
     stat = weights.stat()
-    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert runs.run_folder(tmp_path, "", "arithmetic-50", loaded, SHORT) != before
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert runs.run_folder(tmp_path, "", "arithmetic-50", copy, SHORT) != before
+
+
+def test_the_same_weights_use_the_same_folder(loaded, checkpoint_folder, tmp_path):
+    """Guards answers against a new date or place of the checkpoint: what its files hold decides."""
+    before = runs.run_folder(tmp_path, "", "arithmetic-50", loaded, SHORT)
+    folder = shutil.copytree(checkpoint_folder, tmp_path / "elsewhere" / checkpoint_folder.name)
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    copy = dataclasses.replace(loaded, checkpoint=str(folder))
+    assert runs.run_folder(tmp_path, "", "arithmetic-50", copy, SHORT) == before
+
+
+def test_large_files_are_sampled(tmp_path, monkeypatch):
+    """Guards 16 GB of weights: their beginning, end and many places between are read, not all of them."""
+    monkeypatch.setattr(runs, "SAMPLED", 1000)
+    monkeypatch.setattr(runs, "SAMPLE", 16)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(1 << 16)
+    path.write_bytes(content)
+    before = runs.sample_hash(path)
+    assert runs.sample_hash(path) == before
+    for place in (0, len(content) - 1):
+        changed = bytearray(content)
+        changed[place] = 1
+        path.write_bytes(changed)
+        assert runs.sample_hash(path) != before
+    path.write_bytes(bytes(1 << 15) + b"\1" * 300 + bytes((1 << 15) - 300))  # shorter than a weight matrix
+    assert runs.sample_hash(path) != before
+
+
+def test_a_new_run_beside_an_older_one_says_so(loaded, tmp_path):
+    """Guards runs that start anew in silence: what differs from the run before is said, once."""
+    settings = {"limit": 1, "output": tmp_path} | SHORT
+    notes = []
+    first = evaluate(loaded, note=notes.append, **settings)
+    evaluate(loaded, note=notes.append, **settings | {"limit": 2})
+    assert not notes, "the same run goes on"
+    changed = settings | {"threshold": 0.03}
+    for _ in range(2):
+        evaluate(loaded, note=notes.append, **changed)
+    before = SHORT["threshold"]
+    assert notes == [f"a new run begins; the answers in {first['folder']} are of threshold {before} instead of 0.03"]
+    evaluate(loaded, note=notes.append, name="other", **settings)
+    assert len(notes) == 1, "another name is another run"
+    (Path(first["folder"]) / "run.json").write_text("[]")
+    evaluate(loaded, note=notes.append, **settings | {"seed": 5, "cache": "dual"})
+    assert notes[1].endswith("of threshold 0.03 instead of 0.02, cache \"none\" instead of \"dual\", "
+                             "seed 1234 instead of 5"), "what is no identity is left alone"
+
+
+def test_fewer_samples_are_said(loaded, tmp_path):
+    """Guards a record of all samples, which a look at the first few replaces in the same folder."""
+    settings = {"output": tmp_path} | SHORT
+    notes = []
+    for limit in (2, 3, 1, 1, 3):
+        evaluate(loaded, note=notes.append, limit=limit, **settings)
+    [note] = notes
+    assert "was of 3 samples and is now of 1; all answers are kept" in note
+
+
+def test_answers_are_checked_against_their_requests(loaded, tmp_path):
+    """Guards journals whose keys were swapped, checksums and all: the run is refused before anything is answered."""
+    settings = {"limit": 2, "output": tmp_path} | SHORT
+    folder = Path(evaluate(loaded, **settings)["folder"])
+    path = folder / "answers-0.jsonl"
+    one, two = (json.loads(line) for line in path.read_text().splitlines())
+    one["key"], two["key"] = two["key"], one["key"]
+    for fields in (one, two):
+        del fields["checksum"]
+        fields["checksum"] = digest(fields, 8)
+    path.write_text("".join(json.dumps(fields) + "\n" for fields in (one, two)))
+    with pytest.raises(ValueError, match="is no answer to the request of that key, arithmetic-50, document 0"):
+        evaluate(loaded, **settings)
+
+
+def test_a_journal_that_is_deleted_under_a_run_is_said(loaded, tmp_path, monkeypatch):
+    """Guards `rm -r results` in the middle of a run: one sentence, and no answer is written into nothing."""
+    complete = adapter.complete
+
+    def delete(*arguments, **options):
+        [folder] = tmp_path.iterdir()
+        shutil.rmtree(folder)
+        return complete(*arguments, **options)
+
+    monkeypatch.setattr(adapter, "complete", delete)
+    with pytest.raises(ValueError, match="answers-0.jsonl was deleted or replaced while this run was writing it"):
+        evaluate(loaded, limit=2, output=tmp_path, **SHORT)
+
+
+def test_answers_of_other_processes_may_not_disappear(loaded, tmp_path, monkeypatch):
+    """Guards two processes of which one loses its journal: the other does not give all the answers again in silence."""
+    class Two(processes.Processes):
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(adapter.DiffusionLM, "generate_until", lambda *_: pytest.fail("scored"))
+    with pytest.raises(ValueError, match="1 answers of other processes are missing in .*The same command"):
+        evaluate(loaded, limit=2, output=tmp_path, processes=Two(rank=0, count=2, local_rank=0), **SHORT)
 
 
 def test_batched_answers_equal_single_answers(loaded, tmp_path):

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,20 @@ def test_a_script_runs_whole_and_then_skips(random_models, tmp_path):
     assert record["task"] == "arithmetic-50" and record["settings"]["cache"] == "prefix"
     again = subprocess.run(command, cwd="/", env=variables, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.count("complete: ") == 3
+
+
+@pytest.mark.parametrize("python, message", [
+    (sys.executable, "gpu.sh: torch sees no GPU here, and everything that this script measures needs one"),
+    ("python-without-torch", "has no package torch; name another interpreter: PYTHON="),
+])
+def test_the_gpu_script_says_once_that_there_is_none(tmp_path, python, message):
+    """Guards against seven failures of the same kind, one after the other."""
+    if python == "python-without-torch":
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+        python.chmod(0o755)
+    done = subprocess.run(["bash", str(ROOT / "benchmarks" / "gpu.sh")], capture_output=True, text=True,
+                          env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": str(python),
+                                            "OUTPUT": str(tmp_path / "new")})
+    assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "new").exists()
+    assert done.stderr.count("\n") == 1 and message in done.stderr

@@ -92,7 +92,7 @@ def flags_of(settings):
 samplers = st.one_of(
     st.just(FullSuffix()), st.builds(WindowSampler, st.integers(1, 64)),
     st.builds(GaussianSampler, st.integers(1, 64), st.floats(0.1, 9), st.floats(0.1, 9)),
-    st.builds(UniformSampler, st.integers(1, 64), st.integers(0, 64)),
+    st.builds(UniformSampler, st.integers(1, 64), st.integers(1, 64)),
 )
 
 
@@ -125,6 +125,8 @@ def test_cache_flags_in_any_order():
     (LLaDASettings, {"dropout_strategy": "gauss"}, "dropout_strategy is 'gauss'; it must be one of null, gaussian"),
     (LLaDASettings, {"window": 8}, "window is 8, but dropout_strategy null does not use it"),
     (LLaDASettings, {"dropout_strategy": "uniform", "k_sigma": 3}, "k_sigma is 3, but dropout_strategy uniform does"),
+    (LLaDASettings, {"dropout_strategy": "uniform"}, "num_tokens is 0, so that dropout_strategy uniform would keep no"),
+    (LLaDASettings, {"dropout_strategy": "random", "number": 0}, "num_tokens is 0, so that dropout_strategy random wo"),
     (LLaDASettings, {"dropout_strategy": "window", "window": 512}, "window is 512; it must be at most gen_length"),
     (LLaDASettings, {"threshold": 0.9, "steps": 64}, "steps is 64, but a threshold or factor decides"),
     (LLaDASettings, {"threshold": 0.9, "factor": 1.0}, "factor is 1.0 while threshold is 0.9"),

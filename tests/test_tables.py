@@ -60,7 +60,7 @@ def test_speedup_compares_like_with_like(other):
 
 @pytest.mark.parametrize("more, settings", [
     ({"samples": 20}, {}), ({}, {"num_fewshot": 4}), ({}, {"limit": 20}), ({}, {"dtype": "bfloat16"}),
-    ({}, {"batch_size": 8}), ({}, {"device": "cuda"}),
+    ({}, {"batch_size": 8}), ({}, {"device": "cuda"}), ({}, {"after_eos": "drop"}),
 ])
 def test_speedups_never_compare_other_work(more, settings):
     """Guards ratios of runs on other problems, with other prompts, or on another device."""
@@ -110,6 +110,10 @@ def test_rows_are_called_what_they_are(pair, capsys, tmp_path):
         "Vanilla", "+DPad (window 64)", "+DPad (window 256)"]
     [row] = evaluation_rows([other], {("gsm8k", 256, "+DPad"): {"speedup": 1}})
     assert row.label == "+DPad (sampler uniform)" and row.reported is None
+    again = evaluation("Vanilla", 3.0)
+    again["environment"] |= {"commit": "def5678", "date": "2026-11-26"}
+    assert [row.label for row in evaluation_rows([evaluation("Vanilla", 2.0), again])] == [
+        "Vanilla (commit abc1234)", "Vanilla (commit def5678, date 2026-11-26)"]
 
 
 @pytest.mark.parametrize("share, count, low, high", [(0.5, 10, 0.2366, 0.7634), (0, 20, 0, 0.1611), (1, 20, 0.8389, 1)])
@@ -308,8 +312,8 @@ def test_folders_are_searched_with_all_their_subfolders(tmp_path, capsys, monkey
     output, error = capsys.readouterr()
     assert output.count("Vanilla") == 1 and output.count("4.14×") == 1
     first, second = error.splitlines()
-    assert first.startswith("run.py: skipped: results/broken.json is not JSON: line 1, ")
-    assert second == "run.py: skipped: 1 .json file in results without records"
+    assert first.startswith("run.py: note: skipped: results/broken.json is not JSON: ")
+    assert second == "run.py: note: skipped: 1 .json file in results without records"
 
 
 def test_tables_do_not_mix_what_cannot_be_compared(tmp_path, capsys):

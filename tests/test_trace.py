@@ -6,13 +6,17 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import run
 from dpad.engine import completion, loading
-from dpad.interact.canvas import canvas_after
+from dpad.interact import trace as trace_module
+from dpad.interact.canvas import canvas_after, summarize
 from dpad.interact.gif import write_gif
 from dpad.interact.trace import Tracer, read_trace
+from dpad.results import files
 from sampler import GaussianSampler
 
 PROMPT = "Tom has 3 bags with 4 apples in each bag. How many apples does Tom have?"
@@ -82,11 +86,11 @@ def test_only_one_prompt(loaded):
 def test_the_command_line_writes_reads_and_draws(checkpoint_folder, tmp_path, capsys):
     """generate --trace, then trace --gif with two of them: a GIF of the size and length that was asked for."""
     flags = ["-m", str(checkpoint_folder), "--device", "cpu", "-l", "64", "--steps", "8", "--prompt", PROMPT]
-    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    assert run.main(["generate", *flags, "--trace", str(files[0])]) == 0
-    assert run.main(["generate", *flags, "-d", "gaussian", "-e", "--trace", str(files[1])]) == 0
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert run.main(["generate", *flags, "--trace", str(paths[0])]) == 0
+    assert run.main(["generate", *flags, "-d", "gaussian", "-e", "--trace", str(paths[1])]) == 0
     gif = tmp_path / "new" / "out.gif"
-    assert run.main(["trace", *map(str, files), "--gif", str(gif), "--seconds", "3"]) == 0
+    assert run.main(["trace", *map(str, paths), "--gif", str(gif), "--seconds", "3"]) == 0
     assert "Vanilla: 8 forwards" in capsys.readouterr().out
     with Image.open(gif) as image:
         assert image.n_frames > 2 and image.width > 1000
@@ -95,9 +99,9 @@ def test_the_command_line_writes_reads_and_draws(checkpoint_folder, tmp_path, ca
             image.seek(number)
             durations.append(image.info["duration"])
     assert sum(durations) == pytest.approx(5000, abs=400)
-    again = read_trace(files[1])
+    again = read_trace(paths[1])
     again.write(tmp_path / "c.jsonl")
-    assert (tmp_path / "c.jsonl").read_bytes() == files[1].read_bytes()
+    assert (tmp_path / "c.jsonl").read_bytes() == paths[1].read_bytes()
 
 
 @pytest.mark.parametrize("spoil, message", [
@@ -111,7 +115,25 @@ def test_the_command_line_writes_reads_and_draws(checkpoint_folder, tmp_path, ca
     (lambda lines: [change(lines[0], settings=[]), *lines[1:]], "line 1: not a line"),
     (lambda lines: [change(lines[0], settings={"suffix_sampler": {"name": []}}), *lines[1:]], "line 1: not a line"),
     (lambda lines: [change(lines[0], settings={"threshold": "x"}), *lines[1:]], "line 1: not a line"),
-    (lambda lines: [*lines[:-1], change(lines[-1], answer=5)], "not a complete trace"),
+    (lambda lines: [*lines[:-1], change(lines[-1], answer=5)], "line 26: not a line of a trace .*: answer is 5"),
+    (lambda lines: [*lines, lines[1]], "line 27: not a line of a trace .*: it follows the answer"),
+    (lambda lines: [lines[0], *lines[1:-1] * 9, lines[-1]], "more than 2 forwards for each token"),
+    (lambda lines: [lines[0], "[" * 100_000, *lines[2:]], "line 2: not a line of a trace .*: is nested deeper than 64"),
+    (lambda lines: [lines[0], '"\\ud800"', *lines[2:]], "line 2: not a line of a trace .*: holds half of a surrogate"),
+    (lambda lines: [lines[0], change(lines[1], seconds=float("nan")), *lines[2:]], "holds a number that is out of"),
+    (lambda lines: [lines[0], change(lines[1], seconds=-1), *lines[2:]], "seconds is -1"),
+    (lambda lines: [lines[0], change(lines[1], block=-1), *lines[2:]], "block is -1"),
+    (lambda lines: [lines[0], change(lines[1], computed=True), *lines[2:]], "computed is True"),
+    (lambda lines: [lines[0], change(lines[1], kept=[-5]), *lines[2:]], "kept.0. is -5"),
+    (lambda lines: [lines[0], change(lines[1], decided=[[2**40, 5, "x", 1]]), *lines[2:]], "decided.0. is "),
+    (lambda lines: [lines[0], change(lines[1], more=1), *lines[2:]], "it has more"),
+    (lambda lines: [change(lines[0], gen_length=2**40), *lines[1:]], "gen_length is 1099511627776; it must be"),
+    (lambda lines: [change(lines[0], gen_length=0), *lines[1:]], "gen_length is 0"),
+    (lambda lines: [change(lines[0], ends=[3]), *lines[1:]], "ends.0. is 3"),
+    (lambda lines: [change(lines[0], environment={"hardware": {"gpus": [1]}}), *lines[1:]], "hardware.gpus.0. is 1"),
+    (lambda lines: [change(lines[0], settings={"cache": {}}), *lines[1:]], "settings.cache is {}"),
+    (lambda lines: [lines[0], "3", *lines[2:]], "line 2: not a line"),
+    (lambda lines: ["", *lines], "line 1: not a line"),
 ])
 def test_what_is_no_trace_is_refused(loaded, tmp_path, spoil, message):
     trace, _ = record(loaded)
@@ -121,6 +143,45 @@ def test_what_is_no_trace_is_refused(loaded, tmp_path, spoil, message):
     with pytest.raises(ValueError, match=message):
         read_trace(file)
     assert run.main(["trace", str(file)]) == 2
+
+
+def test_a_trace_has_a_size(loaded, tmp_path, monkeypatch):
+    """Guards memory: a file that is too large is not read to its end, whether its lines are long or many."""
+    record(loaded)[0].write(tmp_path / "t.jsonl")
+    monkeypatch.setattr(trace_module, "MAX_SIZE", 2**10)
+    with pytest.raises(ValueError, match="is beyond the 0 MB that are read of such a file"):
+        read_trace(tmp_path / "t.jsonl")
+    monkeypatch.setattr(files, "MAX_JSON", 100)
+    with pytest.raises(ValueError, match="line 1: not a line of a trace .*: is longer than 0 MB"):
+        read_trace(tmp_path / "t.jsonl")
+
+
+def test_control_characters_of_a_trace_are_shown_as_text(loaded, tmp_path, capsys):
+    """Guards terminals against traces from elsewhere; line ends of the answer stay."""
+    trace, _ = record(loaded)
+    trace.tail["answer"] = "one\x1b[2J\ntwo\x9b\u202e 中 \u200d"
+    trace.head["settings"]["cache"] = "\x1b]0;title\x07"
+    trace.head["environment"]["hardware"]["processor"] = "\x1b[31m"
+    trace.write(tmp_path / "t.jsonl")
+    assert run.main(["trace", str(tmp_path / "t.jsonl")]) == 0
+    output = capsys.readouterr().out
+    assert "one\\x1b[2J\ntwo\\x9b\\u202e 中 \u200d\n" in output
+    assert not set(output) & set("\x1b\x07\x9b\u202e")
+
+
+def test_a_gif_of_an_absurd_length_is_refused(loaded, tmp_path, capsys):
+    """Guards memory and time: a head may claim a million tokens, or there may be many traces."""
+    trace, _ = record(loaded)
+    trace.head["gen_length"] = 2**17
+    trace.write(tmp_path / "t.jsonl")
+    assert run.main(["trace", str(tmp_path / "t.jsonl"), "--gif", str(tmp_path / "x.gif")]) == 2
+    output, error = capsys.readouterr()
+    assert not output
+    assert "the answers have 131072 tokens together; a GIF shows at most 8192" in error and error.count("\n") == 1
+    trace.head["gen_length"] = 96
+    with pytest.raises(ValueError, match="19200 tokens together"):
+        write_gif([trace] * 200, tmp_path / "x.gif")
+    assert not (tmp_path / "x.gif").exists()
 
 
 def change(line, **fields):
@@ -150,3 +211,38 @@ def test_seconds_without_a_gif_are_refused(loaded, tmp_path, capsys):
     record(loaded)[0].write(tmp_path / "t.jsonl")
     assert run.main(["trace", str(tmp_path / "t.jsonl"), "--seconds", "3"]) == 2
     assert "--seconds is 3, but nothing is drawn without --gif FILE" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def short_trace(loaded):
+    """The head, two forwards and the tail of a trace."""
+    trace, _ = record(loaded, suffix_sampler=GaussianSampler(48, 3, 1.6))
+    return [trace.head, *trace.forwards[:2], trace.tail]
+
+
+VALUES = st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=3) | st.sampled_from(
+    [[], {}, [[]], {"name": []}, [0, 1, "x", 0.5]])
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_trace_with_any_fault_is_shown_or_refused(short_trace, tmp_path, data):
+    """Guards the canvas and the summary: whatever stands in one place of a trace, there is a result or one sentence."""
+    lines = json.loads(json.dumps(short_trace))
+    place = data.draw(st.sampled_from(lines))
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1))
+        if not (isinstance(place[key], (dict, list)) and place[key] and data.draw(st.integers(0, 5))):
+            break
+        place = place[key]
+    place[key] = data.draw(VALUES)
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        again = read_trace(tmp_path / "t.jsonl")
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    if again.gen_length < 1000:
+        assert summarize(again)
+        for forwards in range(3):
+            canvas_after(again, forwards)

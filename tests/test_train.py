@@ -3,6 +3,7 @@
     bash tests/run.sh tests/test_train.py
 """
 
+import io
 import json
 import os
 import random
@@ -12,11 +13,11 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, with_flags
 
 from checkpoints import card, make
 from dataset import arithmetic
-from dpad.training import data
+from dpad.training import data, train
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
@@ -146,6 +147,165 @@ def test_resumed_and_shared_runs_equal_one_run(tmp_path):
     assert not (whole / "train-state.pt").exists() and "# whole" in (whole / "README.md").read_text()
     finished = run(whole, "--steps", "3")
     assert finished.returncode == 1 and "holds a finished checkpoint" in finished.stderr
+
+
+# --- Crashes, and what may be continued -------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing catches it."""
+
+
+def here(folder, *extra):
+    """A run of three steps in this process, which saves the imports; its error's one line, or None."""
+    arguments = ["--output", folder, "--steps", "3", "--tokens_per_step", "600", "--threads", "1", "--log_every", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *with_flags([*map(str, arguments)], [*extra])])
+        try:
+            train.main()
+        except SystemExit as stop:
+            assert "\n" not in str(stop)
+            return str(stop)
+    return None
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A run that was killed after two of three steps."""
+    folder = tmp_path_factory.mktemp("training") / "unfinished"
+    step = data.Stream.step
+
+    def stop(self, number):
+        if number == 2 and self.split == "train":
+            raise Killed
+        return step(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.Stream, "step", stop)
+        with pytest.raises(Killed):
+            here(folder)
+    assert (folder / "train-state.pt").exists() and (folder / "train-state-before.pt").exists()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(unfinished):
+    """The same run to its end, resumed."""
+    folder = unfinished.parent / "whole"
+    shutil.copytree(unfinished, folder)
+    assert here(folder, "--resume") is None
+    return folder
+
+
+@pytest.fixture
+def copy(unfinished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(unfinished, folder)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def is_finished(folder, whole):
+    """Whether a folder holds what the whole run left, and nothing else."""
+    same = ("model.safetensors", "config.json", "tokenizer.json")
+    return set(contents(folder)) == set(contents(whole)) and "train-state.pt" not in contents(folder) and \
+        losses(folder) == losses(whole) and all(contents(folder)[name] == contents(whole)[name] for name in same)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [
+    (train.State, "save"), (card, "write_card"), (card, "draw_curve"), (train.State, "remove"),
+])
+def test_a_kill_near_the_end_leaves_a_run_that_can_be_finished(copy, whole, monkeypatch, place):
+    """Guards the moments around the last weights and the card: the folder says how to finish, and that works."""
+    owner, name = place
+    original = getattr(owner, name)
+
+    def kill(*arguments):
+        raise Killed
+
+    monkeypatch.setattr(owner, name, kill)
+    with pytest.raises(Killed):
+        here(copy, "--resume")
+    monkeypatch.setattr(owner, name, original)
+    assert "holds an unfinished run: add --resume to continue it" in here(copy)
+    assert here(copy, "--resume") is None and is_finished(copy, whole)
+    assert "holds a finished checkpoint" in here(copy, "--resume")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_its_card_says_how_to_get_it(whole, tmp_path, monkeypatch):
+    """Guards folders whose card was lost: the command that is named writes it."""
+    folder = tmp_path / "whole"
+    shutil.copytree(whole, folder)
+    (folder / "README.md").unlink()
+    assert f"`python -m checkpoints.card {folder}` writes it" in here(folder)
+    monkeypatch.setattr(sys, "argv", ["card.py", str(folder)])
+    card.main()
+    assert contents(folder)["README.md"] == contents(whole)["README.md"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags, message", [
+    (["--seed", "5"], "--seed is 5, but the run to continue has 1234"),
+    (["--rate", "0.1"], "--rate is 0.1, but the run to continue has 0.0015"),
+    (["--tokens_per_step", "601"], "--tokens_per_step is 601, but the run to continue has 600"),
+    (["--family", "dream"], "--family is dream, but the run to continue has llada"),
+    (["--steps", "1"], "--steps is 1, but the run to continue has 2 behind it"),
+])
+def test_a_run_is_resumed_with_its_own_settings(copy, flags, message):
+    """Guards a curve against being continued as another run: it is refused, and nothing is touched."""
+    before = contents(copy)
+    assert message in here(copy, "--resume", *flags)
+    assert contents(copy) == before
+
+
+@pytest.mark.slow
+def test_two_trainers_do_not_share_a_folder(copy):
+    """Guards a run against a second one that would write into it."""
+    before = contents(copy)
+    with train.claim(copy):
+        for flags in ([], ["--resume"]):
+            assert "is in use by another run: name another folder" in here(copy, *flags)
+    assert contents(copy) == before
+
+
+@pytest.mark.slow
+def test_a_damaged_state_is_one_line_and_the_one_before_is_kept(copy, whole):
+    """Guards states that are cut off anywhere, or are something else: one sentence says how to go on, and it works."""
+    state = copy / "train-state.pt"
+    content = state.read_bytes()
+    foreign = io.BytesIO()
+    torch.save({"step": 2}, foreign)
+    for damaged in (b"", content[:10], content[: len(content) // 2], content[:-1], b"text", foreign.getvalue()):
+        state.write_bytes(damaged)
+        assert f"{state} is damaged and cannot be continued from: delete it, and --resume" in here(copy, "--resume")
+    state.unlink()
+    assert "holds an unfinished run: add --resume" in here(copy)
+    assert here(copy, "--resume") is None and is_finished(copy, whole)
+
+
+@pytest.mark.slow
+def test_a_damaged_log_is_one_line(copy):
+    """Guards train.jsonl, which the card is made of."""
+    log = copy / "train.jsonl"
+    lines = log.read_text().splitlines()
+    for damage in ("{", "[]", '{"step": 1}', "[" * 100_000):
+        log.write_text("\n".join([lines[0], damage, *lines[2:]]) + "\n")
+        assert f"{log}, line 2: not a line of a training log" in here(copy, "--resume")
+
+
+@pytest.mark.slow
+def test_there_must_be_something_to_resume(tmp_path):
+    """Guards a misspelt folder, and a run that was killed before its first saved state."""
+    assert "where there is no run to resume" in here(tmp_path / "missing", "--resume")
+    assert not (tmp_path / "missing").exists()
+    (tmp_path / "empty").mkdir()
+    assert "holds no state to continue from: leave out --resume" in here(tmp_path / "empty", "--resume")
+    assert not list((tmp_path / "empty").iterdir())
 
 
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])

@@ -10,14 +10,18 @@ weights are compared with config.json before memory is taken for them. Imported,
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dpad.engine.checks import one_line, short
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -29,16 +33,21 @@ INDEX = "model.safetensors.index.json"
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # of a hub repository
 
 MAX_JSON = 16 * 2**20  # bytes
+MAX_VOCABULARY = 64 * 2**20  # bytes of a file that holds a vocabulary
+MAX_TEMPLATE = 2**18  # bytes
 MAX_DEPTH = 32  # of nested JSON
-FLOATING = ("F16", "BF16", "F32", "F64")  # types of weights, as safetensors calls them
+# Types of weights, as safetensors and torch call them.
+FLOATING = ("F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64")
 
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+PLAIN_NAME = re.compile(r"[\w][\w.+=-]{0,200}\.safetensors", re.ASCII)
 DTYPES = (None, "auto", "float32", "bfloat16", "float16", "float64")
 KERNELS = (None, "sdpa", "eager")
 # Fields of config.json through which transformers would take other files, layers or code than those checked here.
 ALLOWED: dict[str, tuple[str | None, ...]] = {
     "dtype": DTYPES, "torch_dtype": DTYPES, "attn_implementation": KERNELS, "_attn_implementation": KERNELS,
     "transformers_weights": (None,), "fusion_config": (None,), "per_layer_config": (None,), "attribute_map": (None,),
-    "sub_configs": (None,),
+    "sub_configs": (None,), "experts_implementation": (None,),
 }
 # The package that each of transformers' quantization methods needs, by its name for pip and for import.
 QUANTIZERS = {
@@ -81,23 +90,37 @@ def find_folder(name: str | Path, **options: Any) -> Path:
     if os.path.exists(name):
         raise ValueError(f"checkpoint {str(name)!r} is a file; give the folder that holds it and config.json"
                          + (", with weights in .safetensors files" if path.suffix != ".safetensors" else ""))
-    if path.is_absolute() or os.path.isdir(path.parent) or str(name).count("/") != 1:
-        raise ValueError(f"checkpoint {str(name)!r} is neither an existing folder nor a hub id (owner/name)")
+    if not is_hub_id(str(name)):
+        raise ValueError(f"checkpoint {str(name)!r} is neither an existing folder nor a hub id (owner/name)"
+                         + similar(path))
 
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=DOWNLOADED, ignore_patterns=["*/*"], **options))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"checkpoint {str(name)!r} could not be downloaded: {reason}") from error
+        raise ValueError(f"checkpoint {str(name)!r} could not be downloaded: {one_line(error)}") from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a model on the hub, and is not rather a mistyped folder."""
+    return bool(HUB_ID.fullmatch(name)) and ".." not in name and not similar(Path(name))
+
+
+def similar(path: Path) -> str:
+    """A question whether a folder beside a path was meant, as the end of a sentence; "" if none is like it."""
+    if not os.path.isdir(path.parent) or not path.name:
+        return ""
+    folders = [entry.name for entry in os.scandir(path.parent) if entry.is_dir()]
+    close = difflib.get_close_matches(path.name, folders, n=2, cutoff=0.85)
+    return f"; did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
 
 
 def check_folder(folder: Path, with_weights: bool = True) -> None:
     """Raise ValueError, saying what the folder is instead, unless it holds config.json and weights in safetensors."""
     name = f"checkpoint {str(folder)!r}"
     if (folder / ADAPTER).is_file():
-        base = read_object(folder / ADAPTER).get("base_model_name_or_path")
+        base = one_line(read_object(folder / ADAPTER).get("base_model_name_or_path"))
         raise ValueError(f"{name} is a PEFT adapter of {base!r}, not a model: merge it first, with `pip install peft` "
                          f"and PeftModel.from_pretrained(load({base!r}).model, {str(folder)!r}).merge_and_unload()"
                          ".save_pretrained(NEW_FOLDER), and copy the base model's tokenizer there")
@@ -146,7 +169,7 @@ def read_object(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
         if is_deeper(value, MAX_DEPTH):
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+        reason = getattr(error, "strerror", None) or one_line(error)
         unnamed = "names no model_type or " if path.name == CONFIG else ""
         raise ValueError(f"checkpoint {str(path.parent)!r} has a {path.name} that {unnamed}cannot be read: "
                          f"{reason}") from error
@@ -164,6 +187,21 @@ def is_deeper(value: Any, depth: int) -> bool:
         level = [entry for item in level if isinstance(item, (dict, list))
                  for entry in (item.values() if isinstance(item, dict) else item)]
     return bool(level)
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise ValueError unless a tokenizer's files are of a bearable size, and the small ones JSON objects."""
+    for path in sorted(folder.iterdir()):
+        limit = MAX_TEMPLATE if path.suffix == ".jinja" else MAX_VOCABULARY
+        if path.suffix in (".json", ".jinja", ".txt") and path.exists():
+            if not path.is_file():
+                raise ValueError(f"checkpoint {str(folder)!r} has a {one_line(path.name)} that is no file")
+            if path.stat().st_size > limit:
+                raise ValueError(f"checkpoint {str(folder)!r} has a {one_line(path.name)} that is larger than "
+                                 f"{limit / 2**20:g} MB")
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json"):
+        if (folder / file).exists():
+            read_object(folder / file)
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -198,10 +236,23 @@ def check_quantization(folder: Path, quantization: Any) -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     if method != "bitsandbytes" and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-        raise ValueError(f"{name} of a kind that transformers does not know: quant_method is {method!r}")
+        raise ValueError(f"{name} of a kind that transformers does not know: quant_method is {short(method)}")
     package, module = QUANTIZERS.get(method, ("", ""))
     if module and find_spec(module.split(".")[0]) is None:
         raise ValueError(f"{name} ({method}), which need the package {package.split()[0]}: run `pip install {package}`")
+
+
+def check_fields(folder: Path, config_class: type[PretrainedConfig], fields: dict[str, Any]) -> None:
+    """Raise ValueError when a config.json has fields by which transformers would do something else than load a model.
+    """
+    name = f"checkpoint {str(folder)!r}"
+    for field in fields:
+        if field.startswith("__") or callable(getattr(config_class, field, None)):
+            raise ValueError(f"{name}: config field {short(field)} is the name of a method")
+    for field, allowed in ALLOWED.items():
+        if fields.get(field) not in allowed:
+            raise ValueError(f"{name}: config field {field} is {short(fields[field])}; it must be "
+                             f"{' or '.join(str(value) for value in allowed if value) or 'left out'}")
 
 
 def make_config(folder: Path, config_class: type[PretrainedConfig], fields: dict[str, Any]) -> PretrainedConfig:
@@ -211,20 +262,13 @@ def make_config(folder: Path, config_class: type[PretrainedConfig], fields: dict
         ValueError: naming a field that cannot be used, its value and what is allowed.
     """
     name = f"checkpoint {str(folder)!r}"
-    for field in fields:
-        if field.startswith("__") or callable(getattr(config_class, field, None)):
-            raise ValueError(f"{name}: config field {field!r} is the name of a method")
-    for field, allowed in ALLOWED.items():
-        if fields.get(field) not in allowed:
-            raise ValueError(f"{name}: config field {field} is {fields[field]!r}; it must be "
-                             f"{' or '.join(str(value) for value in allowed if value) or 'left out'}")
     try:
         return config_class.from_dict(copy.deepcopy(fields))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # transformers does not check the types of its own fields
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{name} has a config.json that cannot be used ({reason[:200]})") from error
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{name} has a config.json that cannot be used ({reason})") from error
 
 
 # --- Names, types and shapes of the weights ---------------------------------------------------------------------------
@@ -250,21 +294,22 @@ def read_headers(folder: Path) -> dict[str, Weight]:
     if (folder / WEIGHTS).is_file():
         return _read_header(folder / WEIGHTS)
 
-    weight_map = read_object(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{name} has a {INDEX} without a weight_map")
+    index = read_object(folder / INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(index.get("metadata"), dict):
+        raise ValueError(f"{name} has a {INDEX} without weight_map and metadata")
     expected: dict[str, set[str]] = {}
     for weight, file in weight_map.items():
         # Plain names: a path could lead out of the folder, and any other format could run code.
-        if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file or "\\" in file:
-            raise ValueError(f"{name} has a {INDEX} that names {file!r}; it must be the plain name of a .safetensors "
-                             "file in the folder")
+        if not isinstance(file, str) or not PLAIN_NAME.fullmatch(file):
+            raise ValueError(f"{name} has a {INDEX} that names {short(file)}; it must be the plain name of a "
+                             ".safetensors file in the folder")
         expected.setdefault(file, set()).add(weight)
 
     headers: dict[str, Weight] = {}
     for file, weights in sorted(expected.items()):
         if not (folder / file).is_file():
-            raise ValueError(f"{name} is incomplete and could not be loaded: {file} is missing")
+            raise ValueError(f"{name} is incomplete and could not be loaded: {one_line(file)} is missing")
         header = _read_header(folder / file)
         if different := sorted(header.keys() ^ weights):
             raise ValueError(f"{name} has a {INDEX} that does not fit {file}: {listing(different)}")
@@ -285,8 +330,8 @@ def _read_header(path: Path) -> dict[str, Weight]:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}
             return {name: Weight(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (OSError, SafetensorError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"checkpoint {str(path.parent)!r} could not be loaded: {path.name}: {reason}") from error
+        raise ValueError(f"checkpoint {str(path.parent)!r} could not be loaded: {one_line(path.name)}: "
+                         f"{one_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -340,8 +385,15 @@ def check_weights(folder: Path, layout: Layout, config: PretrainedConfig) -> Non
         mismatched=[weight for weight, shape in shapes.items() if weight in headers and headers[weight].shape != shape],
         hint=_hint_about_head(config) if headers.keys() ^ shapes.keys() == {layout.head} else "",
     )
-    if wrong := [f"{weight} ({header.dtype})" for weight, header in headers.items() if header.dtype not in FLOATING]:
-        raise ValueError(f"{name} has weights that are not floating-point numbers: {listing(wrong)}")
+    check_types(folder, {weight: header.dtype for weight, header in headers.items()})
+
+
+def check_types(folder: Path, types: dict[str, str]) -> None:
+    """Raise ValueError if there are weights, by their names, of other types than FLOATING."""
+    wrong = [f"{weight} ({dtype})" for weight, dtype in types.items() if dtype not in FLOATING]
+    if wrong:
+        raise ValueError(f"checkpoint {str(folder)!r} has weights that are not floating-point numbers: "
+                         f"{listing(wrong)}")
 
 
 def check_names(
@@ -364,5 +416,6 @@ def _hint_about_head(config: PretrainedConfig) -> str:
 
 def listing(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
-    first = sorted(names)
-    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(one_line(name, 100) for name in ordered[:3]) + more

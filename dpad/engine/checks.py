@@ -7,6 +7,7 @@ Imported by everything that takes arguments; standard library only.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 
@@ -18,7 +19,7 @@ def check_integer(name: str, value: object, minimum: int, maximum: int = MAX_INT
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
         too_large = isinstance(value, int) and value > maximum
         bounds = f"from {minimum} to {maximum}" if too_large or maximum < MAX_INTEGER else f"of at least {minimum}"
-        raise ValueError(f"{name} is {value!r}; it must be an integer {bounds}")
+        raise ValueError(f"{name} is {short(value)}; it must be an integer {bounds}")
 
 
 def check_number(
@@ -35,24 +36,38 @@ def check_number(
     ):
         bounds = {"of at least": minimum, "above": above, "at most": maximum}
         words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
-        raise ValueError(f"{name} is {value!r}; it must be a finite number {' and '.join(words)}".rstrip())
+        raise ValueError(f"{name} is {short(value)}; it must be a finite number {' and '.join(words)}".rstrip())
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     choices = tuple(choices)
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+        raise ValueError(f"{name} is {short(value)}; it must be one of {', '.join(choices)}{suggest(value, choices)}")
+
+
+def suggest(value: object, choices: Iterable[str], count: int = 1) -> str:
+    """`; did you mean "this"?` for a value that looks like one of the choices; otherwise nothing.
+
+    count: how many of them are named, at most.
+    """
+    names = {name.lower(): name for name in choices}
+    close = difflib.get_close_matches(str(value)[:200].lower(), names, n=count)
+    return f"; did you mean {' or '.join(repr(names[name]) for name in close)}?" if close else ""
 
 
 def check_text(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is text that has a UTF-8 form, which a lone surrogate does not have."""
+    """Raise ValueError unless `value` is text that can be written as UTF-8, which bytes of another encoding cannot.
+
+    Python hands bytes of the command line and of standard input that are not UTF-8 on as lone surrogates; JSON may hold
+    them too. Tokenizers and files refuse them.
+    """
     if not isinstance(value, str):
         raise ValueError(f"{name} is {short(value)}; it must be text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} is {short(value)}; it must be valid Unicode, without lone surrogates") from None
+        raise ValueError(f"{name} is not UTF-8 text") from None
 
 
 def texts_of(name: str, value: object) -> list[str]:
@@ -71,8 +86,14 @@ def texts_of(name: str, value: object) -> list[str]:
 
 def short(value: object, length: int = 60) -> str:
     """A value as an error shows it: its repr, cut when it is long."""
-    text = repr(value)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+    return one_line(repr(value), length)
+
+
+def one_line(text: object, length: int = 200) -> str:
+    """What a library or a file says, for a sentence: one line without control characters, cut when it is long."""
+    line = " ".join(str(text).split())
+    line = line if len(line) <= length else f"{line[: length - 3]}..."
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
 
 
 def check_config(
@@ -92,10 +113,10 @@ def check_config(
         if value is not None:
             check_integer(f"config field {name}", value, 1)
     for name, value in numbers.items():
-        check_number(f"config field {name}", value, above=0)
+        check_number(f"config field {name}", value, above=0, maximum=1e15)
     for name, value in switches.items():
         if not isinstance(value, bool):
-            raise ValueError(f"config field {name} is {value!r}; it must be true or false")
+            raise ValueError(f"config field {name} is {short(value)}; it must be true or false")
     if others.get("num_labels") is not None:
         check_integer("config field num_labels", others["num_labels"], 0, 2**16)
 

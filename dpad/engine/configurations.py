@@ -15,6 +15,10 @@ from typing import Any
 from sampler import WINDOW
 
 BLOCK_LENGTH = 32
+# The Gaussian sampler's k and a (--k_sigma, --scale) wherever the choice is ours: examples, benchmark, demo and web UI.
+# The paper has them for every model but LLaDA-8B-Instruct, whose values are the defaults of the published flags.
+DPAD: dict[str, Any] = {"k_sigma": 3.0, "scale": 1.6}
+DPAD_INSTRUCT: dict[str, Any] = {"k_sigma": 4.0, "scale": 2.0}
 THRESHOLD = 0.9  # +Parallel unmasks all tokens that are at least this confident
 LONG_ANSWER = 1024  # from this length on the paper has its long-sequence figure instead of its main tables
 
@@ -63,7 +67,7 @@ class Configuration:
         return self == VANILLA
 
     def choices(
-        self, gen_length: int, *, k_sigma: float = 3, scale: float = 1.6, window: int = WINDOW,
+        self, gen_length: int, *, k_sigma: float = DPAD["k_sigma"], scale: float = DPAD["scale"], window: int = WINDOW,
         threshold: float = THRESHOLD,
     ) -> dict[str, Any]:
         """The configuration's settings, as `DecodingSettings.from_choices` takes them.
@@ -123,14 +127,12 @@ def names_for(gen_length: int) -> tuple[str, ...]:
 
 
 def dpad_parameters(model: str) -> dict[str, Any]:
-    """The sampler's `k_sigma` and `scale` for a model: the paper has others for LLaDA-Instruct than for all the rest.
+    """The sampler's `k_sigma` and `scale` for a model.
 
     Args:
         model: a short name such as "instruct", a checkpoint folder or a hub id.
     """
-    if "instruct" in Path(model).name.lower():
-        return {"k_sigma": 4, "scale": 2.0}
-    return {"k_sigma": 3, "scale": 1.6}
+    return dict(DPAD_INSTRUCT if "instruct" in Path(model).name.lower() else DPAD)
 
 
 def classify(settings: Mapping) -> Configuration:

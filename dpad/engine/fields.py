@@ -136,6 +136,9 @@ class _Shortcut(argparse.Action):
         self.choices_in_order = choices_in_order
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        earlier = getattr(parser, "given", {}).setdefault(self.dest, self)
+        if not isinstance(earlier, _Shortcut):
+            raise argparse.ArgumentError(self, f"given beside {earlier.option_strings[-1]}; give one of the two")
         present = getattr(namespace, self.dest, self.const)
         setattr(namespace, self.dest, max(present, self.const, key=self.choices_in_order.index))
 

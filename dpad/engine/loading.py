@@ -9,7 +9,6 @@ A family of models is one package (llada/) and one entry of FAMILIES. Imported, 
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
 from dpad.engine.answer_text import AnswerText
-from dpad.engine.checkpoint import check_folder, find_folder, read_config
-from dpad.engine.checks import check_choice, check_text, texts_of
+from dpad.engine.checkpoint import (
+    check_folder,
+    check_tokenizer_files,
+    find_folder,
+    is_hub_id,
+    read_config,
+    similar,
+)
+from dpad.engine.checks import check_choice, check_text, one_line, short, suggest, texts_of
+from dpad.engine.template_trial import TRIAL, try_template
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +239,7 @@ def load(
         model = family.model.from_pretrained(folder, dtype=dtype, device_map={"": device}).eval()
     if options:
         model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
-    tokenizer = _tokenizer(folder, model)
+    tokenizer = _tokenizer(folder, model, family)
     return LoadedModel(
         name=name, checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer,
         chat_template=tokenizer.chat_template is not None and not measured_raw(checkpoint, family),
@@ -268,12 +275,10 @@ def resolve(name: str) -> str:
         return str(Path(name).resolve())
     if os.path.isfile(name):
         find_folder(name)  # says that it must be a folder
-    if name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "/", "~")):
+    if is_hub_id(name) and not name.startswith((".", "-")):
         return name
-    close = difflib.get_close_matches(name, NAMES, n=2)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ValueError(f"model is {name!r}; it must be {', '.join(NAMES)}, an existing checkpoint folder or a hub id "
-                     f"(owner/name){hint}")
+    raise ValueError(f"model is {short(name, 200)}; it must be {', '.join(NAMES)}, an existing checkpoint folder or a "
+                     f"hub id (owner/name){suggest(name, NAMES) or similar(Path(name))}")
 
 
 def placement(
@@ -301,10 +306,22 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda, cuda:1 or the like"
+                         f"{suggest(device, ('cpu', 'cuda'))}") from error
+    gpus = torch.cuda.device_count() if place.type == "cuda" else 0
+    if place.type == "cuda" and not gpus:
+        raise ValueError(f"device is {str(device)!r}, but torch sees no GPU here; leave it out, or give cpu")
+    if place.type == "cuda" and (place.index or 0) >= gpus:
+        raise ValueError(f"device is {str(device)!r}, but torch sees {gpus} GPU{'s' * (gpus > 1)} here: "
+                         f"{', '.join(f'cuda:{number}' for number in range(gpus))}")
+    try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda or another device that this installation of "
-                         "torch can use") from error
+        raise ValueError(f"device is {str(device)!r}, which this installation of torch cannot use here; it must be cpu "
+                         "or cuda") from error
+    if place.type == "meta":
+        raise ValueError("device is 'meta', which holds no numbers; it must be cpu or cuda")
     if place.type == "mps":
         raise ValueError("device is 'mps', which has no float64 to compute confidences in; it must be cpu or cuda")
     return place
@@ -312,10 +329,12 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 def _hub_options(checkpoint: str, revision: str | None) -> dict[str, Any]:
     """Arguments of transformers' loaders: the revision, and whether only the local cache can be used."""
-    options: dict[str, Any] = {} if revision is None else {"revision": revision}
-    if not os.path.isdir(checkpoint):
-        options["local_files_only"] = not _hub_answers(checkpoint, revision)
-    return options
+    if os.path.isdir(checkpoint):
+        if revision is not None:
+            raise ValueError(f"revision is {revision!r}, but {checkpoint!r} is a folder; only models on the hub have "
+                             "revisions")
+        return {}
+    return {"revision": revision, "local_files_only": not _hub_answers(checkpoint, revision)}
 
 
 def _hub_answers(checkpoint: str, revision: str | None) -> bool:
@@ -354,8 +373,8 @@ def _family_of(name: str, checkpoint: str, options: dict) -> Family:
                              "the hub is out of reach; `-m tiny` works offline") from error
     model_type = read_config(folder)["model_type"]
     if model_type.lower() not in FAMILIES:
-        raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {model_type!r}; the families here "
-                         f"are {', '.join(FAMILIES)}")
+        raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {short(model_type)}; the families "
+                         f"here are {', '.join(FAMILIES)}")
     return FAMILIES[model_type.lower()]
 
 
@@ -364,7 +383,7 @@ def _quiet_if_small(folder: Path) -> Iterator[None]:
     """Hide transformers' progress bar for a checkpoint that loads in a moment."""
     from transformers.utils import logging
 
-    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 1e9
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file()) < 1e9
     was_enabled = logging.is_progress_bar_enabled()
     if small:
         logging.disable_progress_bar()
@@ -375,24 +394,30 @@ def _quiet_if_small(folder: Path) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokenizer(folder: Path, model: MaskedDiffusionModel) -> Any:
+def _tokenizer(folder: Path, model: MaskedDiffusionModel, family: Family) -> Any:
     """The tokenizer of a checkpoint, whose tokens the model must know."""
     from transformers import AutoTokenizer
 
     name = f"checkpoint {str(folder)!r}"
+    check_tokenizer_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         largest = max(tokenizer.get_vocab().values())
+        tokenizer.decode(tokenizer(TRIAL, add_special_tokens=False)["input_ids"])
     except Exception as error:  # libraries raise whatever they meet: KeyError, TypeError, their own kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{name} has no tokenizer that can be read ({reason[:200]})") from error
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{name} has no tokenizer that can be read ({reason})") from error
     if largest >= model.vocabulary_size:
         raise ValueError(f"{name} has a tokenizer with token ids up to {largest}; the model's embedding has "
                          f"{model.vocabulary_size} rows")
     if tokenizer.pad_token is None:
         raise ValueError(f"{name} has a tokenizer without a pad token: is its tokenizer_config.json missing?")
+    if tokenizer.bos_token is None and family.bos_before_raw:
+        raise ValueError(f"{name} has a tokenizer without a BOS token, which prompts begin with")
     for field in ("mask_token_id", "eos_token_id"):
         if tokenizer.convert_ids_to_tokens(getattr(model.config, field)) is None:
             raise ValueError(f"{name}: config field {field} is {getattr(model.config, field)}, which is not a token of "
                              "its tokenizer")
+    if tokenizer.chat_template is not None:
+        try_template(name, tokenizer)
     return tokenizer

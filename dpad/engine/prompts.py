@@ -7,7 +7,16 @@ Imported, never run.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from dpad import ROOT
 from dpad.engine.loading import LoadedModel
+
+EMBEDDED = ROOT / "checkpoints"
+
+
+class PromptTooLong(ValueError):
+    """A prompt that leaves no room for its answer."""
 
 
 def count_tokens(loaded: LoadedModel, text: str) -> int:
@@ -16,15 +25,20 @@ def count_tokens(loaded: LoadedModel, text: str) -> int:
 
 
 def check_prompt(loaded: LoadedModel, prompt: str, gen_length: int) -> None:
-    """Raise ValueError when a prompt, chat template included, is empty or too long for `gen_length` more tokens."""
+    """Refuse a prompt, chat template included, that cannot be answered.
+
+    Raises:
+        PromptTooLong: it leaves no room for `gen_length` more tokens.
+        ValueError: it is empty.
+    """
     if not prompt.strip():
         raise ValueError("the prompt is empty; it must have at least one word")
     length = count_tokens(loaded, prompt)
     maximum = loaded.model.max_positions
     if length + gen_length > maximum:
-        raise ValueError(f"gen_length is {gen_length}, but after a prompt of {length} tokens there is room for "
-                         f"{max(0, maximum - length)}: {loaded.name} holds {maximum} tokens, prompt and answer "
-                         "together")
+        raise PromptTooLong(f"gen_length is {gen_length}, but after a prompt of {length} tokens there is room for "
+                            f"{max(0, maximum - length)}: {loaded.name} holds {maximum} tokens, prompt and answer "
+                            "together")
 
 
 def cut_prompt(loaded: LoadedModel, prompt: str, limit: int) -> tuple[str, int]:
@@ -44,3 +58,11 @@ def check_chat_template(loaded: LoadedModel, choice: bool | None) -> bool:
     if choice and loaded.tokenizer.chat_template is None:
         raise ValueError(f"chat_template is on, but the tokenizer of {loaded.name} has none")
     return loaded.chat_template if choice is None else choice
+
+
+def knows_single_questions_only(checkpoint: str) -> bool:
+    """Whether a model (its folder or hub id) was trained on single questions, as the embedded ones were.
+
+    Worked examples before a question, or a conversation, only confuse it.
+    """
+    return Path(checkpoint).is_relative_to(EMBEDDED)

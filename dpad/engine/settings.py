@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from dpad.engine.checks import check_integer
+from dpad.engine.checks import check_integer, suggest
 from dpad.engine.fields import Setting, check_settings, setting, settings_of
-from sampler import SAMPLERS, FullSuffix, SuffixSampler
+from sampler import SAMPLERS, WINDOW, FullSuffix, SuffixSampler, UniformSampler
 
 CACHE_MODES = ("none", "prefix", "dual")
 ALIASES = {"random": "uniform"}  # an old name, which the authors' scripts use
@@ -109,8 +109,9 @@ class DecodingSettings:
         entries = {entry.name: entry for entry in cls.choices()}
         unknown = sorted(values.keys() - entries.keys())
         if unknown:
-            raise ValueError(f"{', '.join(unknown)}: not a setting of {cls.family}, which has "
-                             f"{', '.join(entry.label for entry in entries.values())}")
+            labels = [entry.label for entry in entries.values()]
+            raise ValueError(f"{', '.join(unknown)}: not a setting of {cls.family}, which has {', '.join(labels)}"
+                             f"{suggest(unknown[0], labels)}")
         fields = {entry.name: values[entry.name] for entry in settings_of(cls) if entry.name in values}
         try:
             gen_length = entries["gen_length"].check(fields.get("gen_length", entries["gen_length"].default))
@@ -150,18 +151,29 @@ def _parameters(sampler: SuffixSampler | None) -> dict[str, Any]:
     return dataclasses.asdict(sampler) if dataclasses.is_dataclass(sampler) else {}
 
 
-def _make_sampler(values: Mapping[str, Any], gen_length: int) -> SuffixSampler:
-    strategy = STRATEGY.check(values.get(STRATEGY.name, STRATEGY.default))
+def default_parameters(strategy: str, gen_length: int = WINDOW) -> dict[str, Any]:
+    """The parameters of a dropout strategy, by name, as they are when nobody chooses them."""
+    STRATEGY.check(strategy)
     cls = SAMPLERS[ALIASES.get(strategy, strategy)]
-    own = {entry.name: entry for entry in settings_of(cls)}
-    parameters = {name: values[name] for name in SAMPLER_SETTINGS if name in values}
-    for name, value in parameters.items():
-        if name not in own:
-            names = ", ".join(entry.label for entry in own.values()) or "no settings of its own"
+    defaults = {entry.name: entry.default for entry in settings_of(cls)}
+    if "window" in defaults:
+        defaults["window"] = min(defaults["window"], gen_length)
+    return defaults
+
+
+def _make_sampler(values: Mapping[str, Any], gen_length: int) -> SuffixSampler:
+    strategy = values.get(STRATEGY.name, STRATEGY.default)
+    parameters = default_parameters(strategy, gen_length)
+    chosen = {name: values[name] for name in SAMPLER_SETTINGS if name in values}
+    for name, value in chosen.items():
+        if name not in parameters:
+            names = ", ".join(SAMPLER_SETTINGS[own].label for own in parameters) or "no settings of its own"
             raise ValueError(f"{name} is {value!r}, but dropout_strategy {strategy} does not use it; it has {names}")
-    if "window" in own:
-        parameters.setdefault("window", min(own["window"].default, gen_length))
-    return cls(**parameters)
+    sampler = SAMPLERS[ALIASES.get(strategy, strategy)](**parameters | chosen)
+    if isinstance(sampler, UniformSampler) and sampler.number == 0:  # the published default, which nobody means
+        raise ValueError(f"number is 0, so that dropout_strategy {strategy} would keep no suffix at all; say with -nt "
+                         "how many tokens to keep")
+    return sampler
 
 
 # --- Token ids --------------------------------------------------------------------------------------------------------

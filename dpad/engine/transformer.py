@@ -24,6 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from dpad.engine import checkpoint
+from dpad.engine.checks import one_line, short
 
 # What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
 NEUTRAL = {"return_dict": (None, True)}
@@ -295,8 +296,9 @@ class MaskedDiffusionModel(PreTrainedModel):
         fields = checkpoint.read_config(folder)
         assert cls.config_class is not None
         if fields["model_type"] != cls.config_class.model_type:
-            raise ValueError(f"checkpoint {str(name)!r} is a {fields['model_type']!r} model; this class loads "
+            raise ValueError(f"checkpoint {str(name)!r} is a {short(fields['model_type'])} model; this class loads "
                              f"{cls.config_class.model_type!r}")
+        checkpoint.check_fields(folder, cls.config_class, fields)
         config = options.get("config") or checkpoint.make_config(folder, cls.config_class, fields)
         checkpoint.check_weights(folder, cls._layout(folder, config), config)
 
@@ -312,13 +314,13 @@ class MaskedDiffusionModel(PreTrainedModel):
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except refusals as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"checkpoint {str(name)!r} could not be loaded: {reason}") from error
+            raise ValueError(f"checkpoint {str(name)!r} could not be loaded: {one_line(error)}") from error
         if model.get_input_embeddings().weight.is_meta and "disk" in getattr(model, "hf_device_map", {}).values():
             raise ValueError(f"device_map puts the embedding of {str(name)!r} on disk; it must be on a GPU or the CPU, "
                              "since decoding takes its device (the layers may be on disk)")
         checkpoint.check_names(folder, info["missing_keys"], info["unexpected_keys"],
                                [entry[0] for entry in info["mismatched_keys"]])
+        checkpoint.check_types(folder, _types_of_plain_weights(model))
         return (model, info) if wants_info else model
 
     @classmethod
@@ -332,7 +334,7 @@ class MaskedDiffusionModel(PreTrainedModel):
                 model = cls(one_layer)
         except (RuntimeError, OverflowError) as error:  # products of sizes that no tensor can have
             raise ValueError(f"checkpoint {str(folder)!r} has a config.json of impossible sizes: "
-                             f"{str(error).splitlines()[0]}") from error
+                             f"{one_line(error)}") from error
 
         prefix = next(name for name, module in model.named_modules() if module is model.layers) + "."
         first = prefix + "0."
@@ -340,6 +342,15 @@ class MaskedDiffusionModel(PreTrainedModel):
         outer = {name: shape for name, shape in shapes.items() if not name.startswith(first)}
         inner = {name.removeprefix(first): shape for name, shape in shapes.items() if name.startswith(first)}
         return checkpoint.Layout(outer, prefix, inner, config.num_hidden_layers, cls.head_name)
+
+
+def _types_of_plain_weights(model: nn.Module) -> dict[str, str]:
+    """The types of the weights that are numbers as they stand, which those of a quantization package's modules are not.
+    """
+    return {
+        f"{name}.weight": str(module.weight.dtype).removeprefix("torch.") for name, module in model.named_modules()
+        if type(module) in (nn.Linear, nn.Embedding, RMSNorm) and type(module.weight.data) is Tensor
+    }
 
 
 def positions_of(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from dpad.engine.answer_text import AFTER_EOS
 from dpad.engine.checks import check_choice, check_integer
 from dpad.engine.completion import complete, is_out_of_memory, release_memory, warm_up
 from dpad.engine.loading import LoadedModel
-from dpad.engine.prompts import check_chat_template, check_prompt, count_tokens, cut_prompt
+from dpad.engine.prompts import PromptTooLong, check_chat_template, check_prompt, count_tokens, cut_prompt
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation.journal import Answer, Journal, digest
 from dpad.evaluation.metrics import speed
@@ -172,7 +172,9 @@ class DiffusionLM(LM):
         Raises:
             ValueError: a request cannot be answered, which is checked before the first is; or memory ran out.
         """
-        requests = self._prepare(kind, instances)
+        requests = self.prepare(kind, instances)
+        if self.journal:
+            self.journal.check(requests, rated=kind == RATE)
         unanswered = [request for request in requests if request.key not in self._known]
         share = unanswered[processes.rank :: processes.count]
         if not share:
@@ -283,8 +285,12 @@ class DiffusionLM(LM):
 
     # --- Preparing requests ---
 
-    def _prepare(self, kind: str, instances: Sequence[Instance]) -> list[Request]:
-        """Check all requests and give them their keys, before the first one is answered."""
+    def prepare(self, kind: str, instances: Sequence[Instance]) -> list[Request]:
+        """Check all requests and give them their keys, before the first one is answered.
+
+        Raises:
+            PromptTooLong, ValueError: a request cannot be answered; the message names its document.
+        """
         prepare = self._prepare_prompt if kind == GENERATE else self._prepare_pair
         counts: Counter[tuple[str | None, int | None]] = Counter()  # requests about each document
         requests = []
@@ -293,7 +299,7 @@ class DiffusionLM(LM):
             try:
                 requests.append(prepare(instance, counts[document]))
             except ValueError as error:
-                raise ValueError(f"{instance.task_name}, document {instance.doc_id}: {error}") from None
+                raise type(error)(f"{instance.task_name}, document {instance.doc_id}: {error}") from None
             counts[document] += 1
 
         self._cut_documents |= {(request.task, request.doc_id) for request in requests if request.is_cut}
@@ -315,7 +321,7 @@ class DiffusionLM(LM):
         length = count_tokens(self.loaded, prompt + target)
         maximum = self.loaded.model.max_positions
         if length > maximum:
-            raise ValueError(f"prompt and answer have {length} tokens together; {self.loaded.name} holds {maximum}")
+            raise PromptTooLong(f"prompt and answer have {length} tokens together; {self.loaded.name} holds {maximum}")
         return self._request(instance, repeat, prompt, is_cut, target=target)
 
     def _complete_prompt(self, text: str) -> tuple[str, bool]:

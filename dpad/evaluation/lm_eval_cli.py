@@ -1,7 +1,7 @@
 """Models of this repository under lm-eval's own command line, as `--model dpad`.
 
     python -m dpad.evaluation.lm_eval_cli --model dpad --tasks arithmetic-50 --include_path dataset/tasks \
-        --model_args checkpoint=tiny,gen_length=256,dropout_strategy=gaussian \
+        --model_args checkpoint=tiny,dropout_strategy=gaussian,k_sigma=3,scale=1.6 \
         --apply_chat_template --fewshot_as_multiturn False
 
 All of lm-eval's flags work, except --gen_kwargs, of which only `until` applies: decoding has its settings from
@@ -27,6 +27,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.utils import simple_parse_args_string
 
+from dpad.engine.command_line import use_utf8
 from dpad.engine.loading import Family, family_of, load
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation import processes, sandbox
@@ -142,6 +143,7 @@ def main() -> int:
     from lm_eval.__main__ import cli_evaluate
 
     lm_eval.simple_evaluate = evaluate
+    use_utf8()
     try:
         cli_evaluate()
     except ValueError as error:

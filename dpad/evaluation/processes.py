@@ -18,18 +18,24 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
-from dpad.engine.checks import check_integer
+from dpad.engine.loading import family_of, resolve
 from dpad.results.records import cores
+
+if TYPE_CHECKING:
+    import torch
 
 RUN = ROOT / "run.py"
 LAUNCHER = "DPAD_LAUNCHER"  # the environment variable that holds the launcher's process id
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+MEMORY, CONTROL_GROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+BASE_MEMORY = 400 * 2**20  # bytes that a process takes besides the weights: Python, torch, lm-eval, answering
 GRACE = 60  # seconds that the launcher has to end the other processes of a run in which one failed
 # How long processes that are finished wait for the others. If one of them dies, its launcher ends the run at once.
 MAX_WAIT = timedelta(days=7)
@@ -83,7 +89,6 @@ def join() -> Processes:
     """Connect to the other processes of the run, if there are any; call `leave` at the end."""
     processes = current()
     if processes.count > 1:
-        _end_with_launcher()
         from accelerate import PartialState
 
         # gloo, because the processes only wait for each other, and waiting must not occupy a GPU.
@@ -91,17 +96,32 @@ def join() -> Processes:
     return processes
 
 
-def _end_with_launcher() -> None:
-    """Ask the kernel (Linux) to kill this process as soon as its launcher dies.
+def end_with_launcher() -> None:
+    """Ask the kernel (Linux) to kill this process as soon as the one that launched it dies, if it was launched by us.
 
     A launcher that is killed with SIGKILL has no chance to end its processes, and they would go on and hold the
-    journal.
+    journal. Called before anything that takes time, so that it holds for processes that are still starting.
     """
-    launcher = os.environ.get(LAUNCHER)
+    launcher = os.environ.pop(LAUNCHER, None)  # it is no business of the processes that this one starts
     if launcher and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(launcher):  # the launcher died before the line above
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_first_to_fail() -> bool:
+    """Whether this process shall say what went wrong: the first of a run to call this, as all may meet one fault."""
+    processes = current()
+    if processes.count == 1:
+        return True
+    from torch import distributed
+
+    if not distributed.is_initialized():  # nothing was shared out yet, so all processes meet the same fault
+        return processes.rank == 0
+    try:
+        return distributed.distributed_c10d._get_default_store().add("failed", 1) == 1
+    except RuntimeError:  # process 0, which holds the store, has ended: it has said why
+        return False
 
 
 def leave() -> None:
@@ -121,34 +141,98 @@ def device(processes: Processes) -> str | None:
     return f"cuda:{processes.local_rank % torch.cuda.device_count()}"
 
 
+def check_count(count: int, device: str | None, weight_bytes: int) -> None:
+    """Raise ValueError unless this machine can run so many processes: one a GPU, or as cores and memory allow.
+
+    Args:
+        device: the value of --device.
+        weight_bytes: of a model, which every process loads.
+    """
+    import torch
+
+    gpus = 0 if (device or "").startswith("cpu") else torch.cuda.device_count()
+    if gpus:
+        maximum, reason = (1, f"--device {device} is one GPU") if ":" in (device or "") else (gpus, "one for each GPU")
+    else:
+        free, each = available_memory(), BASE_MEMORY + weight_bytes
+        maximum, reason = cores(), "one for each processor core"
+        if free // each < maximum:
+            reason = f"each takes about {each / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
+            maximum = max(1, free // each)
+    if count > maximum:
+        raise ValueError(f"num_processes is {count}; it must be at most {maximum} here: {reason}")
+
+
+def weight_bytes(model: str, dtype: torch.dtype) -> int:
+    """Bytes that a model's weights take, from its name and its config.json alone."""
+    import torch
+
+    family = family_of(model)
+    config_class: Any = family.model.config_class
+    with torch.device("meta"):
+        weights = family.model(config_class.from_pretrained(resolve(model))).parameters()
+    return sum(weight.numel() for weight in weights) * dtype.itemsize
+
+
+def available_memory() -> int:
+    """Bytes of main memory that new processes can take: what is free, within the limits of the control groups."""
+    free = _free_memory()
+    for folder in _control_groups():
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            try:
+                maximum = int((folder / limit).read_text())  # "max" is no number, and no limit
+                used = int((folder / usage).read_text())
+                counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            reclaimable = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
+            free = min(free, maximum - used + reclaimable)
+    return max(0, free)
+
+
+def _free_memory() -> int:
+    """Bytes that the whole machine has free, or can free at once (Linux); elsewhere all that it has."""
+    try:
+        [line] = [line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable:")]
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _control_groups() -> Iterator[Path]:
+    """The folders of the control groups (of both versions) that this process is in, and of those around them."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            root = CONTROL_GROUPS / controllers
+            group = root / path.lstrip("/")
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
+
+
 def launch(count: int, port: int | None, arguments: Sequence[str], device: str | None = None) -> None:
     """Run `run.py` with these arguments in several processes on this machine, each on its own GPU if there are any.
 
     Args:
-        count: number of processes.
+        count: number of processes, which `check_count` allows.
         port: the TCP port through which they find each other; None takes a free one.
         arguments: of the command line.
         device: the value of --device among them, if there is one.
 
     Raises:
-        ValueError: count or port cannot be used, or there are too few GPUs.
         RuntimeError: a process failed; the others have been ended.
         SystemExit: a process refused its input and has said why.
         KeyboardInterrupt: Ctrl-C; all processes have ended.
     """
     import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    gpus = 0 if (device or "").startswith("cpu") else torch.cuda.device_count()
-    if gpus and count > gpus:
-        raise ValueError(f"num_processes is {count}; it must be at most the number of GPUs here ({gpus})")
-    if port is not None:
-        check_integer("main_process_port", port, 1, 2**16 - 1)
-
-    from accelerate.commands.launch import launch_command, launch_command_parser
-
-    if not gpus:
+    if (device or "").startswith("cpu") or not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # otherwise accelerate silently runs a single process
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     os.environ[LAUNCHER] = str(os.getpid())
@@ -176,6 +260,8 @@ def launch(count: int, port: int | None, arguments: Sequence[str], device: str |
     except SignalException:
         raise KeyboardInterrupt("interrupted: finished answers are kept, and the same command goes on from "
                                 "there") from None
+    finally:
+        del os.environ[LAUNCHER]
 
 
 def _free_port() -> int:

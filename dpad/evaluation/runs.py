@@ -5,6 +5,7 @@
 The folder is results/<task>-<model>-<hash>/, where the hash covers everything that the answers and their cost depend
 on. The same command therefore finds its folder again and goes on there. It holds:
 
+    run.json          what the hash covers, so that a later run with other settings can say what differs
     answers-0.jsonl   the journal (journal.py): one line per answer, in the order in which they were finished
     samples.jsonl     every document with its answer, target, correctness and cost, sorted by document (samples.py)
     record.json       the settings, metrics, speed and environment of the run, for `run.py table`
@@ -12,11 +13,15 @@ on. The same command therefore finds its folder again and goes on there. It hold
 
 from __future__ import annotations
 
+import bisect
+import glob
 import hashlib
+import json
 import re
 import shlex
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,7 @@ from dpad import ROOT
 from dpad.engine.answer_text import other
 from dpad.engine.checks import check_integer
 from dpad.engine.loading import LoadedModel
-from dpad.engine.prompts import check_chat_template
+from dpad.engine.prompts import PromptTooLong, check_chat_template
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation import sandbox
 from dpad.evaluation.adapter import DiffusionLM, check_answering, describe_settings
@@ -36,11 +41,19 @@ from dpad.evaluation.metrics import metrics_of, speed
 from dpad.evaluation.processes import ALONE, Processes
 from dpad.evaluation.samples import write_samples
 from dpad.evaluation.tasks import load_tasks, quiet
+from dpad.results import files
 from dpad.results.files import write_json
 from dpad.results.records import environment
 
 # The code that an answer and its cost depend on. Changes elsewhere leave old answers usable.
 ANSWERING_CODE = ("sampler.py", "dpad/engine/*.py", "llada/*.py", "dream/*.py")
+
+
+CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+SAMPLED = 2**26  # bytes; larger files are sampled: the header of a file of weights, and SAMPLES pieces of them
+SAMPLES = 256
+SAMPLE = 2**14
+MAX_DIFFERENCES = 4  # from an earlier run, that a note names
 
 
 class Interrupted(KeyboardInterrupt):
@@ -52,7 +65,7 @@ def evaluate(
     num_fewshot: int = 0, batch_size: int | str = 1, limit: int | None = None, chat_template: bool | None = None,
     output: str | Path = "results", name: str = "", from_scratch: bool = False, command: str | None = None,
     progress: bool | str = True, processes: Processes = ALONE, prompt_limit: int | None = None, mc_samples: int = 128,
-    after_eos: str = "drop", isolation: str | None = None,
+    after_eos: str = "drop", note: Callable[[str], None] | None = None, isolation: str | None = None,
 ) -> dict[str, Any] | None:
     """Measure a model on a task; write and return the run's record.
 
@@ -72,6 +85,8 @@ def evaluate(
         command: what the record says about how to repeat the run; by default this process's command line.
         progress: whether to show a progress bar on a terminal; a string is shown beside it.
         processes: this process among those that share the run.
+        note: called with a sentence where a new run begins beside an earlier one of other settings, or the run's record
+            is replaced by one of fewer samples.
         isolation: the least that is accepted for tasks that run the model's programs, one of sandbox.LEVELS; None is
             the default, sandbox.DEFAULT_LEVEL.
 
@@ -94,7 +109,13 @@ def evaluate(
         tasks = tasks or load_tasks(task, num_fewshot, settings.seed)
         isolated = isolation_of(tasks, task, isolation)
         folder = run_folder(output, name, task, loaded, description)
+        own = identity(task, loaded, description)
+        earlier = describe_earlier_run(folder, own) if processes.rank == 0 else None
         with open_journal(folder, from_scratch, processes) as journal:
+            if processes.rank == 0:
+                write_json(folder / "run.json", own)
+            if earlier and note and not journal.answers:
+                note(earlier)
             lm = DiffusionLM(
                 loaded, settings, batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples,
                 after_eos=after_eos, journal=journal, progress=progress if processes.rank == 0 else False,
@@ -129,6 +150,8 @@ def evaluate(
                 "processes": processes.count,
                 "environment": environment(),
             } | isolated
+            if note and (fewer := describe_fewer_samples(folder, record["samples"])):
+                note(fewer)
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers, after_eos)
             write_json(folder / "record.json", record)
     return record | {"folder": str(folder)}
@@ -185,12 +208,26 @@ def answer_and_score(
     Several processes each answer their share of the requests before lm-eval's evaluator runs, which works alone: in the
     first process it then finds all the answers in the journal.
     """
-    if processes.count > 1:
-        for kind, instances in build_requests(lm, tasks, limit, chat_template).items():
-            lm.answer(kind, instances, processes)
-        processes.wait()
-        journal.refresh()
-    return score(lm, tasks, limit, chat_template) if processes.rank == 0 else None
+    try:
+        if processes.count > 1:
+            requests = [
+                request for kind, instances in build_requests(lm, tasks, limit, chat_template).items()
+                for request in lm.answer(kind, instances, processes)
+            ]
+            processes.wait()
+            journal.refresh()
+            missing = sum(request.key not in journal.answers for request in requests)
+            if missing:
+                raise ValueError(f"{missing} answers of other processes are missing in {journal.folder}: their "
+                                 "journals were deleted while the run was writing them. The same command gives these "
+                                 "answers again")
+        return score(lm, tasks, limit, chat_template) if processes.rank == 0 else None
+    except PromptTooLong as error:
+        count = max(task.config.num_fewshot or 0 for task in tasks["tasks"].values())
+        fitting = count_fitting_examples(lm, tasks, count, limit, chat_template)
+        if fitting is None:
+            raise
+        raise ValueError(f"{error}; num_fewshot is {count}, and {fitting} worked examples would fit") from None
 
 
 def score(lm: DiffusionLM, tasks: dict[str, Any], limit: int | None, chat_template: bool) -> dict[str, Any]:
@@ -198,6 +235,27 @@ def score(lm: DiffusionLM, tasks: dict[str, Any], limit: int | None, chat_templa
     for task in tasks["tasks"].values():  # the evaluator builds the requests again, from the same few-shot examples
         task.set_fewshot_seed(seed=lm.settings.seed)
     return evaluator.evaluate(lm, tasks, limit=limit, apply_chat_template=chat_template, fewshot_as_multiturn=False)
+
+
+def count_fitting_examples(
+    lm: DiffusionLM, tasks: dict[str, Any], too_many: int, limit: int | None, chat_template: bool
+) -> int | None:
+    """With how many worked examples, less than `too_many`, all prompts leave room for the answer; None if with none."""
+
+    def fits(count: int) -> bool:
+        for task in tasks["tasks"].values():
+            task.set_config(key="num_fewshot", value=count)
+            task.set_fewshot_seed(seed=lm.settings.seed)
+        try:
+            for kind, instances in build_requests(lm, tasks, limit, chat_template).items():
+                lm.prepare(kind, instances)
+        except PromptTooLong:
+            return False
+        return True
+
+    # The smallest number that does not fit, minus one. More examples are not always the same ones and another, so that
+    # a number between may fit or not; the one that is found does fit.
+    return bisect.bisect_left(range(too_many), True, key=lambda count: not fits(count)) - 1 if fits(0) else None
 
 
 def build_requests(
@@ -224,25 +282,110 @@ def build_requests(
 def run_folder(
     output: str | Path, name: str, task: str, loaded: LoadedModel, description: dict[str, Any]
 ) -> Path:
-    """Where a run lives: the same folder for the same answers at the same cost.
+    """Where a run lives: the same folder for the same answers at the same cost."""
+    stem = "-".join(_name_parts(name, task, loaded))
+    return Path(output) / f"{stem}-{digest(identity(task, loaded, description), 10)}"
 
-    `limit` is left out of the identity, so that a run can be extended to more documents; `after_eos` as well, because
-    the answers are the same and the record has both scores.
-    """
-    depends_on = {key: value for key, value in description.items() if key not in ("limit", "after_eos")}
-    identity = digest([task, fingerprint(loaded), depends_on, code_version()], 10)
+
+def _name_parts(name: str, task: str, loaded: LoadedModel) -> list[str]:
     task_name = Path(task).stem if task.endswith(".yaml") else task
-    parts = [name, task_name, Path(loaded.name).name, identity]
-    return Path(output) / "-".join(re.sub(r"[^\w.+=]+", "-", part).strip("-.") for part in parts if part)
+    parts = [name, task_name, Path(loaded.name).name]
+    return [re.sub(r"[^\w.+=]+", "-", part).strip("-.") for part in parts if part]
+
+
+def identity(task: str, loaded: LoadedModel, description: dict[str, Any]) -> dict[str, Any]:
+    """What a run's answers and their cost depend on: the content of run.json.
+
+    `limit` is left out, so that a run can be extended to more documents; `after_eos` as well, because the answers are
+    the same and the record has both scores.
+    """
+    return {
+        "kind": "run",
+        "task": task,
+        "checkpoint": fingerprint(loaded),
+        "settings": {key: value for key, value in description.items() if key not in ("limit", "after_eos")},
+        "code": code_version(),
+    }
+
+
+def describe_earlier_run(folder: Path, own: dict[str, Any]) -> str | None:
+    """A sentence about the run most like this one beside its folder, which the same name, task and model share.
+
+    None where there is no such run, or this one has begun already.
+
+    Args:
+        folder: this run's. own: its `identity`.
+    """
+    if (folder / "run.json").exists():
+        return None
+    stem = folder.name.rpartition("-")[0]
+    found = []
+    for path in sorted(folder.parent.glob(f"{glob.escape(stem)}-*/run.json")):
+        if not re.fullmatch(r"[0-9a-f]{10}", path.parent.name.removeprefix(f"{stem}-")):
+            continue
+        try:
+            found.append((_differences(files.read_json(path), own), path.parent))
+        except ValueError:
+            continue  # nothing depends on it
+    if not found:
+        return None
+    differences, place = min(found, key=lambda entry: len(entry[0]))
+    if len(differences) > MAX_DIFFERENCES:
+        differences[MAX_DIFFERENCES:] = [f"{len(differences) - MAX_DIFFERENCES} more differences"]
+    return f"a new run begins; the answers in {place} are of {', '.join(differences) or 'other settings'}"
+
+
+def describe_fewer_samples(folder: Path, samples: int) -> str | None:
+    """A sentence about a record in a run's folder that one of fewer samples is about to replace; None without one."""
+    try:
+        earlier = files.read_json(folder / "record.json").get("samples", 0)
+        fewer = samples < earlier
+    except (ValueError, AttributeError, TypeError):  # there is none, or none that this program wrote
+        return None
+    return (f"the record in {folder} was of {earlier} samples and is now of {samples}; all answers are kept, and the "
+            "same command with the former --limit brings it back") if fewer else None
+
+
+def _differences(earlier: Any, own: dict[str, Any]) -> list[str]:
+    """What another run's identity has in place of this one's, in words."""
+    if not isinstance(earlier, dict) or not isinstance(earlier.get("settings"), dict):
+        raise ValueError("not the identity of a run")
+    settings = earlier["settings"]
+    words = [
+        f"{name} {json.dumps(settings.get(name))} instead of {json.dumps(value)}"
+        for name, value in own["settings"].items() if digest(settings.get(name)) != digest(value)
+    ]
+    names = {"task": "another task", "checkpoint": "other files of the checkpoint", "code": "another version of this "
+             "program"}
+    return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own[key])]
 
 
 def fingerprint(loaded: LoadedModel) -> list[Any]:
-    """What identifies a checkpoint: the hub's commit, or the names, sizes and times of a folder's files."""
+    """What identifies a checkpoint: the hub's commit; or of a folder's files the names, sizes and content, but neither
+    their times nor where the folder is."""
     folder = Path(loaded.checkpoint)
     if not folder.is_dir():
         return [loaded.checkpoint, getattr(loaded.model.config, "_commit_hash", None)]
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja"))
-    return [str(folder.resolve()), [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]]
+    paths = sorted(
+        path for path in folder.iterdir()
+        if path.suffix in CHECKPOINT_FILES and path.name != "records.json" and path.is_file()
+    )
+    return [[path.name, path.stat().st_size, sample_hash(path)] for path in paths]
+
+
+def sample_hash(path: Path) -> str:
+    """A hash of a file's content: of all of it up to SAMPLED bytes, of a larger one of its beginning, its end and
+    SAMPLES places between, which are enough to notice weights that were trained further."""
+    size = path.stat().st_size
+    content = hashlib.sha256()
+    with open(path, "rb") as file:
+        if size <= SAMPLED:
+            content.update(file.read())
+        else:
+            for number in range(SAMPLES + 1):
+                file.seek((size - SAMPLE) * number // SAMPLES)
+                content.update(file.read(SAMPLE))
+    return content.hexdigest()[:16]
 
 
 def code_version() -> str:

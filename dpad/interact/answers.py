@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from dpad.engine import completion
+from dpad.engine.checks import check_text
 from dpad.engine.completion import Completion
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import check_chat_template, check_prompt
@@ -20,6 +21,7 @@ from dpad.engine.settings import DecodingSettings
 from dpad.interact import terminal
 from dpad.interact.trace import Tracer
 from dpad.results import files
+from dpad.results.formatting import LAYOUT, json_line, printable
 
 # --- Prompts ----------------------------------------------------------------------------------------------------------
 
@@ -43,6 +45,8 @@ def read_prompts(prompt: str | None, prompt_file: str | None) -> list[str]:
         prompts = [_read_text("-").strip("\n")]
     if not prompts or not all(text.strip() for text in prompts):
         raise ValueError(f"{source}: the prompt is empty")
+    for text in prompts:
+        check_text(f"a prompt of {source}" if len(prompts) > 1 else f"{source}: the prompt", text)
     return prompts
 
 
@@ -53,11 +57,8 @@ def _read_prompt_file(name: str) -> list[str]:
         return [line for _, line in lines]
     prompts = []
     for number, line in lines:
-        try:
-            fields = json.loads(line)
-            prompt = fields["prompt"] if "prompt" in fields else fields["question"]
-        except (ValueError, TypeError, KeyError):
-            prompt = None
+        fields = files.parse_json(line, f"{name}, line {number}")
+        prompt = fields.get("prompt", fields.get("question")) if isinstance(fields, dict) else None
         if not isinstance(prompt, str):
             raise ValueError(f"{name}, line {number}: not a JSON object with a text \"prompt\" or \"question\"")
         prompts.append(prompt)
@@ -65,12 +66,7 @@ def _read_prompt_file(name: str) -> list[str]:
 
 
 def _read_text(name: str) -> str:
-    if name != "-":
-        return files.read_text(name)
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise ValueError("standard input cannot be read: it is not UTF-8 text") from error
+    return sys.stdin.read() if name == "-" else files.read_text(name)
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------
@@ -102,7 +98,7 @@ def answer_prompts(
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         if live and several:
-            print(f"> {prompts[start]}")
+            print(f"> {printable(prompts[start], LAYOUT)}")
         view = terminal.LiveView(loaded, terminal.wants_colour()) if live else None
         tracer = Tracer(loaded, prompts[0], settings, streamer=view) if trace_file else None
         answers = completion.complete(loaded, texts[batch], settings, streamer=tracer or view)
@@ -116,7 +112,8 @@ def answer_prompts(
             if view:
                 view.finish(answer.text)
             else:
-                print(f"> {prompt}\n{answer.text}" if several else answer.text)
+                text = f"> {prompt}\n{answer.text}" if several else answer.text
+                print(printable(text, LAYOUT) if sys.stdout.isatty() else text)
             print(terminal.cost(answer), end="\n\n" if several else "\n", flush=True)
 
 
@@ -126,4 +123,5 @@ def _as_json(prompt: str, answer: Completion) -> str:
         "tokens_per_second": answer.tokens_per_second, "seconds": answer.seconds,
         "tokens_processed": answer.tokens_processed,
     }
-    return json.dumps(line, ensure_ascii=False)
+    is_utf8 = (sys.stdout.encoding or "").lower() == "utf-8"
+    return json_line(line) if is_utf8 else json.dumps(line)

@@ -9,12 +9,12 @@ Imported by run.py, never run.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpad import ROOT
 from dpad.engine import completion, prompts
-from dpad.engine.fields import Setting, settings_of
+from dpad.engine.checks import check_text, suggest
+from dpad.engine.fields import Setting
+from dpad.engine.settings import STRATEGY, default_parameters
 from dpad.interact import terminal
 from dpad.interact.canvas import describe_settings
 
@@ -29,7 +29,7 @@ Type a question. Commands:
   /reset                        forget the conversation
   /help, /quit                  show this text; end (also Ctrl-D)
 Ctrl-C stops an answer."""
-EMBEDDED = ROOT / "checkpoints"
+COMMANDS = ("settings", "reset", "help", "quit")
 HISTORY = Setting(name="history", kind=bool, default=True, help="whether the model sees the conversation so far",
                   flags=("--history",))
 BOLD = "1"
@@ -55,8 +55,8 @@ class Chat:
         self.live = live
         self.colour = colour
         self.turns: list[dict[str, str]] = []
-        # The embedded models were trained on single questions, and a base model has no format for a conversation.
-        self.history = use_chat_template and not Path(loaded.checkpoint).is_relative_to(EMBEDDED)
+        # A base model has no format for a conversation.
+        self.history = use_chat_template and not prompts.knows_single_questions_only(loaded.checkpoint)
 
     # --- Input ---
 
@@ -69,6 +69,7 @@ class Chat:
 
         while (line := self.read_line()) is not None:
             try:
+                check_text("this line", line)
                 if line.startswith("/"):
                     if not self.obey(line[1:].split()):
                         return
@@ -103,7 +104,7 @@ class Chat:
         elif name == "help":
             self.note(HELP)
         else:
-            raise ValueError(f"there is no command /{name}; /help lists the commands")
+            raise ValueError(f"there is no command /{name}; /help lists the commands{suggest(name, COMMANDS)}")
         return True
 
     # --- Settings ---
@@ -142,8 +143,8 @@ class Chat:
         for setting in settings:
             if name in (setting.label, setting.name, *setting.flags):
                 return setting
-        raise ValueError(f"there is no setting {name!r}; the settings are "
-                         f"{', '.join(setting.label for setting in settings)}")
+        labels = [setting.label for setting in settings]
+        raise ValueError(f"there is no setting {name!r}; the settings are {', '.join(labels)}{suggest(name, labels)}")
 
     def summary(self) -> str:
         """The settings that matter most, in a line."""
@@ -196,17 +197,12 @@ def apply_changes(settings: DecodingSettings, changes: dict[str, object]) -> Dec
     Raises:
         ValueError: a value is not allowed, values do not fit together, or the strategy does not have a parameter.
     """
-    family = type(settings)
     values = settings.as_choices()
-    sampler_names = {parameter.name for parameter in settings_of(type(settings.suffix_sampler))}
-    others = {name: value for name, value in values.items() if name not in sampler_names}
-    defaults = family.from_choices(others).as_choices()
-
-    new = {name: changes.get(name, value) for name, value in others.items()}
-    applicable = family.from_choices(new).as_choices()
-    parameters = {name: values[name] for name in sampler_names
-                  if name in applicable and values[name] != defaults[name]}
-    return family.from_choices(new | parameters | changes)
+    defaults = default_parameters(values[STRATEGY.name], settings.gen_length)
+    new = {name: changes.get(name, value) for name, value in values.items() if name not in defaults}
+    applicable = default_parameters(str(new[STRATEGY.name]), settings.gen_length)
+    parameters = {name: values[name] for name in defaults.keys() & applicable if values[name] != defaults[name]}
+    return type(settings).from_choices(new | parameters | changes)
 
 
 def show_value(value: object) -> str:

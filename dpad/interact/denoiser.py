@@ -6,8 +6,11 @@ Imported by page.py, never run.
 from __future__ import annotations
 
 import itertools
+import secrets
 import tempfile
 import threading
+import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ MAX_QUESTION = 2000  # characters
 MAX_VISITORS = 2  # who are answered at the same time; others wait in a queue
 MAX_SAVED = 64  # finished traces that wait to be downloaded
 MAX_FILE = 8 * 2**20  # bytes of a trace that is opened
+MAX_SHOWN = 64  # finished or opened traces, of all visitors, that can be played back
+MAX_SHOWN_SIZE = 32 * 2**20  # bytes of those, as files
+MAX_AGE = 3600  # seconds for which one can be played back
 
 
 class Denoiser:
@@ -29,6 +35,7 @@ class Denoiser:
         self.loaded = loaded
         self.folder = tempfile.TemporaryDirectory(prefix="dpad-")  # of saved traces; it goes when the process ends
         self.saved = itertools.count()
+        self.shelf = Shelf(MAX_SHOWN, MAX_SHOWN_SIZE, MAX_AGE)
         self.seats = threading.BoundedSemaphore(2 * MAX_VISITORS)  # a comparison takes two
 
     def make_settings(self, choices: dict[str, Any]) -> DecodingSettings:
@@ -57,6 +64,51 @@ class Denoiser:
         file = Path(self.folder.name) / str(next(self.saved) % MAX_SAVED) / "trace.jsonl"
         trace.write(file)
         return file
+
+
+class Shelf:
+    """Traces that visitors look at: at most so many, so large together, and for so long; the oldest go first.
+
+    Args:
+        max_count: of traces, or pairs of them that are compared.
+        max_size: of all of them, in bytes of their files.
+        max_age: in seconds.
+    """
+
+    def __init__(self, max_count: int, max_size: int, max_age: float) -> None:
+        self.max_count = max_count
+        self.max_size = max_size
+        self.max_age = max_age
+        self._kept: OrderedDict[str, tuple[list[Trace], int, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, traces: list[Trace], size: int) -> str:
+        """Keep traces of so many bytes; the key that gets them back cannot be guessed."""
+        key = secrets.token_hex(16)
+        with self._lock:
+            self._kept[key] = (traces, size, time.monotonic())
+            self._drop()
+        return key
+
+    def get(self, key: str) -> list[Trace]:
+        """The traces, or none when they are gone."""
+        with self._lock:
+            self._drop()
+            return self._kept[key][0] if key in self._kept else []
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._drop()
+            return len(self._kept)
+
+    def _drop(self) -> None:
+        while self._kept:
+            _, _, since = next(iter(self._kept.values()))
+            size = sum(size for _, size, _ in self._kept.values())
+            if (len(self._kept) <= self.max_count and size <= self.max_size
+                    and time.monotonic() - since <= self.max_age):
+                break
+            self._kept.popitem(last=False)
 
 
 class AnswerThread(threading.Thread):
@@ -111,7 +163,10 @@ def read_uploaded(file: Path) -> Trace:
     if file.stat().st_size > MAX_FILE:
         raise ValueError(f"the file is larger than {MAX_FILE // 2**20} MB")
 
-    trace = read_trace(file)
+    try:
+        trace = read_trace(file)
+    except RecursionError:
+        raise ValueError(f"{file} is not a trace: its JSON is nested too deeply") from None
     if trace.gen_length > 8 * MAX_GEN_LENGTH:
         raise ValueError(f"gen_length of the trace is {trace.gen_length}; it must be at most {8 * MAX_GEN_LENGTH}")
     if not trace.forwards:

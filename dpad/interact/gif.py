@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
+MAX_LENGTH = 8192  # tokens of all answers in one picture
 MAX_LARGE = 512  # cells; a longer answer is drawn in small cells without text
 COLUMNS = 16
 CELL = (64, 22)
@@ -46,33 +47,43 @@ def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, f
     The clock is scaled so that the slowest trace takes `seconds`; the others end earlier, in proportion to their speed.
 
     Raises:
-        ValueError: there is nothing to draw, `seconds` or `frames` is out of range, or the path does not end in .gif.
+        ValueError: see `check_gif`; or the path does not end in .gif.
     """
     from PIL import Image
 
+    check_gif(traces, seconds, frames)
     if Path(path).suffix.lower() not in GIF.suffixes:
         raise ValueError(f"path is {str(path)!r}; the name must end in .gif")
+
+    duration = max(trace.seconds for trace in traces)
+
+    def draw(number: int) -> Picture:
+        now = duration * (number / frames)  # the last one is exactly `duration`
+        return _stack([_draw_canvas(trace, trace.forwards_by(now)) for trace in traces])
+
+    # The palette is taken from early and late pictures: at the end there are no masks left whose colours it needs.
+    palette = _stack([draw(1), draw(1 + frames // 4), draw(frames)]).quantize(colors=128)
+    # One after the other, because all together they need much memory.
+    pictures = (draw(number).quantize(palette=palette, dither=Image.Dither.NONE) for number in range(1, frames + 1))
+    first = next(pictures)
+    milliseconds = [round(1000 * seconds / frames)] * frames
+    milliseconds[-1] += LAST_FRAME
+    with write_whole(path) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=pictures, duration=milliseconds, loop=0,
+                   optimize=True)
+
+
+def check_gif(traces: Sequence[Trace], seconds: float = 8.0, frames: int = 90) -> None:
+    """Raise ValueError where there is nothing to draw, or more than MAX_LENGTH tokens, or a number is out of range."""
     if not traces or not all(trace.forwards for trace in traces):
         raise ValueError("a GIF needs traces of at least one forward each")
+    length = sum(trace.gen_length for trace in traces)
+    if length > MAX_LENGTH:
+        raise ValueError(f"the answers have {length} tokens together; a GIF shows at most {MAX_LENGTH}")
     if not 0 < seconds <= 60:
         raise ValueError(f"seconds is {seconds}; a GIF lasts more than 0 and at most 60 seconds")
     if not 2 <= frames <= 1000:
         raise ValueError(f"frames is {frames}; a GIF has 2 to 1000 frames")
-
-    duration = max(trace.seconds for trace in traces)
-    pictures = []
-    for number in range(1, frames + 1):
-        now = duration * (number / frames)  # the last one is exactly `duration`
-        pictures.append(_stack([_draw_canvas(trace, trace.forwards_by(now)) for trace in traces]))
-
-    # The palette is taken from early and late pictures: at the end there are no masks left whose colours it needs.
-    palette = _stack([pictures[0], pictures[frames // 4], pictures[-1]]).quantize(colors=128)
-    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
-    milliseconds = [round(1000 * seconds / frames)] * frames
-    milliseconds[-1] += LAST_FRAME
-    with write_whole(path) as temporary:
-        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0,
-                   optimize=True)
 
 
 def _stack(pictures: Sequence[Picture]) -> Picture:

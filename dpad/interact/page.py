@@ -14,13 +14,16 @@ import gradio as gr
 
 from dpad.engine.configurations import CONFIGURATIONS, dpad_parameters
 from dpad.engine.fields import Setting, settings_of
-from dpad.engine.settings import ALIASES, STRATEGY, DecodingSettings
+from dpad.engine.settings import ALIASES, SAMPLER_SETTINGS, STRATEGY, DecodingSettings, default_parameters
 from dpad.interact.canvas import canvas_after, describe_trace
 from dpad.interact.denoiser import MAX_GEN_LENGTH, MAX_QUESTION, MAX_VISITORS, AnswerThread, Denoiser, read_uploaded
+from dpad.interact.guard import Streams
 from dpad.interact.markup import render_canvas, render_curve, render_message
 from dpad.interact.trace import Trace
 
 REFRESH = 0.12  # seconds between two pictures while a model decodes
+PATIENCE = 5.0  # seconds for which a job waits for somebody to listen, before it begins and later
+GONE = "this trace is no longer kept: ask again, or open its file again"
 REPLAY_FRAMES = 60
 LENGTH_STEP = 32
 
@@ -98,6 +101,7 @@ class Page:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
+        self.streams = Streams()
         self.family = denoiser.loaded.family.settings
         self.settings = {setting.name: setting for setting in self.family.choices()}
         self.main = self._main_settings()
@@ -127,9 +131,8 @@ class Page:
     def read_choices(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """What the controls say, without the parameters of other dropout strategies."""
         choices = {name: read_value(self.settings[name], value) for name, value in zip(self.controls, values)}
-        strategy = {STRATEGY.name: choices[STRATEGY.name]}
-        applicable = self.family.from_choices(strategy).as_choices()
-        return {name: value for name, value in choices.items() if name in applicable}
+        parameters = default_parameters(choices[STRATEGY.name])
+        return {name: value for name, value in choices.items() if name not in SAMPLER_SETTINGS or name in parameters}
 
     def vanilla_choices(self, choices: dict[str, Any]) -> dict[str, Any]:
         """Vanilla decoding to compare with: it keeps the choices that all models share, except what presets change."""
@@ -156,7 +159,7 @@ class Page:
         self.lay_out_player()
         self.opened = gr.File(label="Open a trace (run.py generate --trace writes one)", file_types=[".jsonl"],
                               elem_id="open", height=110)
-        self.traces = gr.State([])  # what the player shows: one finished trace, or the two of a comparison
+        self.shown = gr.State("")  # the key of what the player shows: one finished trace, or the two of a comparison
 
     def lay_out_question(self) -> None:
         self.question = gr.Textbox(label="Question", lines=3, value=EXAMPLES[0], max_length=MAX_QUESTION,
@@ -189,10 +192,10 @@ class Page:
 
     def connect(self) -> None:
         """Say which events call which methods."""
-        quiet = {"show_progress": "hidden"}
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
         controls = list(self.controls.values())
         player = [self.play, self.position, self.clock]
-        results = [self.message, self.left, self.right, self.player, self.download, self.traces, *player]
+        results = [self.message, self.left, self.right, self.player, self.download, self.shown, *player]
 
         busy = quiet | {"concurrency_limit": MAX_VISITORS, "concurrency_id": "model"}
         asked = [self.ask.click, self.question.submit]
@@ -205,10 +208,11 @@ class Page:
         for control in controls:
             control.change(self.draw_curve, controls, self.retention, **quiet)
 
-        self.position.change(self.seek, [self.position, self.traces], [self.left, self.right], **quiet)
-        self.play.click(self.press_play, [self.play, self.position, self.traces], player, **quiet)
-        self.clock.tick(self.tick, [self.position, self.traces], player, **quiet)
-        self.opened.upload(self.open_trace, self.opened, results, **quiet)
+        canvases = [self.message, self.left, self.right]
+        self.position.change(self.seek, [self.position, self.shown], canvases, **quiet)
+        self.play.click(self.press_play, [self.play, self.position, self.shown], [self.message, *player], **quiet)
+        self.clock.tick(self.tick, [self.position, self.shown], [self.message, *player], **quiet)
+        self.opened.upload(self.open_trace, self.opened, results, concurrency_limit=1, **quiet)
 
     # --- Events of the panel ---
 
@@ -223,18 +227,25 @@ class Page:
         except ValueError as error:
             return render_message(str(error))
 
-    def answer(self, question: str, *values: Any) -> Iterator[dict[Any, Any]]:
+    def answer(self, request: gr.Request, question: str, *values: Any) -> Iterator[dict[Any, Any]]:
         """Answer a question, and show every picture of it."""
-        yield from self.decode(question, values, with_vanilla=False)
+        yield from self.decode(question, values, with_vanilla=False, session=request.session_hash)
 
-    def answer_twice(self, question: str, *values: Any) -> Iterator[dict[Any, Any]]:
+    def answer_twice(self, request: gr.Request, question: str, *values: Any) -> Iterator[dict[Any, Any]]:
         """Answer with vanilla decoding and with the settings, side by side; settings without DPad get it."""
-        yield from self.decode(question, values, with_vanilla=True)
+        yield from self.decode(question, values, with_vanilla=True, session=request.session_hash)
 
-    def decode(self, question: str, values: tuple[Any, ...], with_vanilla: bool) -> Iterator[dict[Any, Any]]:
-        """Decode once, or twice at the same time; what goes wrong becomes a message."""
+    def decode(
+        self, question: str, values: tuple[Any, ...], with_vanilla: bool, session: str | None = None
+    ) -> Iterator[dict[Any, Any]]:
+        """Decode once, or twice at the same time; what goes wrong becomes a message.
+
+        session: the visitor's; nothing is decoded, and no pictures are piled up, for one who does not listen.
+        """
         threads: list[AnswerThread] = []
         try:
+            if not self.has_listener(session):
+                return
             for settings in self.choose(values, with_vanilla):
                 threads.append(self.denoiser.start(question, settings))
             traces = [thread.trace for thread in threads]
@@ -243,6 +254,8 @@ class Page:
 
             while any(thread.is_alive() for thread in threads):
                 time.sleep(REFRESH)
+                if not self.has_listener(session):
+                    return
                 yield self.draw_canvases(traces)
             for thread in threads:
                 thread.check()
@@ -253,7 +266,13 @@ class Page:
             for thread in threads:
                 thread.cancel()
 
-        yield self.finish(traces) | {self.message: render_verdict(*traces) if with_vanilla else ""}
+        file = self.denoiser.save(traces[-1])
+        verdict = render_verdict(*traces) if with_vanilla else ""
+        yield self.finish(traces, len(traces) * file.stat().st_size) | {self.download: str(file), self.message: verdict}
+
+    def has_listener(self, session: str | None) -> bool:
+        """Whether a visitor receives what a job yields; None stands for a caller in this process, who does."""
+        return session is None or self.streams.wait(session, PATIENCE)
 
     def choose(self, values: tuple[Any, ...], with_vanilla: bool) -> list[DecodingSettings]:
         """The settings to decode with: those of the controls; in a comparison vanilla comes first."""
@@ -279,37 +298,42 @@ class Page:
         right = {"visible": True, "value": canvases[1]} if len(canvases) == 2 else {"visible": False}
         return {self.left: canvases[0], self.right: gr.update(**right)}
 
-    def finish(self, traces: list[Trace]) -> dict[Any, Any]:
-        """Show the player, whose slider counts the forwards of the slower trace; the last trace can be saved."""
+    def finish(self, traces: list[Trace], size: int) -> dict[Any, Any]:
+        """Show the player, whose slider counts the forwards of the slower trace. size: of the traces' files, in bytes.
+        """
         total = len(slowest(traces).forwards)
         return self.draw_canvases(traces) | self.pause() | {
             self.player: gr.update(visible=True),
             self.position: gr.update(minimum=0, maximum=total, value=total),
-            self.download: str(self.denoiser.save(traces[-1])),
-            self.traces: traces,
+            self.shown: self.denoiser.shelf.put(traces, size),
         }
 
-    def seek(self, position: float, traces: list[Trace]) -> dict[Any, Any]:
+    def seek(self, position: float, key: str) -> dict[Any, Any]:
         """The canvases after so many forwards; of a comparison, when the slower one had done so many."""
+        traces = self.denoiser.shelf.get(key)
         if not traces:
-            return {self.left: ""}
+            return {self.message: render_message(GONE)} if key else {self.left: ""}
 
         leader = slowest(traces)
-        forwards = int(position)
+        forwards = min(max(0, int(position or 0)), len(leader.forwards))
         now = leader.forwards[forwards - 1]["seconds"] if forwards else -1.0
         return self.draw_canvases(
             traces, [forwards if trace is leader else trace.forwards_by(now) for trace in traces])
 
-    def press_play(self, label: str, position: float, traces: list[Trace]) -> dict[Any, Any]:
-        if label != "Play":
-            return self.pause()
+    def press_play(self, label: str, position: float, key: str) -> dict[Any, Any]:
+        traces = self.denoiser.shelf.get(key)
+        if label != "Play" or not traces:
+            return self.pause() | ({} if traces else {self.message: render_message(GONE)})
         at_end = position >= len(slowest(traces).forwards)
         rewind = {self.position: 0} if at_end else {}
         return {self.play: "Pause", self.clock: gr.Timer(active=True), **rewind}
 
-    def tick(self, position: float, traces: list[Trace]) -> dict[Any, Any]:
+    def tick(self, position: float, key: str) -> dict[Any, Any]:
         """Advance the replay by one picture; it stops at the end."""
-        total = len(slowest(traces).forwards) if traces else 0
+        traces = self.denoiser.shelf.get(key)
+        if not traces:
+            return self.pause() | {self.message: render_message(GONE)}
+        total = len(slowest(traces).forwards)
         position = min(total, position + max(1, total // REPLAY_FRAMES))
         return {self.position: position} | (self.pause() if position == total else {})
 
@@ -317,11 +341,17 @@ class Page:
         return {self.play: "Play", self.clock: gr.Timer(active=False)}
 
     def open_trace(self, file: str) -> dict[Any, Any]:
+        """Show a trace that a visitor has uploaded; its file is not kept."""
+        path = Path(file)
         try:
-            trace = read_uploaded(Path(file))
+            trace = read_uploaded(path)
+            size = path.stat().st_size
+            shown = self.finish([trace], size)
+            return shown | {self.download: str(self.denoiser.save(trace)), self.message: ""}
         except (ValueError, OSError) as error:
-            return {self.message: render_message(str(error).replace(file, Path(file).name))}
-        return self.finish([trace]) | {self.message: ""}
+            return {self.message: render_message(str(error).replace(file, path.name))}
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def slowest(traces: list[Trace]) -> Trace:

@@ -1,6 +1,7 @@
-"""The trace of one answer: what every forward decoded, recorded while it happens and kept as JSON lines.
+r"""The trace of one answer: what every forward decoded, recorded while it happens and kept as JSON lines.
 
-    python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --trace dpad.jsonl --prompt "Tom has 3 bags ..."
+    python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --trace dpad.jsonl \
+        --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
     python run.py trace dpad.jsonl
 
 The first line of a trace holds the prompt and the settings, the last one the answer and its cost. Each line between
@@ -23,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpad.results.files import read_lines, write_text
+from dpad.results import files, forms
+from dpad.results.files import write_text
 from dpad.results.records import environment
 
 if TYPE_CHECKING:
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
     from dpad.engine.settings import DecodingSettings
 
 FORWARD_FIELDS = {"block", "seconds", "computed", "kept", "decided"}
-MAX_LENGTH = 2**20  # of the answer, a block or the prompt, in a file that is read
+# Of a file that is read:
+MAX_SIZE = 2**26  # bytes
+MAX_LENGTH = 2**17  # tokens of the answer, a block or the prompt
+MAX_STEPS = 2  # forwards for each token of the answer
 
 
 @dataclass
@@ -171,73 +176,56 @@ def _head(loaded: LoadedModel, prompt: str, settings: DecodingSettings) -> dict[
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
+INTEGER = forms.Leaf("an integer", lambda value: isinstance(value, int))
+PLACE = forms.Leaf("a place of the answer", lambda value: forms.ZERO_OR_MORE.fits(value) and value < MAX_LENGTH)
+LENGTH = forms.Leaf(f"an integer from 1 to {MAX_LENGTH}", lambda value: forms.COUNT.fits(value) and value <= MAX_LENGTH)
+TEXT = forms.Leaf("text", lambda value: isinstance(value, str))
+DECIDED = forms.Leaf("[place, token id, text, confidence]", lambda value: (
+    isinstance(value, list) and len(value) == 4 and PLACE.fits(value[0]) and INTEGER.fits(value[1])
+    and isinstance(value[2], str) and forms.NUMBER.fits(value[3])))
+HEAD = {
+    "kind": forms.Leaf("'trace'", lambda value: value == "trace"),
+    "gen_length": LENGTH, "block_length": LENGTH, "prompt_tokens": LENGTH, "ends?": forms.Several(TEXT),
+    "settings?": {"suffix_sampler?": {"name?": TEXT}, "threshold?": forms.NUMBER, "cache?": TEXT, "device?": TEXT},
+    "environment?": forms.ENVIRONMENT,
+}
+FORWARD = {
+    "block": PLACE, "seconds": forms.AMOUNT, "computed": forms.ZERO_OR_MORE, "kept?": forms.Several(PLACE),
+    "decided": forms.Several(DECIDED),
+}
+
 
 def read_trace(path: str | Path) -> Trace:
     """Read a trace from its file, which may come from anywhere: every field that is used later is checked.
 
     Raises:
-        ValueError: the file cannot be read or is not a trace; the message names it and the line.
+        ValueError: the file cannot be read, is larger than MAX_SIZE or is no trace; the message names file and line.
     """
-    lines = read_lines(path)
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if number == 1:
-            valid = _is_head(entry)
-        elif number < len(lines):
-            valid = _is_forward(entry)
-        else:
-            valid = isinstance(entry, dict)
-        if not valid:
-            raise ValueError(f"{path}, line {number}: not a line of a trace (run.py generate --trace writes one)")
-        entries.append(entry)
+    entries: list[dict[str, Any]] = []
+    try:
+        for number, entry in files.read_json_lines(path, max_size=MAX_SIZE):
+            fault = _fault_of_line(entry, entries)
+            if fault:
+                raise files.LineError(path, number, fault.strip())
+            entries.append({key: value for key, value in entry.items() if value is not None})
+    except files.LineError as error:
+        raise ValueError(f"{path}, line {error.number}: not a line of a trace (run.py generate --trace writes one): "
+                         f"{error.reason}") from None
 
-    if len(entries) < 2 or not isinstance(entries[-1].get("answer"), str):
+    if len(entries) < 2 or "answer" not in entries[-1]:
         raise ValueError(f"{path} is not a complete trace: its last line is missing")
     return Trace(entries[0], entries[1:-1], entries[-1])
 
 
-def _is_head(entry: Any) -> bool:
-    if not isinstance(entry, dict) or entry.get("kind") != "trace":
-        return False
-
-    lengths = [entry.get(name) for name in ("gen_length", "block_length", "prompt_tokens")]
-    settings = entry.get("settings", {})
-    return (
-        all(isinstance(length, int) and 0 < length < MAX_LENGTH for length in lengths)
-        and isinstance(settings, dict)
-        and isinstance(sampler := settings.get("suffix_sampler") or {}, dict)
-        and isinstance(sampler.get("name", ""), str)
-        and isinstance(settings.get("threshold") or 0, (int, float))
-        and isinstance(ends := entry.get("ends", []), list)
-        and all(isinstance(text, str) for text in ends)
-        and isinstance(entry.get("environment", {}), dict)
-    )
-
-
-def _is_forward(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not entry.keys() <= FORWARD_FIELDS:
-        return False
-
-    kept = entry.get("kept", [])
-    decided = entry.get("decided")
-    return (
-        isinstance(entry.get("block"), int)
-        and isinstance(entry.get("computed"), int)
-        and isinstance(entry.get("seconds"), (int, float))
-        and isinstance(kept, list)
-        and all(isinstance(place, int) for place in kept)
-        and isinstance(decided, list)
-        and all(map(_is_decided_token, decided))
-    )
-
-
-def _is_decided_token(entry: Any) -> bool:
-    if not isinstance(entry, list) or len(entry) != 4:
-        return False
-
-    place, _token, text, confidence = entry
-    return isinstance(place, int) and isinstance(text, str) and isinstance(confidence, (int, float))
+def _fault_of_line(entry: Any, before: list[dict[str, Any]]) -> str | None:
+    """What keeps a line from being the next one of a trace, after the lines before it; None where nothing does."""
+    if not before:
+        return forms.fault(entry, HEAD)
+    if "answer" in before[-1]:
+        return "it follows the answer, which ends a trace"
+    if isinstance(entry, dict) and "answer" in entry:
+        return forms.fault(entry, {"answer": TEXT})
+    if len(before) > MAX_STEPS * before[0]["gen_length"]:
+        return f"there are more than {MAX_STEPS} forwards for each token"
+    unknown = entry.keys() - FORWARD_FIELDS if isinstance(entry, dict) else ()
+    return forms.fault(entry, FORWARD) or (f"it has {', '.join(sorted(unknown))}" if unknown else None)

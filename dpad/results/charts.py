@@ -43,9 +43,12 @@ from dpad.results.records import hardware_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+FILLS = ("full", "none", "left", "right", "bottom", "top")  # of markers
 FIGURES = ("bars", "heatmap", "length")
+GRID_REACH = 0.25  # kept tokens this near to an entry of the paper's grid, relative to it, stand for that entry
 LOG_SPREAD = 8  # a latency axis is logarithmic from this ratio of slowest to fastest on
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in grey by lightness.
@@ -111,14 +114,8 @@ def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> lis
         ValueError: the records do not make this figure, or a file cannot be written there; see `outputs.check`.
         OSError: the file cannot be written.
     """
-    return draw_all(plan(records, figure), path)
-
-
-def draw_all(pictures: Sequence[Picture], path: str | Path) -> list[Path]:
-    """Draw planned pictures and return the files written; see `draw`."""
-    paths = name_files(pictures, path)
-    for target in paths:
-        outputs.check("--plot", target, outputs.PICTURE)
+    pictures = plan(records, figure)
+    paths = place(pictures, path)
     for entry, target in zip(pictures, paths):
         entry.draw(target)
     return paths
@@ -184,9 +181,19 @@ def _slug(*parts: object) -> str:
     return "-".join(re.sub(r"[^\w.+=]+", "-", str(part)) for part in parts if part not in (None, ""))
 
 
-def name_files(pictures: Sequence[Picture], path: str | Path) -> list[Path]:
-    """Where each picture goes: into `path` itself if it is the only one, otherwise beside it."""
-    path = Path(path)
+def place(pictures: Sequence[Picture], path: str | Path) -> list[Path]:
+    """Where each picture goes: into `path` itself if it is the only one, otherwise beside it.
+
+    Raises:
+        ValueError: one of them cannot be written there; see `outputs.check`.
+    """
+    paths = _name_files(pictures, Path(path))
+    for target in paths:
+        outputs.check("--plot", target, outputs.PICTURE)
+    return paths
+
+
+def _name_files(pictures: Sequence[Picture], path: Path) -> list[Path]:
     if len(pictures) == 1:
         return [path]
     uses = Counter(entry.name for entry in pictures)
@@ -271,7 +278,7 @@ def bar_chart(records: Sequence[dict], path: str | Path, title: str | None = Non
             left = figure.subplots()
         _draw_latencies(left, rows)
 
-        figure.suptitle(title or describe_tables([records])[0])
+        figure.suptitle(title or describe_tables([records])[0], wrap=True)
 
 
 def _draw_latencies(axes: Axes, rows: Sequence[Row]) -> None:
@@ -322,10 +329,17 @@ def _scale_latencies(axes: Axes, lengths: Sequence[float], unit: str) -> None:
     if logarithmic:
         axes.set_xscale("log")
         axes.set_xlim(low / 2, high * (high / low) ** 0.4 * 1.5)
-        axes.xaxis.set_major_formatter("{x:g}")  # 0.1 instead of a power of ten
+        _label_logarithms(axes.xaxis, "{x:g}")
     else:
         axes.set_xlim(0, high * 1.5 or 1)
     axes.set_xlabel(f"latency{', logarithmic' if logarithmic else ''} ({unit})")
+
+
+def _label_logarithms(axis: Axis, form: str) -> None:
+    """Write numbers beside a logarithmic axis, and not powers of ten; beside its small ticks within one decade only."""
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(form)
+    axis.set_minor_formatter(form if high < 10 * low else "")
 
 
 def _annotate_bar(axes: Axes, length: float, place: int, text: str) -> None:
@@ -452,12 +466,15 @@ def length_chart(records: Sequence[dict], path: str | Path) -> None:
 
     with picture(path, 9.5, 4.2) as figure:
         axes = figure.subplots()
+        drawn: Counter[Configuration] = Counter()
         for configuration, label, points in lines:
-            axes.plot(*zip(*points), linewidth=1.8, label=f"{label}  ({times(points[-1][1])})",
+            fill = FILLS[drawn[configuration] % len(FILLS)]  # tells lines of one configuration apart
+            drawn[configuration] += 1
+            axes.plot(*zip(*points), linewidth=1.8, fillstyle=fill, label=f"{label}  ({times(points[-1][1])})",
                       **line_style(configuration))
         _scale_lengths(axes, {length for by_length in speedups.values() for length in by_length})
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}×")
+        _label_logarithms(axes.yaxis, "{x:g}×")
         axes.axhline(1, color=GREY, linewidth=1)
         axes.set_ylabel(f"speedup over {VANILLA.name}")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -520,12 +537,12 @@ def heatmap(panels: Panels, label: str, title: str, path: str | Path) -> None:
             axes.set_xlabel("window")
         panel_axes[0].set_ylabel("kept suffix tokens")
         figure.colorbar(image, ax=panel_axes, label=f"{label} (%)")
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, wrap=True)
 
 
 def _heatmap_panels(records: Sequence[dict]) -> tuple[str, Panels]:
-    """The first metric, and for each sampler its value by window and kept tokens, these as the nearest of the paper's
-    grid.
+    """The first metric, and for each sampler its value by window and kept tokens, these as in the paper's grid where
+    they are near it.
 
     Raises:
         ValueError: two records have the same cell, or a sampler cannot be used.
@@ -539,7 +556,8 @@ def _heatmap_panels(records: Sequence[dict]) -> tuple[str, Panels]:
         if metric is None or metric.value is None:
             continue
         mean = kept_tokens(sampler)
-        cell = sampler["window"], min(GRID, key=lambda entry: abs(entry - mean))
+        nearest = min(GRID, key=lambda entry: abs(entry - mean))
+        cell = sampler["window"], nearest if abs(nearest - mean) < GRID_REACH * nearest else round(mean)
         panel = panels.setdefault(sampler["name"], {})
         if cell in panel:
             raise ValueError(f"two records have the same cell of a heatmap: sampler {sampler['name']}, window "

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,21 +134,34 @@ def _other_settings(record: dict) -> dict:
 
 def _details(records: Sequence[dict]) -> list[str]:
     """For each record what tells it from others of its configuration: the name that it was given; where that is not
-    enough, the settings that differ."""
+    enough, the settings that differ, and where they do not, commit and date."""
     rivals: dict[tuple, list[dict]] = {}
     keys = [(comparison_key(record), classify(record["settings"]).name, _given_name(record)) for record in records]
     for key, record in zip(keys, records):
-        rivals.setdefault(key, []).append(_flat_settings(record))
+        rivals.setdefault(key, []).append(record)
 
     details = []
     for key, record in zip(keys, records):
-        settings = _flat_settings(record)
-        varying = [name for name in settings if any(rival.get(name) != settings[name] for rival in rivals[key])]
         parts = [key[-1]] if key[-1] else []
-        if settings.get("sampler", "gaussian") != "gaussian" and "sampler" not in varying:
-            parts.append(f"sampler {settings['sampler']}")
-        details.append(", ".join(parts + [f"{name} {settings[name]}" for name in varying]))
+        sampler = _sampler_of(record) or "gaussian"
+        if sampler != "gaussian":
+            parts.append(f"sampler {sampler}")
+        differing = _differing(record, rivals[key], _flat_settings) or _differing(record, rivals[key], _origin)
+        details.append(", ".join(parts + [part for part in differing if part not in parts]))
     return details
+
+
+def _differing(record: dict, rivals: Sequence[dict], aspect: Callable[[dict], dict]) -> list[str]:
+    """The entries of an aspect of a record that not all of its rivals have, in words."""
+    others = [aspect(rival) for rival in rivals]
+    return [
+        f"{name} {value}" for name, value in aspect(record).items() if any(other.get(name) != value for other in others)
+    ]
+
+
+def _origin(record: dict) -> dict[str, Any]:
+    date = (record.get("environment") or {}).get("date")
+    return {"commit": commit_of(record)} | ({"date": date} if date else {})
 
 
 def _given_name(record: dict) -> str:
@@ -216,13 +229,13 @@ def group_by_table(records: Sequence[dict]) -> list[list[dict]]:
 def describe_tables(groups: Sequence[Sequence[dict]]) -> list[str]:
     """The lines above tables of evaluations: what all records of a group have in common.
 
-    Batch size, dtype and the limit are named where two lines would be the same without them.
+    Batch size, dtype, text after EOS and the limit are named where two lines would be the same without them.
     """
     titles = [_describe_table(group[0]) for group in groups]
     if len(set(titles)) == len(titles):
         return titles
     return [
-        f"{title}, {_dtype(group[0])}, batch size {_batch_size(group[0])}"
+        f"{title}, {_dtype(group[0])}, batch size {_batch_size(group[0])}, text after EOS: {_after_eos(group[0])}"
         + (f", limit {group[0]['settings']['limit']}" if group[0]["settings"].get("limit") else "")
         for group, title in zip(groups, titles)
     ]

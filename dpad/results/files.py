@@ -138,44 +138,69 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_text(path, max_size=MAX_JSON), str(path))
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+class LineError(ValueError):
+    """A line of a file that is not JSON, or that is not to be read. number: from 1. reason: what it is, as in "is not
+    JSON"."""
+
+    def __init__(self, path: str | Path, number: int, reason: str) -> None:
+        super().__init__(f"{path}, line {number} {reason}")
+        self.number = number
+        self.reason = reason
+
+
+def read_json_lines(
+    path: str | Path, max_size: int | None = None, unfinished: bool = False, finite: bool = True,
+) -> Iterator[tuple[int, Any]]:
     """The number, from 1, and the content of each line of a JSONL file, one after the other.
 
+    Args:
+        max_size: of the file, in bytes; a line has at most MAX_JSON in any case.
+        unfinished: leave out a last line without an end, which somebody may be writing.
+        finite: see `parse_json`.
+
     Raises:
-        ValueError: the file cannot be read, or a line is too long or not JSON; the message names file and line.
+        LineError: a line is too long or not JSON, or the file is too large.
+        ValueError: the file cannot be read.
     """
+    size = 0
     try:
         with open(path, "rb") as file:
             for number in itertools.count(1):
                 line = file.readline(MAX_JSON + 1)
-                if not line:
-                    return
-                place = f"{path}, line {number}"
+                size += len(line)
                 if len(line) > MAX_JSON:
-                    raise ValueError(f"{place} is longer than {MAX_JSON // 2**20} MB")
+                    raise LineError(path, number, f"is longer than {MAX_JSON // 2**20} MB")
+                if not line or (unfinished and not line.endswith(b"\n")):
+                    return
+                if max_size is not None and size > max_size:
+                    raise LineError(path, number, f"is beyond the {max_size // 2**20} MB that are read of such a file")
                 try:
-                    text = line.decode("utf-8")
+                    content = parse_json(line.decode("utf-8"), "", finite)
                 except UnicodeDecodeError:
-                    raise ValueError(f"{place} is not UTF-8 text") from None
-                yield number, parse_json(text, place)
+                    raise LineError(path, number, "is not UTF-8 text") from None
+                except ValueError as error:
+                    raise LineError(path, number, str(error).strip()) from error
+                yield number, content
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def parse_json(text: str, place: str) -> Any:
+def parse_json(text: str, place: str, finite: bool = True) -> Any:
     """The value of a JSON text that may come from anywhere.
 
     Args:
         place: what the message calls it, such as the file and the line.
+        finite: whether numbers must be finite and within MAX_NUMBER.
 
     Raises:
-        ValueError: the text is not JSON; or it is nested deeper than MAX_DEPTH, holds a number that is not finite or
-            beyond MAX_NUMBER, or half of a surrogate pair, which is no text.
+        ValueError: the text is not JSON; or it is nested deeper than MAX_DEPTH, holds a number that is out of range, or
+            half of a surrogate pair, which is no text.
     """
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: line {error.lineno}, {error.msg}") from error
+        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
+        raise ValueError(f"{place} is not JSON: {line}{error.msg}") from error
     except RecursionError:
         raise ValueError(f"{place} is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError:  # Python refuses integers of thousands of digits
@@ -193,7 +218,7 @@ def parse_json(text: str, place: str) -> Any:
             elif isinstance(entry, str):
                 if not entry.isascii() and any("\ud800" <= character <= "\udfff" for character in entry):
                     raise ValueError(f"{place} holds half of a surrogate pair, which is no text")
-            elif isinstance(entry, (int, float)) and not -MAX_NUMBER <= entry <= MAX_NUMBER:  # true of NaN as well
+            elif finite and isinstance(entry, (int, float)) and not -MAX_NUMBER <= entry <= MAX_NUMBER:  # or NaN
                 raise ValueError(f"{place} holds a number that is out of range")
         level = inner
         if not level:

@@ -5,9 +5,13 @@ Imported by the modules that make tables and charts, never run.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+LAYOUT = "\n\t"
+BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they reorder the text around them
 
 
 class Table(NamedTuple):
@@ -59,12 +63,21 @@ def join_unique(values: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "unknown"
 
 
-def printable(text: str) -> str:
-    """The text with control characters as escapes, so that what comes from a file cannot steer a terminal."""
+def printable(text: str, keep: str = "") -> str:
+    """The text with control characters as escapes, so that what comes from a file cannot steer a terminal.
+
+    keep: control characters that stay, such as LAYOUT.
+    """
     if text.isprintable():
         return text
-    return "".join(
-        character if character.isprintable() or unicodedata.category(character) == "Zs"
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
+    return "".join(c.encode("unicode_escape").decode("ascii") if _steers(c) and c not in keep else c for c in text)
+
+
+def json_line(value: object) -> str:
+    """A value as one line of JSON, in which nothing steers a terminal either; other scripts stay readable."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else "".join(f"\\u{ord(c):04x}" if _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in BIDIRECTIONAL

@@ -58,7 +58,7 @@ FLAG = Leaf("true or false", lambda value: isinstance(value, bool))
 SIZE = Leaf("an integer of at least 1, or text", lambda value: COUNT.fits(value) or TEXT.fits(value))
 
 ENVIRONMENT = {
-    "commit?": TEXT,
+    "commit?": TEXT, "date?": TEXT,
     "hardware?": {
         "processor?": TEXT, "cores?": COUNT, "threads?": COUNT,
         "gpus?": Several({"name": TEXT, "memory_gb?": AMOUNT}),

@@ -72,7 +72,7 @@ def _search(folder: Path, note: Callable[[str], None]) -> list[dict]:
         try:
             found = _read(name)
         except ForeignError:
-            others += 1
+            others += name.name != "run.json"  # the identity of a run, beside its record
         except ValueError as error:
             faults.append(str(error))
         else:

@@ -51,6 +51,11 @@ class Processes:
             weight.grad = part.view_as(weight).clone()
         return flat[-1].item()
 
+    def wait(self) -> None:
+        """Return when all processes have called this."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
     def leave(self) -> None:
         if self.count > 1:
             torch.distributed.destroy_process_group()

@@ -17,12 +17,16 @@ The output folder becomes a checkpoint in the layout of those on the hub, with i
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +36,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from checkpoints import card, make
 from dpad.engine.checks import check_integer, check_number
+from dpad.engine.command_line import Parser
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.results import files
 from dpad.results.records import environment
@@ -87,45 +92,68 @@ def rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 200, max(0.02, (steps - step) / (0.4 * steps)))
 
 
+LASTING = ("family", "tokens_per_step", "rate", "seed")  # settings that a run keeps when it is resumed
+STATE_PARTS = {"model", "optimizers", "step", "seconds", "settings"}
+
 # --- State and log ----------------------------------------------------------------------------------------------------
 
 
 class State:
-    """train-state.pt: everything that a resumed run needs to be the run that was interrupted."""
+    """train-state.pt: everything that a resumed run needs to be the run that was interrupted.
 
-    def __init__(self, path: Path, model: MaskedDiffusionModel, optimizers: list[torch.optim.Optimizer]) -> None:
-        self.path = path
-        self.model = model
-        self.optimizers = optimizers
+    The state before it is kept beside it, in case the last one turns out to be damaged.
+    """
 
-    def save(self, step: int, seconds: float) -> None:
-        """Write the state after `step` steps, which took `seconds` in all."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": step,
-            "seconds": seconds,
-        }
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "train-state.pt"
+        self.before = folder / "train-state-before.pt"
+
+    @property
+    def exists(self) -> bool:
+        return self.path.exists() or self.before.exists()
+
+    def save(self, content: dict[str, Any]) -> None:
         with files.write_whole(self.path) as temporary:
-            torch.save(state, temporary)
+            with open(temporary, "wb") as file:
+                torch.save(content, file)
+            if self.path.exists():
+                os.replace(self.path, self.before)
 
-    def load(self) -> tuple[int, float]:
-        """Restore model and optimizers; returns the steps and seconds that are behind them."""
-        state = torch.load(self.path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        return state["step"], state["seconds"]
+    def load(self) -> dict[str, Any]:
+        """What was saved last.
+
+        Raises:
+            ValueError: the file is damaged; the message says how to go on.
+        """
+        path = self.path if self.path.exists() else self.before  # killed between the two renamings of `save`
+        try:
+            content = torch.load(path, weights_only=True)
+            if not (STATE_PARTS <= content.keys() and content["settings"].keys() == set(LASTING)):
+                raise ValueError("parts are missing")
+        except Exception as error:  # torch has no error of its own for a file that is cut off or of another kind
+            way_out = "name another folder"
+            if path == self.path and self.before.exists():
+                way_out = f"delete it, and --resume continues from the state before it, {self.before.name}"
+            raise ValueError(f"{path} is damaged and cannot be continued from: {way_out}") from error
+        return content
+
+    def remove(self) -> None:
+        self.before.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 class Log:
     """train.jsonl: one line for each start of the run, with its command, and one for each point of the curve."""
 
     def __init__(self, path: Path, first_step: int) -> None:
-        """first_step: the step that the run starts or resumes at; entries of later steps are dropped."""
+        """first_step: the step that the run starts or resumes at; entries of later steps are dropped.
+
+        Raises:
+            ValueError: a line is not what this class writes.
+        """
         self.path = path
-        entries = map(json.loads, files.read_lines(path)) if first_step else ()
-        self.entries = [entry for entry in entries if entry.get("step", 0) <= first_step]
+        entries = card.read_log(path) if first_step else []
+        self.entries = [entry for entry in entries if entry.get("step", entry.get("from_step", 0)) <= first_step]
 
     def add(self, entry: dict) -> None:
         self.entries.append(entry)
@@ -139,7 +167,8 @@ def train(options: argparse.Namespace) -> None:
     """Train as the flags of `main` say.
 
     Raises:
-        ValueError: the output folder holds a finished checkpoint, or an unfinished run that is not to be resumed.
+        ValueError: the output folder is another trainer's, holds a finished checkpoint, or holds an unfinished run that
+            is not to be resumed, or not with these settings.
     """
     processes = Processes()
     leads = processes.rank == 0  # this process writes the files
@@ -148,21 +177,42 @@ def train(options: argparse.Namespace) -> None:
     disable_progress_bar()  # transformers draws one for every file that it writes
 
     folder = Path(options.output)
-    state_file = folder / "train-state.pt"
-    check_folder(folder, state_file, options.resume)
-    folder.mkdir(parents=True, exist_ok=True)
+    state = State(folder)
+    saved = None
+    if options.resume and not folder.is_dir():
+        raise ValueError(f"--output is {str(folder)!r}, where there is no run to resume")
+    with claim(folder) if leads else nullcontext():
+        if leads:
+            saved = find_start(options, folder, state)
+        processes.wait()  # the others find what the first one has checked, and nothing is said twice
+        if not leads and options.resume:
+            saved = state.load()
+        run(options, processes, folder, state, saved)
+
+
+def run(options: argparse.Namespace, processes: Processes, folder: Path, state: State, saved: dict | None) -> None:
+    """All steps from the saved state on, or from random weights where there is none; then the card."""
+    leads = processes.rank == 0
     model, tokenizer = make.make_model(options.family, options.seed)
     optimizers = make_optimizers(model, options.rate)
     stream = Stream(tokenizer, options.tokens_per_step, options.seed, "train",
                     easy_steps=int(EASY_SHARE * options.steps), lesson_steps=int(LESSONS_UNTIL * options.steps))
     test_stream = Stream(tokenizer, 16_384, options.seed, "test")
 
-    state = State(state_file, model, optimizers)
-    first_step, seconds = state.load() if options.resume and state_file.exists() else (0, 0.0)
+    first_step, seconds = 0, 0.0
+    if saved:
+        first_step, seconds = saved["step"], saved["seconds"]
+        try:
+            model.load_state_dict(saved["model"])
+            for optimizer, content in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(content)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(f"{state.path} is of a model of another shape: the code has changed since") from error
     if leads:
-        make.save_tokenizer(tokenizer, folder)
         log = Log(folder / "train.jsonl", first_step)
-        log.add(describe_start(options, model, first_step, processes.count))
+        make.save_tokenizer(tokenizer, folder)
+        if first_step < options.steps:
+            log.add(describe_start(options, model, first_step, processes.count))
 
     started = time.monotonic() - seconds
     loss = 0.0  # over the samples since the last line of the log
@@ -194,7 +244,13 @@ def train(options: argparse.Namespace) -> None:
             entry |= {name: round(value, 4) for name, value in held_out(model, test_stream, 2).items()}
             log.add(entry)
             bar.set_postfix(loss=entry["loss"], accuracy=entry["held_out_accuracy"])
-            state.save(done, time.monotonic() - started)
+            state.save({
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "step": done,
+                "seconds": time.monotonic() - started,
+                "settings": {name: getattr(options, name) for name in LASTING},
+            })
             model.save_pretrained(folder)
             loss = 0.0
             samples = 0
@@ -202,18 +258,57 @@ def train(options: argparse.Namespace) -> None:
     processes.leave()
     if leads:
         model.bfloat16().save_pretrained(folder)  # as the hub's checkpoints are, and half the size
-        state_file.unlink(missing_ok=True)
         card.write_card(folder)
+        state.remove()  # last: whatever interrupts the lines above, --resume finishes the run
         print(f"{folder}: {options.steps} steps; README.md and curve.png in it describe the run")
 
 
-def check_folder(folder: Path, state_file: Path, resume: bool) -> None:
-    """Raise ValueError when a run would overwrite another one's results."""
-    if state_file.exists() and not resume:
-        raise ValueError(f"--output {str(folder)!r} holds an unfinished run: add --resume to continue it, or name "
-                         "another folder")
-    if (folder / "model.safetensors").exists() and not state_file.exists():
-        raise ValueError(f"--output {str(folder)!r} holds a finished checkpoint: name another folder")
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process; ValueError when another one trains in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "train.lock"
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.samefile(f"/dev/fd/{file.fileno()}"):
+                raise FileNotFoundError  # its holder has just ended, and a third process may have the new one
+        except (BlockingIOError, FileNotFoundError):
+            raise ValueError(f"--output {str(folder)!r} is in use by another run: name another folder") from None
+        try:
+            yield
+        finally:
+            path.unlink()
+
+
+def find_start(options: argparse.Namespace, folder: Path, state: State) -> dict[str, Any] | None:
+    """The saved state to continue from, checked; None for a run from random weights.
+
+    Raises:
+        ValueError: see `train`.
+    """
+    name = f"--output {str(folder)!r}"
+    has_weights = (folder / "model.safetensors").exists()
+    if not state.exists and has_weights:
+        if (folder / "README.md").exists():
+            raise ValueError(f"{name} holds a finished checkpoint: name another folder")
+        raise ValueError(f"{name} holds a checkpoint without its card: `python -m checkpoints.card {folder}` writes "
+                         "it; or name another folder")
+    if state.exists and not options.resume:
+        raise ValueError(f"{name} holds an unfinished run: add --resume to continue it, or name another folder")
+    if not options.resume:
+        return None
+    if not state.exists:
+        raise ValueError(f"{name} holds no state to continue from: leave out --resume")
+
+    saved = state.load()
+    for setting, value in saved["settings"].items():
+        if getattr(options, setting) != value:
+            raise ValueError(f"--{setting} is {getattr(options, setting)}, but the run to continue has {value}; give "
+                             "the same, or name another folder")
+    if saved["step"] > options.steps:
+        raise ValueError(f"--steps is {options.steps}, but the run to continue has {saved['step']} behind it")
+    return saved
 
 
 def describe_start(options: argparse.Namespace, model: MaskedDiffusionModel, first_step: int, processes: int) -> dict:
@@ -229,7 +324,7 @@ def describe_start(options: argparse.Namespace, model: MaskedDiffusionModel, fir
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dpad.training.train", description=str(__doc__).partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -247,10 +342,15 @@ def main() -> None:
     try:
         for name in ("steps", "tokens_per_step", "threads", "log_every"):
             check_integer(name, getattr(options, name), 1)
+        check_integer("seed", options.seed, 0)
         check_number("rate", options.rate, above=0)
         train(options)
     except (ValueError, OSError) as error:
         raise SystemExit(f"train.py: {error}") from error
+    except KeyboardInterrupt:
+        print("train.py: interrupted: the same command with --resume continues from the last saved state",
+              file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
