@@ -398,7 +398,8 @@ def test_harm_and_noise_go():
     )
     memory = "T = {}\ndef f(n):\n    T[n] = n * n\n    return T[n]\n"  # an example may have filled it, so it is tried
     assert_all_pass(
-        [memory + "assert f(2) == 5\n", memory + "for i in range(3):\n    print(f(int(input())), i)\n"], SQUARE
+        [memory + "assert f(2) == 5\n", memory + "for i in range(3):\n    print(f(int(input())), i)\n",
+         memory + "while True:\n    try: print(f(int(input())))\n    except BaseException: pass\n"], SQUARE
     )
     text = clean(
         "import math\nLIMIT = 3\nUNUSED = 4\n@staticmethod\ndef far(x):\n    return x * LIMIT\n"

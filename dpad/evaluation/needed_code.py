@@ -125,8 +125,9 @@ def needed(statements: Sequence[Statement], names: Set[str]) -> list[str]:
             keeps["part", name].append(one)
         for name in _aliased(now):
             implies["part", name].append(("parts of", one))
-        for name in reads_now:
-            keeps["agent", name].append(one)
+        if "input" not in reads_now:  # there is nobody to answer, and a loop might ask for ever
+            for name in reads_now:
+                keeps["agent", name].append(one)
         if one not in risky and _is_setting(one.node, imported) or any(map(_imports_all, now)):
             keeps["part", INTERPRETER].append(one)
 
