@@ -11,6 +11,7 @@
 # LIMIT          number of problems of each task, the first ones (default: all)
 # NUM_PROCESSES  number of GPUs that share the work (default: 1)
 # BATCH_SIZE     number of problems decoded together (default: 1, as in the paper)
+# DPAD_ISOLATION the least isolation of programs that the model writes (docs/security.md)
 # OUTPUT         folder of all results (default: results in the repository); those of a script are in <script>/<model>
 #
 # Complete rows are skipped, and an interrupted row continues where it stopped. The first failure ends the script.

@@ -35,10 +35,13 @@ def wrapper(request):
 
 
 @pytest.fixture
-def own_level():
-    """Tests that ask for a level leave the default behind."""
-    yield
+def own_level(monkeypatch):
+    """Tests of levels begin with the default that users have, and leave that of the tests behind."""
+    default = sandbox.DEFAULT_LEVEL
+    monkeypatch.setattr(sandbox, "DEFAULT_LEVEL", "namespaces")
     sandbox.require_level(None)
+    yield
+    sandbox.require_level(default)
 
 
 def is_running(path):
@@ -358,7 +361,7 @@ def test_too_weak_a_level_is_refused(monkeypatch, own_level):
     monkeypatch.setattr(sandbox, "isolation", lambda: sandbox.Isolation("namespaces"))
     with pytest.raises(ValueError, match="'bubblewrap' is required"):
         sandbox.check_level()
-    with pytest.raises(ValueError, match="'docker' is unknown"):
+    with pytest.raises(ValueError, match="isolation is 'docker'; it must be"):
         sandbox.require_level("docker")
 
 

@@ -151,7 +151,8 @@ WRAPPERS: dict[str, Callable[[str], list[str]]] = {
 # --- What this machine offers -----------------------------------------------------------------------------------------
 
 LEVELS = ("none", "namespaces", "bubblewrap")  # from the weakest; the last two only if their self-test finds no hole
-DEFAULT_LEVEL = "namespaces"
+VARIABLE = "DPAD_ISOLATION"  # of the environment: the level that is required where nothing else is said
+DEFAULT_LEVEL = os.environ.get(VARIABLE) or "namespaces"
 _required = DEFAULT_LEVEL
 
 
@@ -186,9 +187,11 @@ def require_level(level: str | None) -> None:
         ValueError: there is no such level.
     """
     global _required
-    if level is not None and level not in LEVELS:
-        raise ValueError(f"isolation {level!r} is unknown: it is {', '.join(LEVELS[:-1])} or {LEVELS[-1]}")
-    _required = level or DEFAULT_LEVEL
+    wanted = level or DEFAULT_LEVEL
+    if wanted not in LEVELS:
+        name = "isolation" if level else f"the environment variable {VARIABLE}"
+        raise ValueError(f"{name} is {wanted!r}; it must be {', '.join(LEVELS[:-1])} or {LEVELS[-1]}")
+    _required = wanted
 
 
 def check_level() -> Isolation:
@@ -197,12 +200,13 @@ def check_level() -> Isolation:
     Raises:
         ValueError: it is not; the message says what to install, and the flag that accepts the risk.
     """
+    require_level(_required)
     offered = isolation()
     if LEVELS.index(offered.level) < LEVELS.index(_required):
         raise ValueError(
             f"programs that a model wrote would run with isolation {offered.level!r} here ({offered.describe()}), and "
             f"{_required!r} is required: install the package bubblewrap, or accept the risk with --isolation "
-            f"{offered.level}"
+            f"{offered.level} ({VARIABLE}={offered.level} for a whole script)"
         )
     return offered
 
