@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpad.engine.command_line import Parser
+from dpad.engine.checks import one_line
+from dpad.engine.command_line import MAX_MESSAGE, Parser
 from dpad.engine.loading import family_of
 from dpad.results import charts, files, formatting, records
 from dpad.results.evaluations import METRIC_LABELS
@@ -186,7 +187,7 @@ def main() -> None:
                                  "with its card")
             write_card(folder)
     except ValueError as error:
-        raise SystemExit(f"card.py: {error}") from error
+        raise SystemExit(f"card.py: {one_line(error, MAX_MESSAGE)}") from error
 
 
 if __name__ == "__main__":

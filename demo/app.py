@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 try:
     from dpad.engine import cuda_graphs, loading
     from dpad.engine.checks import check_integer
+    from dpad.engine.command_line import say
 except ModuleNotFoundError as error:
     if error.name != "dpad" or __name__ != "__main__":
         raise
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
         serve(loaded, options.port)
     except (ValueError, OSError) as error:
-        print("app.py:", " ".join(str(error).split()), file=sys.stderr)
+        say("app.py", error)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         print()
