@@ -112,10 +112,13 @@ def read_log(path: Path) -> list[dict]:
         ValueError: the file cannot be read, or a line is none of the two.
     """
     entries = []
-    for number, entry in files.read_json_lines(path):
-        if not isinstance(entry, dict) or not any(parts <= entry.keys() for parts in LOG_ENTRIES):
-            raise ValueError(f"{path}, line {number}: not a line of a training log")
-        entries.append(entry)
+    try:
+        for number, entry in files.read_json_lines(path):
+            if not isinstance(entry, dict) or not any(parts <= entry.keys() for parts in LOG_ENTRIES):
+                raise files.LineError(path, number, "has other parts")
+            entries.append(entry)
+    except files.LineError as error:
+        raise ValueError(f"{path}, line {error.number}: not a line of a training log: it {error.reason}") from error
     return entries
 
 
