@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from dpad.engine import hub
 from dpad.engine.answer_text import AFTER_EOS
 from dpad.engine.checks import check_integer, suggest
-from dpad.engine.command_line import Parser, waiting_for
+from dpad.engine.command_line import Parser, say, waiting_for
 from dpad.engine.configurations import DPAD
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, load, placement, resolve
@@ -227,6 +227,7 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     """Measure a model on a task, in one process or several; print the record's numbers."""
     from dpad.results import evaluations, files, outputs
+    from dpad.results.formatting import LAYOUT, printable
 
     settings = settings_from(args)  # wrong flags are reported before a model of 16 GB is loaded
     check_processes(args)
@@ -286,7 +287,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
         return
     if args.record is not None:
         files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
-    print(evaluations.summarize(record))
+    print(printable(evaluations.summarize(record), LAYOUT))
 
 
 def check_processes(args: argparse.Namespace) -> None:
@@ -542,9 +543,7 @@ def main(argv: list[str]) -> int:
 
 def _say(message: object) -> None:
     """One line on standard error."""
-    from dpad.results.formatting import printable
-
-    print("run.py:", printable(" ".join(str(message).split())), file=sys.stderr, flush=True)
+    say("run.py", message)
 
 
 def _fail(message: object, status: int) -> int:

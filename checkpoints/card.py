@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpad.engine.command_line import Parser
+from dpad.engine.checks import one_line
+from dpad.engine.command_line import MAX_MESSAGE, Parser
 from dpad.engine.loading import family_of
 from dpad.results import charts, files, formatting, records
 from dpad.results.evaluations import METRIC_LABELS
@@ -111,10 +112,13 @@ def read_log(path: Path) -> list[dict]:
         ValueError: the file cannot be read, or a line is none of the two.
     """
     entries = []
-    for number, entry in files.read_json_lines(path):
-        if not isinstance(entry, dict) or not any(parts <= entry.keys() for parts in LOG_ENTRIES):
-            raise ValueError(f"{path}, line {number}: not a line of a training log")
-        entries.append(entry)
+    try:
+        for number, entry in files.read_json_lines(path):
+            if not isinstance(entry, dict) or not any(parts <= entry.keys() for parts in LOG_ENTRIES):
+                raise files.LineError(path, number, "has other parts")
+            entries.append(entry)
+    except files.LineError as error:
+        raise ValueError(f"{path}, line {error.number}: not a line of a training log: it {error.reason}") from error
     return entries
 
 
@@ -186,7 +190,7 @@ def main() -> None:
                                  "with its card")
             write_card(folder)
     except ValueError as error:
-        raise SystemExit(f"card.py: {error}") from error
+        raise SystemExit(f"card.py: {one_line(error, MAX_MESSAGE)}") from error
 
 
 if __name__ == "__main__":

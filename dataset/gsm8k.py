@@ -21,7 +21,7 @@ import pyarrow
 
 from dpad.engine import hub
 from dpad.engine.checks import check_integer
-from dpad.engine.command_line import Parser
+from dpad.engine.command_line import Parser, say
 from dpad.results import outputs
 from dpad.results.files import write_whole
 
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = table(fetch(options.count))
         write(problems, options.output)
     except (ValueError, OSError) as error:
-        print(f"gsm8k.py: {error}", file=sys.stderr)
+        say("gsm8k.py", error)
         return 1
     print(f"wrote {problems.num_rows} problems to {options.output}")
     return 0

@@ -11,17 +11,21 @@ never more than text for the model.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import socket
 import sys
 import tempfile
+from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 try:
     from dpad.engine import cuda_graphs, loading
     from dpad.engine.checks import check_integer
+    from dpad.engine.command_line import say
+    from dpad.results.formatting import LAYOUT, printable
 except ModuleNotFoundError as error:
     if error.name != "dpad" or __name__ != "__main__":
         raise
@@ -36,11 +40,25 @@ STYLE = Path(__file__).with_name("style.css")
 
 def serve(loaded: loading.LoadedModel, port: int) -> None:
     """Serve the page on this machine until Ctrl-C."""
-    with tempfile.TemporaryDirectory(prefix="dpad-page-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dpad-page-") as folder, redirect_stderr(PlainText(sys.stderr)):
         with cuda_graphs.use("off"):  # recorded graphs share their buffers, which visitors must not
             page = open_page(loaded, port, Path(folder))
             print(f"http://{HOST}:{port}  (Ctrl-C ends it)", flush=True)
             page.blocks.block_thread()
+
+
+class PlainText(io.TextIOBase):
+    """A stream on which nothing can steer a terminal: Gradio's tracebacks hold what was sent to the page."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(printable(text, LAYOUT))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def open_page(loaded: loading.LoadedModel, port: int, folder: Path) -> Page:
@@ -105,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
         serve(loaded, options.port)
     except (ValueError, OSError) as error:
-        print("app.py:", " ".join(str(error).split()), file=sys.stderr)
+        say("app.py", error)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         print()

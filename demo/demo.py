@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from dpad import ROOT
 from dpad.engine.checks import check_integer
-from dpad.engine.command_line import Parser, waiting_for
+from dpad.engine.command_line import Parser, say, waiting_for
 from dpad.engine.configurations import BLOCK_LENGTH, CONFIGURATIONS, THRESHOLD, dpad_parameters, names_for
 from dpad.results import charts, files, outputs, tables
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\ndemo.py: {interruption or 'interrupted: the same command continues from here'}", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"demo.py: {error}", file=sys.stderr)
+        say("demo.py", error)
         return 1
     finish(records, results_folder(options))
     return 0

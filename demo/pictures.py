@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dpad import ROOT
 from dpad.engine import completion, loading
+from dpad.engine.command_line import say
 from dpad.engine.configurations import CONFIGURATIONS
 from dpad.interact.gif import write_gif
 from dpad.interact.page import EXAMPLES
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outputs.check("--output", folder / SCREENSHOT.format(scheme), outputs.PICTURE)
         executable = find_browser()
     except ValueError as error:
-        print(f"pictures.py: {error}", file=sys.stderr)
+        say("pictures.py", error)
         return 2
 
     folder.mkdir(parents=True, exist_ok=True)

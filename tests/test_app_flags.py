@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import io
 import socket
+import traceback
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -74,3 +77,14 @@ def test_it_says_what_it_loads(served, capsys, checkpoint_folder):
     assert app.main(["-m", str(checkpoint_folder), "--port", str(port)]) == 0
     assert capsys.readouterr().err.startswith(f"loading {checkpoint_folder} ...\n")
     assert served == [(str(checkpoint_folder), port)]
+
+
+def test_what_is_sent_to_the_page_cannot_steer_the_terminal():
+    """Guards the terminal that serves the page: Gradio prints what it cannot use, such as a file's name."""
+    shown = io.StringIO()
+    with redirect_stderr(app.PlainText(shown)):
+        try:
+            raise ValueError("cannot move \x1b[31mx.jsonl\x07")
+        except ValueError:
+            traceback.print_exc()
+    assert "\\x1b[31mx.jsonl\\x07\n" in shown.getvalue() and not set(shown.getvalue()) & set("\x1b\x07")

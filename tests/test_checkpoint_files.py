@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -376,24 +376,52 @@ def test_a_chat_template_that_cannot_be_used(folder, template, words):
     assert words in refusal(folder)
 
 
-def test_a_chat_template_without_end(folder, monkeypatch):
-    """Guards against 10^10 turns of a loop, which the sandbox allows; the thread that is in it ends too."""
+@pytest.mark.parametrize("template", [
+    "{% for i in range(99999) %}" * 2 + "x" + "{% endfor %}" * 2,
+    "{{ 1|round('99999999'|int, 'ceil') }}",
+], ids=["loop", "operation"])
+def test_a_chat_template_without_end(folder, monkeypatch, template):
+    """Guards against 10^10 turns of a loop, which the sandbox allows, and one power, in which no thread can be ended;
+    no process is left."""
     monkeypatch.setattr(template_trial, "MAX_SECONDS", 0.3)
-    loop = "{% for i in range(99999) %}" * 2 + "x" + "{% endfor %}" * 2
-    (folder / "chat_template.jinja").write_text(loop)
+    (folder / "chat_template.jinja").write_text(template)
     assert "a chat template that takes more than 0.3 seconds" in refusal(folder)
-    for thread in threading.enumerate():
-        if thread.name == "chat template":
-            thread.join(5)
-            assert not thread.is_alive()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
-def test_a_chat_template_that_grows(folder, monkeypatch):
-    """Guards memory: doubling a text fifty times takes no time worth mentioning until it takes all memory."""
+@pytest.mark.parametrize("template", [
+    "{% set all = namespace(a='x') %}{% for i in range(50) %}{% set all.a = all.a ~ all.a %}{% endfor %}",
+    "{{ '%999999999d' % 1 }}", "{{ '{:999999999}'.format(1) }}", "{{ 'x'.ljust('999999999'|int) }}",
+    "{% set a = 'x'.ljust(30000, 'x') %}{{ a.replace('x', a) }}",
+])
+def test_a_chat_template_that_grows(folder, monkeypatch, template):
+    """Guards memory: doubling a text fifty times, or one operation, takes no time worth mentioning until it takes all
+    memory. This process never has it."""
     monkeypatch.setattr(template_trial, "MAX_GROWTH", 2**25)
-    (folder / "chat_template.jinja").write_text(
-        "{% set all = namespace(a='x') %}{% for i in range(50) %}{% set all.a = all.a ~ all.a %}{% endfor %}")
+    (folder / "chat_template.jinja").write_text(template)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "seconds or 32 MB" in refusal(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2**17  # KB
+
+
+def test_a_long_chat_template_inside_of_a_file(folder):
+    """Guards the bound of a template that stands in tokenizer_config.json, whose own bound is larger."""
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    template = "{{ messages[0].content }}" + "{% if a %}{% endif %}" * 20_000
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    assert "a chat template larger than 0.25 MB" in refusal(folder)
+
+
+def test_a_tokenizer_that_grows(folder, monkeypatch):
+    """Guards memory: replacements in a row make 16 GB of one letter, in a library whose failure ends a process."""
+    monkeypatch.setattr(template_trial, "TOKENIZER_GROWTH", 2**28)
+    longer = {"type": "Replace", "pattern": {"String": "o"}, "content": "o" * 2000}
+    normalizer = {"type": "Sequence", "normalizers": [longer] * 3}
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": normalizer}))
+    assert "a tokenizer that takes more than 60 seconds or 256 MB" in refusal(folder)
 
 
 @pytest.mark.parametrize("template", [

@@ -106,6 +106,14 @@ def test_lone_surrogates_are_no_text(text):
     check_text("prompt", "Grüße, 東京 🎉\x00")
 
 
+def test_what_programs_say_cannot_steer_a_terminal(capsys):
+    """Guards terminals, and people's time, against names and values from files and flags in a program's errors."""
+    command_line.say("x.py", ValueError("one\x1b[2J\ntwo\x07\u202e" + "z" * 10**6))
+    error = capsys.readouterr().err
+    assert error.startswith(r"x.py: one\x1b[2J two\x07\u202ezzz") and error.endswith("z...\n") and len(error) < 5000
+    assert r"\x1b]0;title\x07" in said(capsys, ["--\x1b]0;title\x07"])
+
+
 def start(*arguments: str, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *arguments], input=stdin, capture_output=True, timeout=120, cwd=ROOT,

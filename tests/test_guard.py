@@ -72,7 +72,7 @@ def test_hosts_that_are_this_machine(guard, host):
 @pytest.mark.parametrize("host", [
     b"evil.example", b"evil.example:7860", b"127.0.0.1.evil.example", b"localhost.evil.example:7860", b"", b" ",
     b"evil.example#127.0.0.1", b"127.0.0.1@evil.example", b"127.0.0.1:7860:7860", b"127.0.0.1, evil.example",
-    b"0.0.0.0", b"127.0.0.1\xff", b"null", b"http://",
+    b"0.0.0.0", b"127.0.0.1\xff", b"null", b"http://", b"[", b"[::1", b"[v1.x]",
 ])
 def test_foreign_hosts_are_refused(guard, host):
     """Guards against a website that gives its own name this machine's address (DNS rebinding)."""

@@ -184,6 +184,31 @@ def test_a_gif_of_an_absurd_length_is_refused(loaded, tmp_path, capsys):
     assert not (tmp_path / "x.gif").exists()
 
 
+def test_forwards_that_name_too_many_places_are_refused(loaded, tmp_path):
+    """Guards the time of a picture, in which every place that a forward names is drawn."""
+    for key, entry in (("decided", [0, 1, "x", 0.5]), ("kept", 0)):
+        trace, _ = record(loaded)
+        trace.forwards[0][key] = [entry] * (trace.gen_length + 1)
+        trace.write(tmp_path / "t.jsonl")
+        with pytest.raises(ValueError, match=f"line 2.*: it names {trace.gen_length + 1} places; the answer has fewer"):
+            read_trace(tmp_path / "t.jsonl")
+
+
+def test_names_of_a_trace_are_short(loaded, tmp_path):
+    """Guards pictures whose header is a megabyte of text, and messages with names from a file."""
+    trace, _ = record(loaded)
+    trace.head["settings"]["cache"] = "x" * 1000
+    trace.write(tmp_path / "t.jsonl")
+    with pytest.raises(ValueError, match="settings.cache is .*; it must be text of at most 500 characters"):
+        read_trace(tmp_path / "t.jsonl")
+    trace, _ = record(loaded)
+    trace.forwards[0]["\x1b" + "x" * 1000] = 1
+    trace.write(tmp_path / "t.jsonl")
+    with pytest.raises(ValueError) as error:
+        read_trace(tmp_path / "t.jsonl")
+    assert "\x1b" not in str(error.value) and len(str(error.value)) < 400
+
+
 def change(line, **fields):
     return json.dumps(json.loads(line) | fields)
 

@@ -280,7 +280,10 @@ def test_a_damaged_state_is_one_line_and_the_one_before_is_kept(copy, whole):
     content = state.read_bytes()
     foreign = io.BytesIO()
     torch.save({"step": 2}, foreign)
-    for damaged in (b"", content[:10], content[: len(content) // 2], content[:-1], b"text", foreign.getvalue()):
+    wrong = io.BytesIO()
+    torch.save(torch.load(state, weights_only=True) | {"step": "two"}, wrong)
+    for damaged in (b"", content[:10], content[: len(content) // 2], content[:-1], b"text", foreign.getvalue(),
+                    wrong.getvalue()):
         state.write_bytes(damaged)
         assert f"{state} is damaged and cannot be continued from: delete it, and --resume" in here(copy, "--resume")
     state.unlink()

@@ -11,6 +11,7 @@ import torch
 import run
 from dpad.engine.loading import load
 from dpad.interact import terminal
+from dpad.results.formatting import LAYOUT, printable
 
 PROMPT = "Dan is 33 years old. Zoe is 38 years older than Dan. How old is Zoe?"
 
@@ -30,7 +31,7 @@ def left_on_screen(shown):
     ["-b", "16", "-th", "1"], ["-b", "16", "-th", "0.5", "-e"], ["-b", "32"],
 ], ids=" ".join)
 def test_watch_shows_drafts_and_ends_with_the_answer(model, capsys, monkeypatch, flags):
-    """--watch draws masks being decoded, without special tokens, and leaves exactly what generate prints."""
+    """--watch draws masks being decoded, without special tokens, and leaves what generate prints on a terminal."""
     command = ["generate", *model, "--prompt", PROMPT, "-l", "32", *flags]
     assert run.main(command) == 0
     expected = capsys.readouterr().out
@@ -39,7 +40,7 @@ def test_watch_shows_drafts_and_ends_with_the_answer(model, capsys, monkeypatch,
     shown = capsys.readouterr().out
     assert "░" in shown and "<|" not in shown and PROMPT not in shown
     left = left_on_screen(shown)
-    assert "\x1b" not in left and left.rpartition("[")[0] == expected.rpartition("[")[0]
+    assert "\x1b" not in left and left.rpartition("[")[0] == printable(expected, LAYOUT).rpartition("[")[0]
 
 
 def test_watch_in_a_pipe_is_generate(model, capsys):
@@ -49,6 +50,23 @@ def test_watch_in_a_pipe_is_generate(model, capsys):
     expected = capsys.readouterr().out
     assert run.main([*command, "--watch"]) == 0
     assert capsys.readouterr().out.rpartition("[")[0] == expected.rpartition("[")[0]
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal(capsys):
+    """Guards drafts and finished blocks, in chat as well, against a model that writes escape sequences."""
+    loaded = load("tiny", device="cpu")
+    mask_id = loaded.model.config.mask_token_id
+    ids = loaded.tokenizer("one\x1b[2J\x1b]0;title\x07\ntwo\r", add_special_tokens=False)["input_ids"]
+    view = terminal.LiveView(loaded, colour=False)
+    view.put(torch.tensor([[5]]))  # the prompt
+    for half in (ids[:4], ids[4:]):
+        view.put_draft(torch.tensor([[*half, mask_id]]))
+        view.put(torch.tensor([half]))
+    shown = capsys.readouterr().out
+    view.finish(loaded.answer_text.decode(ids))
+    shown += capsys.readouterr().out
+    assert "\x1b[2J" not in shown and "\x1b]" not in shown and "\x07" not in shown and "\r" not in shown
+    assert left_on_screen(shown) == "one\\x1b[2J\\x1b]0;title\\x07\ntwo\\r\n"
 
 
 @pytest.mark.parametrize("name, end", [

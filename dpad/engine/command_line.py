@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from dpad.engine.checks import check_text, suggest
+from dpad.engine.checks import check_text, one_line, suggest
 
 PATIENCE = 1.0  # seconds of silence before a person is told what is being waited for
+MAX_MESSAGE = 4000  # characters
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +73,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with one line; argparse would print the usage before it."""
-        self.exit(2, f"{self.prog.removeprefix('python -m ').split()[0]}: {' '.join(message.split())} (see --help)\n")
+        say(self.prog.removeprefix("python -m ").split()[0], f"{message} (see --help)")
+        self.exit(2)
+
+
+def say(program: str, message: object) -> None:
+    """One line of a program on standard error; nothing in it, such as a name from a file, can steer a terminal."""
+    print(f"{program}: {one_line(message, MAX_MESSAGE)}", file=sys.stderr, flush=True)
 
 
 class _Store(argparse.Action):
@@ -114,7 +121,7 @@ def waiting_for(what: str) -> Iterator[None]:
 
     def show() -> None:
         shown.set()
-        print(f"loading {what} ...", end="", file=sys.stderr, flush=True)
+        print(f"loading {one_line(what)} ...", end="", file=sys.stderr, flush=True)
 
     shown = threading.Event()
     timer = threading.Timer(PATIENCE, show)

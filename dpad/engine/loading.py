@@ -29,7 +29,7 @@ from dpad.engine.checkpoint import (
     similar,
 )
 from dpad.engine.checks import check_choice, check_text, one_line, short, suggest, texts_of
-from dpad.engine.template_trial import TRIAL, try_template
+from dpad.engine.template_trial import TRIAL, try_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -400,8 +400,13 @@ def _tokenizer(folder: Path, model: MaskedDiffusionModel, family: Family) -> Any
 
     name = f"checkpoint {str(folder)!r}"
     check_tokenizer_files(folder)
+
+    def read() -> Any:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+    try_tokenizer(name, read)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = read()
         largest = max(tokenizer.get_vocab().values())
         tokenizer.decode(tokenizer(TRIAL, add_special_tokens=False)["input_ids"])
     except Exception as error:  # libraries raise whatever they meet: KeyError, TypeError, their own kinds
@@ -418,6 +423,4 @@ def _tokenizer(folder: Path, model: MaskedDiffusionModel, family: Family) -> Any
         if tokenizer.convert_ids_to_tokens(getattr(model.config, field)) is None:
             raise ValueError(f"{name}: config field {field} is {getattr(model.config, field)}, which is not a token of "
                              "its tokenizer")
-    if tokenizer.chat_template is not None:
-        try_template(name, tokenizer)
     return tokenizer

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dpad.engine.checkpoint import listing
 from dpad.results import files, forms
 
 
@@ -209,7 +210,7 @@ def _read(path: Path) -> Iterator[tuple[str, Answer]]:
             place = f"{path}, line {number}"
             fault = forms.fault(fields, LINE)
             if not fault and fields.keys() > LINE.keys():
-                fault = f"it has {', '.join(sorted(fields.keys() - LINE.keys()))}"
+                fault = f"it has {listing(fields.keys() - LINE.keys())}"
             if fault:
                 raise ValueError(f"{place} is corrupt or comes from another version of this program, {fault.strip()}: "
                                  f"{advice}")

@@ -27,7 +27,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.utils import simple_parse_args_string
 
-from dpad.engine.command_line import use_utf8
+from dpad.engine.command_line import say, use_utf8
 from dpad.engine.loading import Family, family_of, load
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation import processes, sandbox
@@ -149,7 +149,7 @@ def main() -> int:
     except ValueError as error:
         if processes.current().rank > 0:  # the first process usually says the same, and then this one is ended
             time.sleep(PATIENCE)
-        print("lm_eval_cli:", " ".join(str(error).split()), file=sys.stderr)
+        say("lm_eval_cli", error)
         return 2
     finally:
         processes.leave()

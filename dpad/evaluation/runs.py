@@ -30,7 +30,7 @@ from lm_eval.api.instance import Instance
 
 from dpad import ROOT
 from dpad.engine.answer_text import other
-from dpad.engine.checks import check_integer
+from dpad.engine.checks import check_integer, one_line
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import PromptTooLong, check_chat_template
 from dpad.engine.settings import DecodingSettings
@@ -352,7 +352,7 @@ def _differences(earlier: Any, own: dict[str, Any]) -> list[str]:
         raise ValueError("not the identity of a run")
     settings = earlier["settings"]
     words = [
-        f"{name} {json.dumps(settings.get(name))} instead of {json.dumps(value)}"
+        f"{name} {one_line(json.dumps(settings.get(name)), 60)} instead of {json.dumps(value)}"
         for name, value in own["settings"].items() if digest(settings.get(name)) != digest(value)
     ]
     names = {"task": "another task", "checkpoint": "other files of the checkpoint", "code": "another version of this "

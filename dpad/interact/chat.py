@@ -17,6 +17,7 @@ from dpad.engine.fields import Setting
 from dpad.engine.settings import STRATEGY, default_parameters
 from dpad.interact import terminal
 from dpad.interact.canvas import describe_settings
+from dpad.results.formatting import LAYOUT, printable
 
 if TYPE_CHECKING:
     from dpad.engine.loading import LoadedModel
@@ -169,7 +170,7 @@ class Chat:
         if view:
             view.finish(answer.text)
         else:
-            print(answer.text)
+            print(printable(answer.text, LAYOUT) if sys.stdout.isatty() else answer.text)
         self.turns = [*turns, {"role": "assistant", "content": answer.text}]
         self.note(terminal.cost(answer))
 
@@ -185,7 +186,7 @@ class Chat:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
 
     def note(self, text: str) -> None:
-        print(self.paint(text, DIM), flush=True)
+        print(self.paint(printable(text, LAYOUT), DIM), flush=True)
 
 
 def apply_changes(settings: DecodingSettings, changes: dict[str, object]) -> DecodingSettings:

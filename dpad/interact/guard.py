@@ -115,7 +115,10 @@ class Guard:
 def is_local(header: bytes) -> bool:
     """Whether a Host, X-Forwarded-Host or Origin header names this machine, with whatever port."""
     text = header.decode("latin-1").strip().lower()
-    host = urlsplit(text).netloc if text.startswith(("http://", "https://")) else text
+    try:
+        host = urlsplit(text).netloc if text.startswith(("http://", "https://")) else text
+    except ValueError:  # of brackets without an address
+        return False
     return re.sub(r":[0-9]{1,5}$", "", host) in HOSTS
 
 

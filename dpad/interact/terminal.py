@@ -12,6 +12,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from dpad.results.formatting import LAYOUT, printable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,7 +48,7 @@ class LiveView:
     """A streamer that shows an answer while it is decoded, and at the end leaves its final text.
 
     Finished blocks stay; the block being decoded is drawn over itself, with ░ for its masks. Nothing is shown after the
-    answer's end, nor any special token.
+    answer's end, nor any special token; control characters that a model writes are shown as escapes.
 
     Args:
         colour: whether the drafts may be yellow.
@@ -66,12 +68,12 @@ class LiveView:
             return
         self.ids += value[0].tolist()
         # A character that the next block completes is a replacement sign until then.
-        self._write(self.answer_text.decode(self.ids).rstrip("\ufffd"))
+        self._write(printable(self.answer_text.decode(self.ids).rstrip("\ufffd"), LAYOUT))
 
     def put_draft(self, value: Tensor) -> None:
         """Receive the block as it stands after a forward, int64 [1, L]."""
         ids = [*(self.ids or []), *value[0].tolist()]
-        draft = self.answer_text.decode_draft(ids)[len(self.written) :]
+        draft = printable(self.answer_text.decode_draft(ids), LAYOUT)[len(self.written) :]
         self._clear_draft()
         rows = len(draft) * 2 // shutil.get_terminal_size().columns + draft.count("\n") + 1  # enough: two cells each
         painted = f"{YELLOW}{draft}{PLAIN}" if self.colour else draft
@@ -84,6 +86,7 @@ class LiveView:
 
     def finish(self, text: str) -> None:
         """Complete the answer: what is on the screen becomes `text`, and the line ends."""
+        text = printable(text, LAYOUT)
         self._clear_draft()
         if not text.startswith(self.written):
             print()

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpad.engine.checkpoint import listing
 from dpad.results import files, forms
 from dpad.results.files import write_text
 from dpad.results.records import environment
@@ -186,7 +187,8 @@ DECIDED = forms.Leaf("[place, token id, text, confidence]", lambda value: (
 HEAD = {
     "kind": forms.Leaf("'trace'", lambda value: value == "trace"),
     "gen_length": LENGTH, "block_length": LENGTH, "prompt_tokens": LENGTH, "ends?": forms.Several(TEXT),
-    "settings?": {"suffix_sampler?": {"name?": TEXT}, "threshold?": forms.NUMBER, "cache?": TEXT, "device?": TEXT},
+    "settings?": {"suffix_sampler?": {"name?": forms.TEXT}, "threshold?": forms.NUMBER, "cache?": forms.TEXT,
+                  "device?": forms.TEXT},
     "environment?": forms.ENVIRONMENT,
 }
 FORWARD = {
@@ -228,4 +230,8 @@ def _fault_of_line(entry: Any, before: list[dict[str, Any]]) -> str | None:
     if len(before) > MAX_STEPS * before[0]["gen_length"]:
         return f"there are more than {MAX_STEPS} forwards for each token"
     unknown = entry.keys() - FORWARD_FIELDS if isinstance(entry, dict) else ()
-    return forms.fault(entry, FORWARD) or (f"it has {', '.join(sorted(unknown))}" if unknown else None)
+    fault = forms.fault(entry, FORWARD) or (f"it has {listing(unknown)}" if unknown else None)
+    if fault:
+        return fault
+    longest = max(len(entry["decided"]), len(entry.get("kept") or ()))
+    return f"it names {longest} places; the answer has fewer" if longest > before[0]["gen_length"] else None

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpad.engine.command_line import say
 from dpad.results import tables
 from dpad.results.files import read_text, write_text
 from dpad.results.records import load
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{', '.join(map(str, texts))} has no table marks and no value marks")
         statuses = [renew_document(path, text, options.check) for path, text in texts.items()]
     except (ValueError, OSError) as error:
-        print(f"documents.py: {error}", file=sys.stderr)
+        say("documents.py", error)
         return 1
     return max(statuses)
 

@@ -35,8 +35,8 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from checkpoints import card, make
-from dpad.engine.checks import check_integer, check_number
-from dpad.engine.command_line import Parser
+from dpad.engine.checks import check_integer, check_number, one_line
+from dpad.engine.command_line import MAX_MESSAGE, Parser
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.results import files
 from dpad.results.records import environment
@@ -130,6 +130,8 @@ class State:
             content = torch.load(path, weights_only=True)
             if not (STATE_PARTS <= content.keys() and content["settings"].keys() == set(LASTING)):
                 raise ValueError("parts are missing")
+            check_integer("step", content["step"], 1)
+            check_number("seconds", content["seconds"], minimum=0)
         except Exception as error:  # torch has no error of its own for a file that is cut off or of another kind
             way_out = "name another folder"
             if path == self.path and self.before.exists():
@@ -206,7 +208,7 @@ def run(options: argparse.Namespace, processes: Processes, folder: Path, state: 
             model.load_state_dict(saved["model"])
             for optimizer, content in zip(optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(content)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{state.path} is of a model of another shape: the code has changed since") from error
     if leads:
         log = Log(folder / "train.jsonl", first_step)
@@ -346,7 +348,7 @@ def main() -> None:
         check_number("rate", options.rate, above=0)
         train(options)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"train.py: {error}") from error
+        raise SystemExit(f"train.py: {one_line(error, MAX_MESSAGE)}") from error
     except KeyboardInterrupt:
         print("train.py: interrupted: the same command with --resume continues from the last saved state",
               file=sys.stderr)
