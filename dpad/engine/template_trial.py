@@ -8,8 +8,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import re
-import resource
 import signal
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,8 @@ def try_tokenizer(name: str, load: Callable[[], Any]) -> None:
 
     transformers renders templates in Jinja's sandbox, where they reach nothing outside. But a single operation, or one
     expression of a tokenizer's normalizer, may take all memory or never end, and only a process can be ended in it.
-    What a template does with other turns than the one tried here is not known.
+    What a template does with other turns than the one tried here is not known. Nothing is tried outside of Linux: macOS
+    does not let a process with threads make a copy of itself safely, and Windows not at all.
 
     Args:
         name: of the checkpoint, for messages.
@@ -44,6 +45,8 @@ def try_tokenizer(name: str, load: Callable[[], Any]) -> None:
         ValueError: the tokenizer takes more than TOKENIZER_SECONDS or TOKENIZER_GROWTH, or the template more than
             MAX_SECONDS or MAX_GROWTH; or the template fails.
     """
+    if sys.platform != "linux":
+        return
     receiver, sender = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the child calls none of them
@@ -69,6 +72,8 @@ def try_tokenizer(name: str, load: Callable[[], Any]) -> None:
 def _try_in_child(sender: int, load: Callable[[], Any]) -> NoReturn:
     """Say through a pipe what is wrong with a tokenizer's template, and end this process."""
     try:
+        import resource
+
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (1, 2):  # libraries warn of what is said by the parent anyway
             os.dup2(null, stream)
@@ -98,6 +103,8 @@ def _try_in_child(sender: int, load: Callable[[], Any]) -> NoReturn:
 
 def _limit(seconds: float, growth: int) -> None:
     """End this process after so many seconds, and let it have no more than so many bytes in addition."""
+    import resource
+
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
