@@ -345,13 +345,13 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
         raise ValueError("--trace records one prompt: give --prompt, not --prompt_file")
     check_integer("batch_size", args.batch_size, 1)
     settings = settings_from(args)
+    if args.trace is not None:
+        from dpad.results import outputs
+
+        outputs.check("--trace", args.trace, outputs.TRACE)
     load_libraries()
 
     from dpad.interact import answers
-    from dpad.results import outputs
-
-    if args.trace is not None:
-        outputs.check("--trace", args.trace, outputs.TRACE)
 
     prompts = answers.read_prompts(args.prompt, args.prompt_file)
     answers.answer_prompts(

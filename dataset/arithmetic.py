@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from dpad.engine.checks import check_choice, check_integer
+from dpad.engine.command_line import Parser
 from dpad.results import files, outputs
 
 # Difficulty. Every number in a problem, intermediate and final results included, lies in MIN_NUMBER..MAX_NUMBER.
@@ -757,15 +758,10 @@ def take(count: int, seed: int, split: str = "train") -> list[dict]:
 # --- Command line -------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """End with one line; argparse would print the usage before it."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Write problems as JSON lines; the module docstring shows the command."""
-    parser = _Parser(
+    parser = Parser(
+        prog="arithmetic.py",
         description="Write short arithmetic word problems with worked answers in GSM8K's format, one JSON object"
         ' {"question": ..., "answer": ...} a line. The same count, seed and split always give the same lines.',
         epilog="examples:\n"

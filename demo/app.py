@@ -10,7 +10,6 @@ never more than text for the model.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import socket
@@ -19,12 +18,12 @@ import tempfile
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 try:
     from dpad.engine import cuda_graphs, loading
     from dpad.engine.checks import check_integer
-    from dpad.engine.command_line import say
+    from dpad.engine.command_line import Parser, say
     from dpad.results.formatting import LAYOUT, printable
 except ModuleNotFoundError as error:
     if error.name != "dpad" or __name__ != "__main__":
@@ -84,12 +83,6 @@ def open_page(loaded: loading.LoadedModel, port: int, folder: Path) -> Page:
     return page
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """End with one line; argparse would print the usage before it."""
-        self.exit(2, f"app.py: {message} (see --help)\n")
-
-
 def check_port(port: int) -> None:
     """Raise ValueError, naming the port and what is allowed, unless the page can be served there."""
     check_integer("port", port, 1, 2**16 - 1)
@@ -103,7 +96,7 @@ def check_port(port: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = _Parser(prog="app.py", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
+    parser = Parser(prog="app.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("-m", "--model", default="tiny", help="tiny, dream-tiny, instruct, 1.5, ..., a folder or a hub "
                         "id (default: tiny)")
     parser.add_argument("--port", type=int, default=7860, help=f"on {HOST} (default: %(default)s)")

@@ -10,7 +10,6 @@ The GIF is drawn from traces that are written beside it; to draw it again from t
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dpad import ROOT
 from dpad.engine import completion, loading
-from dpad.engine.command_line import say
+from dpad.engine.command_line import Parser, say
 from dpad.engine.configurations import CONFIGURATIONS
 from dpad.interact.gif import write_gif
 from dpad.interact.page import EXAMPLES
@@ -131,7 +130,7 @@ def show_comparison(page: Page) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line shown at the top of this file; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="pictures.py", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(prog="pictures.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--output", metavar="FOLDER", type=Path, required=True,
                         help="where the pictures and the traces are written; earlier ones are replaced")
     folder = parser.parse_args(arguments).output

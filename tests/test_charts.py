@@ -100,6 +100,14 @@ def test_kept_tokens(sampler, kept):
     assert charts.kept_tokens(sampler) == pytest.approx(kept, rel=0.15)
 
 
+def test_numbers_in_a_heatmap_of_equal_values_can_be_read(tmp_path, monkeypatch):
+    """Guards against white numbers on the brightest colour, which one accuracy in all cells has."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.text", lambda self, *place, color, **options: drawn.append(color))
+    charts.heatmap({"uniform": {(16, 2): 100.0, (32, 2): 100.0}}, "strict", "title", tmp_path / "x.svg")
+    assert drawn == ["black", "black"]
+
+
 def test_a_heatmap_says_how_many_tokens_are_kept():
     """Guards samplers outside of the paper's grid: their own numbers stand on the axis, not the nearest of the grid."""
     records = [evaluation("+DPad", 1.0, sampler={"name": "uniform", "window": window, "number": number})

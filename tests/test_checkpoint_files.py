@@ -335,7 +335,7 @@ def test_a_tokenizer_larger_than_the_model(folder):
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
 @pytest.mark.parametrize("text", [
-    "[" * 100_000, '{"a":' * 100_000, '{"a": ' + "[" * 60 + "]" * 60 + "}", "[]", "5", "null", '{"a": NaN}',
+    "[" * 100_000, '{"a":' * 100_000, '{"a": ' + "[" * 70 + "]" * 70 + "}", "[]", "5", "null", '{"a": NaN}',
     '{"a": ' + "9" * 5000 + "}", '{"eos_token": "\\ud800"}', '{"a": "' + "x" * 2**24 + '"}',
 ], ids=lambda text: text[:12])
 def test_json_of_a_tokenizer_that_cannot_be_used(folder, file, text):
@@ -439,12 +439,15 @@ def test_honest_chat_templates(folder, template):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("[" * 100_000, "recursion"), ('{"model_type": "llada", "a": ' + "[" * 60 + "]" * 60 + "}", "nested more than 32"),
-    ('{"model_type": "llada", "n_layers": ' + "9" * 5000 + "}", "limit"), ("[]", "no JSON object, but a list"),
-    ('{"model_type": "llada", "rope_theta": NaN}', "it holds NaN"), ('"llada"', "no JSON object, but a str"),
+    ("[" * 100_000, "nested deeper than 64"), ('{"a": ' + "[" * 70 + "]" * 70 + "}", "nested deeper than 64"),
+    ('{"model_type": "llada", "n_layers": ' + "9" * 5000 + "}", "a number that is out of range"),
+    ('{"model_type": "llada", "rope_theta": NaN}', "a number that is out of range"),
+    ('{"model_type": "llada", "rope_theta": 1e400}', "a number that is out of range"),
+    ("[]", "no JSON object, but a list"), ('"llada"', "no JSON object, but a str"),
     ('{"model_type": "llada", "a": "' + "x" * 2**24 + '"}', "larger than 16 MB"), ("", "cannot be read"),
     ('{"model_type": 5}', "model_type must be text"), ('{"model_type": ["llada"]}', "model_type must be text"),
-    ('{"model_type": "\\ud800\\u001b[2J"}', r"model_type '\ud800\x1b[2J'"), ("\ufeff{}", "cannot be read"),
+    ('{"model_type": "\\ud800"}', "half of a surrogate pair"),
+    ('{"model_type": "\\u001b[2J"}', r"model_type '\x1b[2J'"), ("\ufeff{}", "cannot be read"),
 ], ids=lambda text: text[:30])
 def test_a_configuration_that_cannot_be_read(folder, text, words):
     (folder / "config.json").write_text(text, encoding="utf-8")
@@ -456,7 +459,7 @@ def test_a_configuration_that_cannot_be_read(folder, text, words):
     ("d_model", 0), ("n_heads", 5), ("n_heads", -2), ("n_kv_heads", 3), ("n_kv_heads", 0),
     ("vocab_size", 0), ("vocab_size", "1010"), ("embedding_size", 3), ("mlp_hidden_size", True),
     ("max_sequence_length", 0), ("max_sequence_length", "1024"), ("rope_theta", 0), ("rope_theta", -1.0),
-    ("rope_theta", 1e400), ("rope_theta", "10000"), ("rms_norm_eps", 0), ("rms_norm_eps", [1]), ("include_bias", 1),
+    ("rope_theta", "10000"), ("rms_norm_eps", 0), ("rms_norm_eps", [1]), ("include_bias", 1),
     ("include_bias", "false"), ("weight_tying", None), ("scale_logits", 0), ("init_std", "small"),
     ("num_labels", 10**9), ("num_labels", "x"), ("dtype", "int8"), ("dtype", "nonsense"), ("dtype", 5),
     ("attn_implementation", "owner/kernels"), ("transformers_weights", "../other.safetensors"),
@@ -468,7 +471,7 @@ def test_fields_of_another_kind(folder, field, value):
     """Guards every field that shapes the model, and those by which transformers would take other files or code."""
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {field: value}
-    path.write_text(json.dumps(config).replace("Infinity", "1e400"))
+    path.write_text(json.dumps(config))
     assert f"config field {field!r} is" in refusal(folder).replace(f"field {field} is", f"field {field!r} is")
 
 
@@ -565,7 +568,7 @@ def write_index(folder, index):
 @pytest.mark.parametrize("file", [
     "x.bin", "../outside.safetensors", "/tmp/outside.safetensors", "sub/x.safetensors", "./x.safetensors",
     "..\\x.safetensors", "~/x.safetensors", "", "x.safetensors\0", "x\n.safetensors", "a" * 5000 + ".safetensors",
-    "\ud800.safetensors", "x.safetensors.bin", 5, None, ["x.safetensors"], True,
+    "x.safetensors.bin", 5, None, ["x.safetensors"], True,
 ], ids=lambda file: ascii(file)[:30])
 def test_an_index_that_leads_elsewhere(folder, tmp_path, monkeypatch, file):
     """Guards that weights come from .safetensors files in the folder: nothing outside is read, no pickle loaded."""

@@ -59,6 +59,11 @@ def test_suggestions_are_among_the_choices(word, choices):
     assert hint == "" or any(hint == f"; did you mean {choice!r}?" for choice in choices)
 
 
+def test_help_says_which_caches_go_together():
+    """Guards against -c beside -dc looking like one of two flags that is ignored."""
+    assert "short for --cache dual, with or without -c" in " ".join(run.parser_of("chat").format_help().split())
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["generate", "-m", "tiny", "--prompt", "a", "--prompt", "b"], "argument --prompt: given twice"),
     (["-th", "0.9", "-th", "0.5"], "argument -th/--threshold: given twice"),

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dpad import ROOT
+from dpad.engine.json_text import parse_json
 from dpad.results import files
 from dpad.results.files import write_whole
 
@@ -112,7 +113,7 @@ def test_unreadable_json_is_named(tmp_path):
 def test_json_that_nobody_should_have_to_handle(tmp_path, text, message):
     """Guards every reader: depth, numbers and text that would fail somewhere later, without a trace of where."""
     with pytest.raises(ValueError, match=message) as caught:
-        files.parse_json(text, "x.json")
+        parse_json(text, "x.json")
     assert str(caught.value).startswith("x.json ") and "\n" not in str(caught.value) and len(str(caught.value)) < 200
     (tmp_path / "x.jsonl").write_text("1\n" + text.replace("\n", " ") + "\n")
     with pytest.raises(files.LineError, match="x.jsonl, line 2 ") as caught:
@@ -122,11 +123,11 @@ def test_json_that_nobody_should_have_to_handle(tmp_path, text, message):
 
 @pytest.mark.parametrize("text", ["[" * 64 + "]" * 64, '"\\ud83d\\ude00"', "[1e18, -9223372036854775808, true]", "{}"])
 def test_json_that_is_fine(text):
-    assert files.parse_json(text, "") == json.loads(text)
+    assert parse_json(text, "") == json.loads(text)
 
 
 def test_numbers_may_be_infinite_where_that_is_meant():
-    assert files.parse_json("[-Infinity, 1e999]", "", finite=False) == [-math.inf, math.inf]
+    assert parse_json("[-Infinity, 1e999]", "", largest=None) == [-math.inf, math.inf]
 
 
 def test_reading_is_bounded(tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad.engine.checks import one_line, short
+from dpad.engine.json_text import MAX_JSON, parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -32,10 +33,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # of a hub repository
 
-MAX_JSON = 16 * 2**20  # bytes
 MAX_VOCABULARY = 64 * 2**20  # bytes of a file that holds a vocabulary
 MAX_TEMPLATE = 2**18  # bytes
-MAX_DEPTH = 32  # of nested JSON
 # Types of weights, as safetensors and torch call them.
 FLOATING = ("F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64")
 
@@ -158,35 +157,20 @@ def read_object(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
     """The JSON object in a file of a checkpoint, which may be anything.
 
     Raises:
-        ValueError: the file cannot be read, is too large, nested more than MAX_DEPTH deep, or holds no object.
+        ValueError: the file cannot be read, is too large, is no bounded JSON (see `parse_json`), or holds no object.
     """
     try:
         if path.stat().st_size > max_bytes:
             raise ValueError(f"it is larger than {max_bytes / 2**20:.0f} MB")
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        value = parse_json(path.read_text(encoding="utf-8"), "it", largest=sys.float_info.max)
         if not isinstance(value, dict):
             raise ValueError(f"it holds no JSON object, but a {type(value).__name__}")
-        if is_deeper(value, MAX_DEPTH):
-            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         unnamed = "names no model_type or " if path.name == CONFIG else ""
         raise ValueError(f"checkpoint {str(path.parent)!r} has a {path.name} that {unnamed}cannot be read: "
                          f"{reason}") from error
     return value
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"it holds {text}, which is not JSON")
-
-
-def is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and dicts are nested more than `depth` deep in a JSON value."""
-    level = [value]
-    for _ in range(depth + 1):
-        level = [entry for item in level if isinstance(item, (dict, list))
-                 for entry in (item.values() if isinstance(item, dict) else item)]
-    return bool(level)
 
 
 def check_tokenizer_files(folder: Path) -> None:

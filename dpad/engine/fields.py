@@ -154,9 +154,12 @@ def add_flags(parser: argparse._ActionsContainer, settings: Iterable[Setting]) -
             options["metavar"] = "NAME" if entry.choices else "N" if entry.kind is int else "X"
         parser.add_argument(*entry.flags, **options)
         for value, flags in entry.shortcuts.items():
+            included = [names[0] for smaller, names in entry.shortcuts.items()
+                        if entry.choices.index(smaller) < entry.choices.index(value)]
+            also = f", with or without {' '.join(included)}" if included else ""
             parser.add_argument(
                 *flags, dest=entry.name, const=value, default=argparse.SUPPRESS, action=_Shortcut,
-                choices_in_order=entry.choices, help=f"short for {entry.flags[-1]} {value}",
+                choices_in_order=entry.choices, help=f"short for {entry.flags[-1]} {value}{also}",
             )
 
 

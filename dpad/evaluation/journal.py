@@ -206,7 +206,7 @@ def _read(path: Path) -> Iterator[tuple[str, Answer]]:
     """The place and the answer of each line; what another rank has not finished writing is left out."""
     advice = "repair or delete that line, or start over with --from_scratch"
     try:
-        for number, fields in files.read_json_lines(path, unfinished=True, finite=False):
+        for number, fields in files.read_json_lines(path, unfinished=True, largest=None):
             place = f"{path}, line {number}"
             fault = forms.fault(fields, LINE)
             if not fault and fields.keys() > LINE.keys():

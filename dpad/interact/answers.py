@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dpad.engine import completion
 from dpad.engine.checks import check_text
 from dpad.engine.completion import Completion
+from dpad.engine.json_text import parse_json
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import check_chat_template, check_prompt
 from dpad.engine.settings import DecodingSettings
@@ -57,7 +58,7 @@ def _read_prompt_file(name: str) -> list[str]:
         return [line for _, line in lines]
     prompts = []
     for number, line in lines:
-        fields = files.parse_json(line, f"{name}, line {number}")
+        fields = parse_json(line, f"{name}, line {number}")
         prompt = fields.get("prompt", fields.get("question")) if isinstance(fields, dict) else None
         if not isinstance(prompt, str):
             raise ValueError(f"{name}, line {number}: not a JSON object with a text \"prompt\" or \"question\"")

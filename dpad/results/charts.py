@@ -520,15 +520,15 @@ def heatmap(panels: Panels, label: str, title: str, path: str | Path) -> None:
     windows = sorted({window for panel in panels.values() for window, _ in panel})
     sizes = sorted({size for panel in panels.values() for _, size in panel})
     values = [value for panel in panels.values() for value in panel.values()]
-    low, high = min(values), max(values)
+    high = max(values)
+    low = min(values) if min(values) < high else high - 1  # a scale needs two ends
 
     width = max(1.6 + len(panels) * (1.2 + 0.62 * len(windows)), 0.085 * len(title))
     with picture(path, width, 1.9 + 0.46 * len(sizes)) as figure:
         panel_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, name in zip(panel_axes, sorted(panels, reverse=True)):
             grid = [[panels[name].get((window, size), math.nan) for window in windows] for size in sizes]
-            image = axes.imshow(grid, origin="lower", cmap="cividis", vmin=low if low < high else low - 1, vmax=high,
-                                aspect="auto")
+            image = axes.imshow(grid, origin="lower", cmap="cividis", vmin=low, vmax=high, aspect="auto")
             _write_values(axes, grid, (low + high) / 2)
             axes.grid(False)
             axes.set_xticks(range(len(windows)), [str(window) for window in windows])

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpad.engine.command_line import say
+from dpad.engine.command_line import Parser, say
 from dpad.results import tables
 from dpad.results.files import read_text, write_text
 from dpad.results.records import load
@@ -36,7 +36,7 @@ VALUE_MARK = re.compile(r"(?P<start><!-- value: *(?P<place>[^>]*?) *-->)(?P<body
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line shown at the top of this file; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dpad.results.documents", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

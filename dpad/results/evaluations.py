@@ -209,7 +209,8 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     square = Z95**2 / count
     middle = (share + square / 2) / (1 + square)
     reach = Z95 / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return 100 * max(0.0, middle - reach), 100 * min(1.0, middle + reach)
+    # Rounding must not put the share itself outside.
+    return 100 * max(0.0, min(share, middle - reach)), 100 * min(1.0, max(share, middle + reach))
 
 
 def group_by_table(records: Sequence[dict]) -> list[list[dict]]:

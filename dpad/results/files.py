@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dpad.engine.json_text import MAX_JSON, MAX_NUMBER, parse_json
+
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
@@ -91,11 +93,7 @@ def _to_json(value: Any) -> Any:
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
-# Files come from anywhere: what is read has a size and a depth that it cannot exceed.
-MAX_TEXT = 2**28  # characters of a text file
-MAX_JSON = 2**24  # of a JSON file, and bytes of a line of JSON
-MAX_DEPTH = 64  # lists and objects inside each other
-MAX_NUMBER = 2**64
+MAX_TEXT = 2**28  # characters of a text file, which may come from anywhere
 
 
 def read_text(path: str | Path, newline: str | None = None, max_size: int = MAX_TEXT) -> str:
@@ -149,14 +147,14 @@ class LineError(ValueError):
 
 
 def read_json_lines(
-    path: str | Path, max_size: int | None = None, unfinished: bool = False, finite: bool = True,
+    path: str | Path, max_size: int | None = None, unfinished: bool = False, largest: float | None = MAX_NUMBER,
 ) -> Iterator[tuple[int, Any]]:
     """The number, from 1, and the content of each line of a JSONL file, one after the other.
 
     Args:
         max_size: of the file, in bytes; a line has at most MAX_JSON in any case.
         unfinished: leave out a last line without an end, which somebody may be writing.
-        finite: see `parse_json`.
+        largest: see `parse_json`.
 
     Raises:
         LineError: a line is too long or not JSON, or the file is too large.
@@ -175,7 +173,7 @@ def read_json_lines(
                 if max_size is not None and size > max_size:
                     raise LineError(path, number, f"is beyond the {max_size // 2**20} MB that are read of such a file")
                 try:
-                    content = parse_json(line.decode("utf-8"), "", finite)
+                    content = parse_json(line.decode("utf-8"), "", largest)
                 except UnicodeDecodeError:
                     raise LineError(path, number, "is not UTF-8 text") from None
                 except ValueError as error:
@@ -183,44 +181,3 @@ def read_json_lines(
                 yield number, content
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def parse_json(text: str, place: str, finite: bool = True) -> Any:
-    """The value of a JSON text that may come from anywhere.
-
-    Args:
-        place: what the message calls it, such as the file and the line.
-        finite: whether numbers must be finite and within MAX_NUMBER.
-
-    Raises:
-        ValueError: the text is not JSON; or it is nested deeper than MAX_DEPTH, holds a number that is out of range, or
-            half of a surrogate pair, which is no text.
-    """
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
-        raise ValueError(f"{place} is not JSON: {line}{error.msg}") from error
-    except RecursionError:
-        raise ValueError(f"{place} is nested deeper than {MAX_DEPTH} levels") from None
-    except ValueError:  # Python refuses integers of thousands of digits
-        raise ValueError(f"{place} holds a number that is out of range") from None
-
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        inner: list[Any] = []
-        for entry in level:
-            if isinstance(entry, dict):
-                inner += entry
-                inner += entry.values()
-            elif isinstance(entry, list):
-                inner += entry
-            elif isinstance(entry, str):
-                if not entry.isascii() and any("\ud800" <= character <= "\udfff" for character in entry):
-                    raise ValueError(f"{place} holds half of a surrogate pair, which is no text")
-            elif finite and isinstance(entry, (int, float)) and not -MAX_NUMBER <= entry <= MAX_NUMBER:  # or NaN
-                raise ValueError(f"{place} holds a number that is out of range")
-        level = inner
-        if not level:
-            return value
-    raise ValueError(f"{place} is nested deeper than {MAX_DEPTH} levels")
