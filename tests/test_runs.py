@@ -325,7 +325,7 @@ def test_accuracy_counts_right_answers(loaded, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change, message", [
     pytest.param(  # reads the index of lm-eval's tasks
-        {"task": "arithmetik-50"}, "no task 'arithmetik-50': did you mean arithmetic-50", marks=pytest.mark.slow
+        {"task": "arithmetik-50"}, "no task 'arithmetik-50'; did you mean 'arithmetic-50'", marks=pytest.mark.slow
     ),
     ({"limit": 0}, "limit is 0; it must be an integer of at least 1"),
     ({"num_fewshot": -1}, "num_fewshot is -1"),

@@ -321,7 +321,8 @@ def describe_earlier_run(folder: Path, own: dict[str, Any]) -> str | None:
     stem = folder.name.rpartition("-")[0]
     found = []
     for path in sorted(folder.parent.glob(f"{glob.escape(stem)}-*/run.json")):
-        if not re.fullmatch(r"[0-9a-f]{10}", path.parent.name.removeprefix(f"{stem}-")):
+        has_answers = any(file.stat().st_size for file in path.parent.glob("answers-*.jsonl"))
+        if not has_answers or not re.fullmatch(r"[0-9a-f]{10}", path.parent.name.removeprefix(f"{stem}-")):
             continue
         try:
             found.append((_differences(files.read_json(path), own), path.parent))

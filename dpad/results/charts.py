@@ -550,6 +550,7 @@ def _heatmap_panels(records: Sequence[dict]) -> tuple[str, Panels]:
     rows = evaluation_rows(records)
     label = next(iter(metric_labels(rows)), "")
     panels: Panels = {}
+    names: dict[tuple, str] = {}
     for row in rows:
         sampler = row.record["settings"]["suffix_sampler"]
         metric = row.metrics.get(label)
@@ -559,10 +560,13 @@ def _heatmap_panels(records: Sequence[dict]) -> tuple[str, Panels]:
         nearest = min(GRID, key=lambda entry: abs(entry - mean))
         cell = sampler["window"], nearest if abs(nearest - mean) < GRID_REACH * nearest else round(mean)
         panel = panels.setdefault(sampler["name"], {})
-        if cell in panel:
+        place = sampler["name"], *cell
+        if place in names:
             raise ValueError(f"two records have the same cell of a heatmap: sampler {sampler['name']}, window "
-                             f"{cell[0]}, about {cell[1]} kept tokens; draw them apart")
+                             f"{cell[0]}, about {cell[1]} kept tokens, in {names[place]} and {row.record['name']}; "
+                             "name the records to draw instead of a folder that holds both")
         panel[cell] = metric.value
+        names[place] = row.record["name"]
     return label, panels
 
 
