@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
               "Each row appears when it is measured.\n", flush=True)
         for record in measure(loaded, settings, options):
             records.append(record)
-            lines = tables.terminal_table(records, list(settings)).splitlines()
+            lines = growing_table(records, list(settings)).splitlines()
             print("\n".join(lines if len(records) == 1 else lines[-1:]), flush=True)
     except KeyboardInterrupt as interruption:
         if records:
@@ -144,11 +144,22 @@ def results_folder(options: argparse.Namespace) -> Path:
     return Path(options.output) / "-".join(parts)
 
 
+def growing_table(records: list[dict], names: Sequence[str]) -> str:
+    """The table of the rows measured so far, without columns that later rows may add."""
+    return tables.terminal_table([record | {"other_metrics": None} for record in records], names)
+
+
 def finish(records: list[dict], folder: Path) -> None:
-    """Write records.json and chart.png; print what the table was measured with and where everything is."""
+    """Write records.json and chart.png; print what the table was measured with and where everything is.
+
+    Where text after EOS would change a score, the whole table is printed with both scores.
+    """
     files.write_json(folder / "records.json", records)
     charts.bar_chart(records, folder / "chart.png")
 
+    whole = tables.terminal_table(records)
+    if whole != growing_table(records, ()):
+        print(f"\nThe same, and what would be scored with the text after EOS, as the authors scored LLaDA:\n\n{whole}")
     print(f"\n{tables.caption(records)}")
     reused = sum(record.get("reused") or 0 for record in records)
     if reused:
