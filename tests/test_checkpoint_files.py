@@ -15,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import jinja2
 import pytest
 import torch
 from helpers import ROOT
@@ -149,7 +151,8 @@ def test_names_that_are_almost_right():
 
 @pytest.mark.parametrize("name", ["a/b/c", "a//b", "../x", "a/..", "x/" + "y" * 300, "a b/c", "a\nb/c", "a/b\0", "-m/x",
                                   "\ud800/x", "~/x", "/x"], ids=ascii)
-def test_names_that_nothing_can_have(name):
+def test_names_that_nothing_can_have(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a folder ../x may be anywhere else
     assert "must be tiny, instruct, 1.5, base" in refusal(name)
 
 
@@ -374,6 +377,23 @@ def test_a_chat_template_that_cannot_be_used(folder, template, words):
     """Guards against a template that fails at the first question, or that tries to leave Jinja's sandbox."""
     (folder / "chat_template.jinja").write_text(template)
     assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("template, fault", [
+    ("{{ messages[0].content }}", None), ({"default": "{{ messages[0].content }}"}, None),
+    ("{{ 2 * 3 }}", "with products, powers or numbers"), ("{{ 2 ** 3 }}", "with products"), ("{{ 100001 }}", "above"),
+    ("{{ " + "a" * 2**20 + " }}", "larger than"), ("{% for %}", "that cannot be used"), ("Hello", "leaves out what"),
+    ({"default": "{{ messages[0].content }}", "tool": "{{ 'x' * 9 }}"}, "with products"),
+], ids=lambda value: str(value)[:30])
+def test_what_a_template_could_do(template, fault):
+    """What the copy of the process finds, asked in this one: the verdict, for templates that load or do not."""
+    text = template["default"] if isinstance(template, dict) else template
+    tokenizer = SimpleNamespace(
+        chat_template=template,
+        apply_chat_template=lambda turns, **_: jinja2.Template(text).render(messages=turns),
+    )
+    found = template_trial._fault_of_template(tokenizer)
+    assert found is None if fault is None else fault in found
 
 
 @pytest.mark.parametrize("template", [

@@ -28,7 +28,7 @@ for program in json.load(sys.stdin):
         for descriptor in range(3):
             os.dup2(null, descriptor)
         try:
-            exec(compile(program, "program.py", "exec"), sys.modules["__main__"].__dict__)
+            exec(compile(program, "<program>", "exec"), sys.modules["__main__"].__dict__)
         except BaseException:
             os._exit(1)
         os._exit(0)
@@ -365,7 +365,7 @@ def test_cleaning_takes_nothing_from_a_solution(lines, solution):
 def passes(program):
     try:
         exec(
-            compile(program, "program.py", "exec", dont_inherit=True),
+            compile(program, "<program>", "exec", dont_inherit=True),
             {"__name__": "__main__", "print": lambda *values: None},
         )
     except Exception:

@@ -69,7 +69,7 @@ def try_tokenizer(name: str, load: Callable[[], Any]) -> None:
         raise ValueError(f"{name} has a chat template {fault.decode()}")
 
 
-def _try_in_child(sender: int, load: Callable[[], Any]) -> NoReturn:
+def _try_in_child(sender: int, load: Callable[[], Any]) -> NoReturn:  # pragma: no cover (not seen in a copy)
     """Say through a pipe what is wrong with a tokenizer's template, and end this process."""
     try:
         import resource
@@ -101,7 +101,7 @@ def _try_in_child(sender: int, load: Callable[[], Any]) -> NoReturn:
         os._exit(0)
 
 
-def _limit(seconds: float, growth: int) -> None:
+def _limit(seconds: float, growth: int) -> None:  # pragma: no cover (as above)
     """End this process after so many seconds, and let it have no more than so many bytes in addition."""
     import resource
 

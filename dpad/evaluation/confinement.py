@@ -168,7 +168,7 @@ def _be_program(job: dict, hint: int, go: int) -> None:
 
     wait: list[Callable[[], object]] = [functools.partial(os.write, hint, b"."), functools.partial(os.read, go, 1)]
     _call_in_turn(wait)
-    code = compile(job["program"], "program.py", "exec", dont_inherit=True)
+    code = compile(job["program"], "<program>", "exec", dont_inherit=True)
     _call_in_turn([functools.partial(exec, code, {"__name__": "__main__"}), *wait])
 
 
