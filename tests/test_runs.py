@@ -82,14 +82,14 @@ def test_both_scores_of_text_after_eos(loaded, tmp_path, monkeypatch):
     """An answer that goes on after EOS is right under one convention and wrong under the other: a record has both, and
     the other convention asks for no new answers."""
     problems = [json.loads(line) for line in (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()]
-    texts = [problem["answer"] for problem in problems[:4]]
+    texts = [problem["answer"] for problem in problems[:5]]
 
     def complete(loaded, prompts, *args, **options):
-        # The second and third answers go on after EOS; the third one is right only with what follows.
+        # Three answers go on after EOS: the second and the fifth are wrong with what follows, the third only without.
         place = len(asked)
         asked.extend(prompts)
         text = texts[place]
-        if place == 1:
+        if place in (1, 4):
             return [completion_of(text, full_text=f"{text}14==", full_tokens=9)]
         if place == 2:
             return [completion_of("", full_text=text)]
@@ -97,22 +97,22 @@ def test_both_scores_of_text_after_eos(loaded, tmp_path, monkeypatch):
 
     asked: list[str] = []
     monkeypatch.setattr(adapter, "complete", complete)
-    drop = evaluate(loaded, limit=4, output=tmp_path, **SHORT)
-    strict = {"drop": 0.75, "keep": 0.75}
+    drop = evaluate(loaded, limit=5, output=tmp_path, **SHORT)
+    strict = {"drop": 0.8, "keep": 0.6}
     assert drop["settings"]["after_eos"] == "drop" and drop["other_metrics"]["after_eos"] == "keep"
     assert drop["metrics"]["strict-match"]["value"] == strict["drop"]
     assert drop["other_metrics"]["metrics"]["strict-match"]["value"] == strict["keep"]
     right = [sample["correct"]["strict-match"] for sample in samples_of(drop["folder"])]
-    assert right == [1, 1, 0, 1] and drop["empty_answers"] == 1 and drop["answer_tokens"] == 4
+    assert right == [1, 1, 0, 1, 1] and drop["empty_answers"] == 1 and drop["answer_tokens"] == 5
 
     monkeypatch.setattr(adapter, "complete", None)
-    keep = evaluate(loaded, limit=4, output=tmp_path, after_eos="keep", **SHORT)
-    assert keep["folder"] == drop["folder"] and keep["reused"] == 4
+    keep = evaluate(loaded, limit=5, output=tmp_path, after_eos="keep", **SHORT)
+    assert keep["folder"] == drop["folder"] and keep["reused"] == 5
     assert (keep["metrics"], keep["other_metrics"]["metrics"]) == (drop["other_metrics"]["metrics"], drop["metrics"])
     samples = samples_of(keep["folder"])
-    assert [sample["correct"]["strict-match"] for sample in samples] == [1, 0, 1, 1]
+    assert [sample["correct"]["strict-match"] for sample in samples] == [1, 0, 1, 1, 0]
     assert samples[1]["answer"] == f"{texts[1]}14==" and samples[1]["other_answer"] == texts[1]
-    assert keep["empty_answers"] == 0 and keep["answer_tokens"] == 12
+    assert keep["empty_answers"] == 0 and keep["answer_tokens"] == 21
     with pytest.raises(ValueError, match="after_eos is 'cut'; it must be one of drop, keep"):
         evaluate(loaded, limit=4, output=tmp_path, after_eos="cut", **SHORT)
 
