@@ -10,7 +10,7 @@ import time
 
 import pytest
 from helpers import ROOT
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import postprocess_code as code
@@ -350,6 +350,8 @@ LINES = st.sampled_from(
 )
 
 
+@example(["with open('/dev/null') as K: pass", "class C:\n    K = K", "def f(n):\n    return n * n * C.K"],
+         "def f(n):\n    return n * n")
 @given(
     st.lists(LINES, min_size=1, max_size=12),
     st.sampled_from(["def f(n):\n    return n * n", "def f(n):\n    return T[n]", "f = h", ""]),

@@ -91,7 +91,8 @@ def names_of(source: str) -> tuple[frozenset[str], frozenset[str], frozenset[str
         table = tables.pop()
         tables += table.get_children()
         for symbol in table.get_symbols():
-            if symbol.is_global() and symbol.is_referenced():
+            # In a class, `K = K` reads the global name before it binds its own.
+            if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "class"):
                 reads.add(symbol.get_name())
             if symbol.is_declared_global() and symbol.is_assigned():
                 sets.add(symbol.get_name())
