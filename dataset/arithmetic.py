@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -710,22 +711,28 @@ def _write(rng: random.Random, setting: Setting, moves: list[tuple[Sentence, Mov
     return {"question": " ".join(question), "answer": "\n".join(answer), "steps": steps, "result": result}
 
 
+BOUNDS = [sum(STEP_WEIGHTS[: i + 1]) / sum(STEP_WEIGHTS) for i in range(len(STEP_WEIGHTS))]
+
+
+def _draw_problem(rng: random.Random, split: str) -> tuple[str, dict]:
+    """The next problem of a split, with its signature."""
+    point = rng.random()
+    steps = next(number for number, bound in zip(STEP_COUNTS, BOUNDS) if point < bound)
+    # Long stories fail more often. Trying again with the same number of steps keeps the shares of STEP_WEIGHTS.
+    while True:
+        try:
+            setting, moves = _draft(rng, steps)
+        except Misfit:
+            continue
+        signature = _signature(moves)
+        if split_of(signature) == split:
+            return signature, _write(rng, setting, moves)
+
+
 def _stream(seed: int, split: str) -> Iterator[tuple[str, dict]]:
     rng = random.Random(seed)
-    bounds = [sum(STEP_WEIGHTS[: i + 1]) / sum(STEP_WEIGHTS) for i in range(len(STEP_WEIGHTS))]
     while True:
-        point = rng.random()
-        steps = next(number for number, bound in zip(STEP_COUNTS, bounds) if point < bound)
-        # Long stories fail more often. Trying again with the same number of steps keeps the shares of STEP_WEIGHTS.
-        while True:
-            try:
-                setting, moves = _draft(rng, steps)
-            except Misfit:
-                continue
-            signature = _signature(moves)
-            if split_of(signature) == split:
-                break
-        yield signature, _write(rng, setting, moves)
+        yield _draw_problem(rng, split)
 
 
 def signed_problems(seed: int, split: str = "train") -> Iterator[tuple[str, dict]]:
@@ -744,15 +751,49 @@ def problems(seed: int, split: str = "train") -> Iterator[dict]:
     return (problem for _, problem in signed_problems(seed, split))
 
 
+def problem(seed: int, index: int, split: str = "train") -> dict:
+    """Problem `index` of an endless row of problems in the form of problems(), which can be had without those before it.
+
+    Another row than problems(): the random numbers depend on seed, split and index alone. ValueError for a bad argument.
+    """
+    return _draw_problem(generator(seed, index, split), split)[1]
+
+
+def generator(seed: int, index: int, split: str) -> random.Random:
+    """The random numbers of one problem, for every generator here. Raises ValueError for a bad argument."""
+    check_integer("seed", seed, 0)
+    check_integer("index", index, 0)
+    check_choice("split", split, SPLITS)
+    return random.Random(f"{seed}-{split}-{index}")
+
+
 def take(count: int, seed: int, split: str = "train") -> list[dict]:
     """The first `count` problems with distinct questions of the stream problems(seed, split)."""
+    return take_distinct(count, problems(seed, split))
+
+
+def take_distinct(count: int, stream: Iterator[dict]) -> list[dict]:
+    """The first `count` problems with distinct questions of a stream."""
     check_integer("count", count, 1)
     distinct: dict[str, dict] = {}
-    stream = problems(seed, split)
     while len(distinct) < count:
         problem = next(stream)
         distinct.setdefault(problem["question"], problem)
     return list(distinct.values())
+
+
+# --- Scoring ------------------------------------------------------------------------------------------------------
+
+MARKED = re.compile(r"#### (-?[0-9.,]+)")
+
+
+def is_right(problem: dict, answer: str) -> bool:
+    """Whether the first number after #### in an answer is the one in the problem's own; commas and a last dot are left
+    out. The same as the harness's strict match."""
+    given, right = (MARKED.search(text) for text in (answer, problem["answer"]))
+    if not given or not right:
+        return False
+    return given[1].replace(",", "").removesuffix(".") == right[1].replace(",", "").removesuffix(".")
 
 
 # --- Command line -------------------------------------------------------------------------------------------------

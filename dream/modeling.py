@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
 from dream.configuration import DreamConfig
@@ -48,7 +49,7 @@ class DreamMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class DreamDecoderLayer(nn.Module):
+class DreamDecoderLayer(GradientCheckpointingLayer):
     """One layer: attention and SwiGLU, each after an RMSNorm and added to its input."""
 
     def __init__(self, config: DreamConfig):

@@ -11,12 +11,13 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
 from llada.configuration import LLaDAConfig
 
 
-class LLaDABlock(nn.Module):
+class LLaDABlock(GradientCheckpointingLayer):
     """One layer: attention and SwiGLU, each after an RMSNorm and added to its input."""
 
     def __init__(self, config: LLaDAConfig):

@@ -164,13 +164,13 @@ class MaskedDiffusionModel(PreTrainedModel):
     """The forward pass that decoding.py needs, over layers that a subclass names as its checkpoints do.
 
     A subclass builds its modules and provides `embed(input_ids)`, `layers`, `final_norm` and `head(hidden)`; a layer is
-    a module called as `layer(x, attention, index)`. It also sets `layer_count`, `kv_head_count`,
+    a GradientCheckpointingLayer called as `layer(x, attention, index)`. It also sets `layer_count`, `kv_head_count`,
     `head_size`, `rope_theta`, `max_positions` and `vocabulary_size`; `head_name` is the head's weight in a
     checkpoint. `prediction_offset` is 0 where the logits of a position predict its own token (LLaDA) and 1 where they
     predict the next one (Dream).
     """
 
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = True  # a layer is a GradientCheckpointingLayer
     _supports_sdpa = True
 
     layer_count: int
@@ -266,6 +266,18 @@ class MaskedDiffusionModel(PreTrainedModel):
         else:
             raise ValueError("logits_to_keep must be a number of last places or a 1-D tensor of indices")
         return MaskedLMOutput(logits=self.head(hidden))
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The module whose weight [V, E] the head multiplies with: the embedding, where the two are tied."""
+        if self.config.tie_word_embeddings:
+            return self.get_input_embeddings()
+        return self.get_submodule(self.head_name.removesuffix(".weight"))
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        if self.config.tie_word_embeddings:
+            self.set_input_embeddings(value)
+        else:
+            self.set_submodule(self.head_name.removesuffix(".weight"), value)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
         """What peft looks for in the base of an adapter of a causal model; decoding never calls it."""
