@@ -12,7 +12,7 @@ The question ends in HINT. The answer is `#### 12`, then one sentence per calcul
     The trays hold 4*6=<<4*6=24>>24 muffins.
 """
 
-from dataset import arithmetic
+from dataset import arithmetic, printing
 
 HINT = "Answer first."  # three tokens of the embedded models
 
@@ -24,8 +24,8 @@ def reverse(problem: dict) -> dict:
 
 
 def problem(seed: int, index: int, split: str = "train") -> dict:
-    """arithmetic.problem, reversed."""
-    return reverse(arithmetic.problem(seed, index, split))
+    """As arithmetic.problem, with other stories."""
+    return reverse(arithmetic.problem(seed, index, split, "answer-first"))
 
 
 def take(count: int, seed: int, split: str = "train") -> list[dict]:
@@ -36,3 +36,18 @@ def take(count: int, seed: int, split: str = "train") -> list[dict]:
 def is_right(problem: dict, answer: str) -> bool:
     """Whether an answer begins with #### and the right number; working before the result is another task."""
     return answer.lstrip().startswith("#### ") and arithmetic.is_right(problem, answer)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write problems as JSON lines; the module docstring shows the command."""
+    parser = printing.parser_of(
+        "answer_first.py",
+        "Write arithmetic word problems whose answers begin with the result",
+        "  python dataset/answer_first.py --count 3\n      prints 3 training problems",
+        "The stories are those of arithmetic.py for the same flags",
+    )
+    printing.write_problems(parser, arguments, take, ("question", "answer"))
+
+
+if __name__ == "__main__":
+    main()

@@ -21,22 +21,25 @@ import random
 import re
 from collections import Counter
 
-from dataset.arithmetic import generator, split_of, take_distinct
+from dataset import printing
+from dataset.arithmetic import TEST_SHARE, generator, split_of, take_distinct
 from dpad.engine.checks import check_integer
 
-NUMBERS = 3  # how many numbers a puzzle has
+NUMBERS = 3  # how many numbers a puzzle has, unless asked otherwise
+MIN_NUMBERS, MAX_NUMBERS = 3, 6
 MAX_NUMBER = 20  # the largest of them; the least is 1
 MAX_RESULT = 99  # of every step and of the whole
 MIN_TARGET = 2
 
-LINE = re.compile(r"(\d{1,3}) ?([-+*/]) ?(\d{1,3}) ?= ?(\d{1,3})")
+NUMBER = r"([0-9]{1,3})"
+LINE = re.compile(rf"{NUMBER} ?([-+*/]) ?{NUMBER} ?= ?{NUMBER}")
 
 
 def problem(seed: int, index: int, split: str = "train", numbers: int = NUMBERS) -> dict:
     """Puzzle `index` of an endless row: a function of its arguments alone.
 
     Args:
-        numbers: how many numbers it has, 2 to 6.
+        numbers: how many numbers it has, MIN_NUMBERS to MAX_NUMBERS.
 
     Returns:
         `question`, `answer` (both text; the answer is one of the solutions), `numbers` (in the question's order) and
@@ -45,8 +48,8 @@ def problem(seed: int, index: int, split: str = "train", numbers: int = NUMBERS)
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    rng = generator(seed, index, split)
-    check_integer("numbers", numbers, 2, 6)
+    rng = generator(seed, index, split, "countdown")
+    check_integer("numbers", numbers, MIN_NUMBERS, MAX_NUMBERS)
     while True:
         given = [1 + int(MAX_NUMBER * rng.random()) for _ in range(numbers)]
         steps = _combine(rng, given)
@@ -66,9 +69,9 @@ def _combine(rng: random.Random, numbers: list[int]) -> list[str]:
         high, low = (left.pop(int(len(left) * rng.random())) for _ in range(2))
         if high < low:
             high, low = low, high
-        choices = [(sign, result) for sign in "+-*/" if (result := calculate(high, sign, low)) is not None]
-        if not choices:  # only with many numbers: two large equal ones
-            return _combine(rng, numbers)
+        choices = [  # at least one: of different numbers the difference, of equal ones the quotient
+            (sign, result) for sign in "+-*/" if (result := calculate(high, sign, low)) is not None
+        ]
         sign, result = choices[int(len(choices) * rng.random())]
         steps.append(f"{high}{sign}{low}={result}")
         left.append(result)
@@ -89,8 +92,9 @@ def _signature(numbers: list[int], target: int) -> str:
 
 
 def take(count: int, seed: int, split: str = "train", numbers: int = NUMBERS) -> list[dict]:
-    """The first `count` puzzles with distinct questions."""
-    return take_distinct(count, (problem(seed, index, split, numbers) for index in itertools.count()))
+    """The first `count` puzzles that differ in target or numbers; ValueError as in `problem`, or if there are fewer."""
+    stream = (problem(seed, index, split, numbers) for index in itertools.count())
+    return take_distinct(count, stream, lambda puzzle: _signature(puzzle["numbers"], puzzle["target"]))
 
 
 def is_right(problem: dict, answer: str) -> bool:
@@ -108,3 +112,20 @@ def is_right(problem: dict, answer: str) -> bool:
             return False
         left[result] += 1
     return result == problem["target"] and left.total() == 1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write puzzles as JSON lines; the module docstring shows the command."""
+    parser = printing.parser_of(
+        "countdown.py",
+        "Write Countdown puzzles with one solution each",
+        "  python dataset/countdown.py --count 3 --numbers 4\n      prints 3 training puzzles of four numbers",
+        f"The two share no puzzle, not even with its numbers in another order: one in {TEST_SHARE} belongs to test",
+    )
+    parser.add_argument("--numbers", type=int, default=NUMBERS,
+                        help=f"how many numbers a puzzle has, {MIN_NUMBERS} to {MAX_NUMBERS} (default: {NUMBERS})")
+    printing.write_problems(parser, arguments, take, ("question", "answer", "numbers", "target"))
+
+
+if __name__ == "__main__":
+    main()
