@@ -91,7 +91,7 @@ The roofline is the time of the same forwards reduced to their matrix products, 
 TRAIN_EXAMPLES = """\
 examples:
   python run.py train -m tiny --data my.jsonl -d gaussian --output out       then: run.py generate -m out --prompt "..."
-  python run.py train -m tiny --data arithmetic -l 128:0.3,256:0.7 -d gaussian:3,null:1 -w 64,128,256 -k 3,4 -sc 1.6,2.3 \\
+  python run.py train -m tiny --data arithmetic -l 128:0.3,256:0.7 -d gaussian:3,null:1 -w 64,128,256 -sc 1.6,2.3 \\
       --steps 300 --eval_task arithmetic-500 --output out                    a mixture of canvases and dropouts; offline
   python run.py train -m tiny --data my.jsonl -d null --output control       the same with the whole suffix: a control
   python run.py train -m 1.5 --data my.jsonl -d gaussian --lora 64 --gradient_checkpointing --output adapter

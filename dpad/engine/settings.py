@@ -24,8 +24,8 @@ ALIASES = {"random": "uniform"}  # an old name, which the authors' scripts use
 STRATEGY = Setting(
     name="dropout_strategy", kind=str, default="null", flags=("-d", "--dropout_strategy"),
     choices=(*SAMPLERS, *ALIASES),
-    help="the suffix that a block sees: null (all of it), gaussian (DPad), uniform, window, or block (none of it, as in "
-    "block diffusion); random is an old name of uniform",
+    help="the suffix that a block sees: null (all of it), gaussian (DPad), uniform, window, or block (none of it, as "
+    "in block diffusion); random is an old name of uniform",
 )
 SAMPLER_SETTINGS = {entry.name: entry for sampler in SAMPLERS.values() for entry in settings_of(sampler)}
 

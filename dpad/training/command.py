@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 DECODING = {entry.name: entry for entry in settings_of(DecodingSettings)}
 TOO_LONG = ("refuse", "cut", "skip")
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "FSDP_")  # what they set
 PASSES = 3  # through the data, when nobody says how many steps
 SMALL = 100_000_000  # parameters of a model that takes a higher rate
 # Settings whose default depends on the model, the data or the device, and what it is.
@@ -51,8 +52,8 @@ AUTOMATIC = {
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and data")
-    group.add_argument("-m", "--model", required=True, metavar="NAME", help="the model to start from: tiny, dream-tiny, "
-                       "instruct, 1.5, base, dream-instruct, dream-base, a checkpoint folder, or a hub id")
+    group.add_argument("-m", "--model", required=True, metavar="NAME", help="the model to start from: tiny, "
+                       "dream-tiny, instruct, 1.5, base, dream-instruct, dream-base, a checkpoint folder, or a hub id")
     group.add_argument("--data", metavar="SOURCE", help="a .jsonl file with a prompt and a response (or messages) a "
                        "line; arithmetic, answer-first or countdown (generated, endless); gsm8k; or a data set on the "
                        "hub. Several with commas between them are mixed evenly")
@@ -62,8 +63,8 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hub_split", metavar="NAME", help="its split (default: train)")
     group.add_argument("--chat_template", choices=("auto", "on", "off"), default="auto", help="put prompts into the "
                        "model's chat template; auto: as decoding does by default (default: %(default)s)")
-    group.add_argument("--too_long", choices=TOO_LONG, default="refuse", help="what to do with responses that are longer "
-                       "than every canvas: refuse the data, cut them, or skip them (default: %(default)s)")
+    group.add_argument("--too_long", choices=TOO_LONG, default="refuse", help="what to do with responses that are "
+                       "longer than every canvas: refuse the data, cut them, or skip them (default: %(default)s)")
     group.add_argument("--adapter", metavar="FOLDER", help="with --merge: the adapter to merge into the model")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="type of the weights in training (default: float32; bfloat16 for the frozen "
@@ -145,7 +146,8 @@ def run_train(args: argparse.Namespace, argv: Sequence[str], load_libraries: Cal
         merge(args, load_libraries)
         return
     if args.adapter is not None:
-        raise ValueError(f"adapter is {args.adapter!r}, but training starts from a whole checkpoint: --merge writes one")
+        raise ValueError(f"adapter is {args.adapter!r}, but training starts from a whole checkpoint, which --merge "
+                         "writes")
     if args.data is None:
         raise ValueError("data is missing: a .jsonl file, arithmetic, answer-first, countdown, gsm8k or a data set on "
                          "the hub")
@@ -211,14 +213,13 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
     template = {"auto": None, "on": True, "off": False}[args.chat_template]
     options = {"seed": settings.seed, "chat_template": template, "prompt_field": args.prompt_field,
                "response_field": args.response_field, "hub_config": args.hub_config, "hub_split": args.hub_split}
-    examples = load_examples(args.data, loaded, **options)
-    longest = max(settings.gen_lengths.values)
-    examples = fitting(examples, longest, model.max_positions, args.too_long, note if leads else lambda text: None)
-    if examples.size is None:
-        held_out = fitting(load_examples(args.data, loaded, split="test", **options), longest, model.max_positions,
-                           args.too_long, lambda text: None)
-    else:
-        examples, held_out = examples.split(min(settings.held_out, examples.size // 10), settings.seed)
+    examples = fitting(load_examples(args.data, loaded, **options), max(settings.gen_lengths.values),
+                       model.max_positions, args.too_long, note if leads else lambda text: None)
+    spared = settings.held_out if examples.size is None else min(settings.held_out, examples.size // 10)
+    held_out = None
+    if spared:
+        examples, held_out = examples.split(spared)
+    if examples.size is not None:
         automatic["steps"] = math.ceil(PASSES * examples.size / settings.batch_size)
     settings = settings_from(args, automatic)
 
@@ -231,7 +232,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
         folder=Path(args.output),
         save=save,
         eos=model.config.eos_token_id,
-        held_out=held_out_views(held_out, settings, loaded),
+        held_out=held_out_views(held_out, settings, loaded) if held_out else [],
         measure=None if args.eval_task is None else lambda done: measure(args, settings, done),
         identity={"model": loaded.name, "dtype": str(model.dtype), "too_long": args.too_long},
         command=shlex.join(["python", "run.py", *argv]),
@@ -287,9 +288,9 @@ def measure(args: argparse.Namespace, settings: TrainingSettings, done: int) -> 
     flags += [] if args.device is None else ["--device", args.device]
     folder = Path(args.output) / "evaluations" / f"step-{done:06}"
     record = folder / "record.json"
-    command = [sys.executable, str(ROOT / "run.py"), *map(str, flags), "--output", str(folder), "--record", str(record)]
-    kept = {name: value for name, value in os.environ.items()
-            if not name.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "FSDP_"))}
+    command = [sys.executable, str(ROOT / "run.py"), *map(str, flags), "--output", str(folder),
+               "--record", str(record)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
     ended = subprocess.run(command, env=kept, capture_output=True, text=True)
     if ended.returncode:
         raise ValueError(f"eval_task {args.eval_task} could not be measured: {ended.stderr.strip().splitlines()[-1]}")

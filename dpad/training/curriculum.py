@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dataset import answer_first, arithmetic, countdown
+from dataset import arithmetic
+from dpad.training.examples import GENERATORS, HARNESS_PROMPT
 from dpad.training.views import View, levels
-
-TASKS = {"arithmetic": arithmetic.problem, "answer-first": answer_first.problem, "countdown": countdown.problem}
 
 # Total lengths, prompt and canvas. Most samples get the shortest that fits. These shares of the samples get room for a
 # canvas of 256, 512 or 1024 answer tokens, so that the model knows what a long tail of EOS, or of masks, looks like.
@@ -60,7 +59,7 @@ class Curriculum:
     """The training data as a function of the step: the same seed gives a step the same samples after any restart.
 
     Args:
-        tasks: keys of TASKS, which the samples are drawn from evenly.
+        tasks: keys of examples.GENERATORS, which the samples are drawn from evenly.
         tokens_per_step: the least number of tokens in a step, with prompts and padding.
         steps: the length of this part of the run, which decides where EASY_SHARE and LESSONS_UNTIL end.
         blocks: lengths of the noisy block.
@@ -92,9 +91,9 @@ class Curriculum:
 
         samples: list[tuple[Sample, int]] = []
         while not samples or sum(length for _, length in samples) < self.tokens_per_step:
-            problem = TASKS[rng.choice(self.tasks)](first, len(samples))
+            problem = GENERATORS[rng.choice(self.tasks)](first, len(samples), "train")
             while easy and problem.get("steps", 1) > 2:
-                problem = TASKS[rng.choice(self.tasks)](rng.getrandbits(40), 0)
+                problem = GENERATORS[rng.choice(self.tasks)](rng.getrandbits(40), 0, "train")
             is_drill = rng.random() < BARE_SUMS[late]
             sample = self.encode(drill(rng) if is_drill else problem, rng, is_drill)
             used = len(sample.prompt) + len(sample.answer)
@@ -105,10 +104,10 @@ class Curriculum:
     def encode(self, problem: dict, rng: random.Random, is_drill: bool) -> Sample:
         """Tokenize a problem: half of the questions as they are, half in the words of lm-eval's GSM8K prompt."""
         question = problem["question"]
-        content = question if rng.random() < 0.5 else f"Question: {question}\nAnswer:"
+        content = question if rng.random() < 0.5 else HARNESS_PROMPT.format(question)
         turns = [{"role": "user", "content": content}, {"role": "assistant", "content": problem["answer"]}]
-        chat = self.tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
-        whole = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        chat = str(self.tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False))
+        whole = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
         encode = self.tokenizer.backend_tokenizer.encode
         return Sample(encode(chat).ids, encode(whole.removeprefix(chat).rstrip()).ids, is_drill)
 

@@ -218,7 +218,7 @@ def _split(whole: Stored | Subset, count: int, seed: int) -> tuple[ExampleSet, E
         raise ValueError(f"held-out count is {count}, but {whole.name} has {size} example{'s' * (size > 1)}")
     order = shuffled(size, seed, -1)
     kept, held_out = (array("q", sorted(part)) for part in (order[count:], order[:count]))
-    return Subset(whole, kept, seed=seed), Subset(whole, held_out, f"{whole.name}, held out", seed))
+    return Subset(whole, kept, seed=seed), Subset(whole, held_out, f"{whole.name}, held out", seed=seed)
 
 
 def _hash(*parts: Any) -> str:

@@ -16,6 +16,11 @@ from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.training.views import Batch
 
 
+def base_of(model: nn.Module) -> MaskedDiffusionModel:
+    """The model itself, or the one inside a PeftModel, in whose layers the adapter is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value,operator]
+
+
 class MaskedLoss(nn.Module):
     """A model with its loss, as one module: what accelerate wraps for several processes.
 
@@ -26,7 +31,7 @@ class MaskedLoss(nn.Module):
     def __init__(self, model: nn.Module, bfloat16: bool) -> None:
         super().__init__()
         self.model = model
-        self.bfloat16 = bfloat16
+        self.autocast = bfloat16
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum over the rows of their losses (float32), and which of the tokens that it covers were predicted right.
@@ -34,9 +39,9 @@ class MaskedLoss(nn.Module):
         Returns:
             The loss; bool [M], in the order of `batch.weights.nonzero()`.
         """
-        model: MaskedDiffusionModel = getattr(self.model, "get_base_model", lambda: self.model)()
+        model = base_of(self.model)
         rows, places = batch.weights.nonzero(as_tuple=True)
-        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self.autocast):
             hidden = model.hidden_states(batch.ids, batch.positions, batch.key_mask)
             logits = model.head(hidden[rows, places - model.prediction_offset]).float()  # [M, V]
         labels = batch.targets[rows, places]

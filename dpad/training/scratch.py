@@ -2,8 +2,8 @@
 
     python -m dpad.training.scratch --output checkpoints/llada-tiny
     python -m dpad.training.scratch --family dream --output checkpoints/dream-tiny
-    python -m dpad.training.scratch --output checkpoints/llada-tiny --resume      # continue an interrupted run
-    torchrun --nproc_per_node 2 -m dpad.training.scratch --output ...             # the same run, shared by two processes
+    python -m dpad.training.scratch --output checkpoints/llada-tiny --resume     # continue an interrupted run
+    torchrun --nproc_per_node 2 -m dpad.training.scratch --output ...            # the same run, shared by two processes
 
 Most of the run follows curriculum.py, which teaches the problems. The rest trains on what decoding meets (views.py,
 objective blockwise): canvases up to 1024 tokens, and the suffix that dropout leaves. The output folder becomes a
@@ -28,8 +28,8 @@ from checkpoints import card, make
 from dpad.engine.checks import check_choice, check_integer, one_line
 from dpad.engine.command_line import MAX_MESSAGE, Parser
 from dpad.engine.loading import FAMILIES, LoadedModel, placement
-from dpad.training.curriculum import TASKS, Curriculum
-from dpad.training.examples import load_examples
+from dpad.training.curriculum import Curriculum
+from dpad.training.examples import GENERATORS, load_examples
 from dpad.training.output import write_checkpoint
 from dpad.training.settings import Mixture, SuffixMixture, TrainingSettings
 from dpad.training.source import ExampleViews, held_out_views
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     """
     tasks = options.tasks.split(",")
     for task in tasks:
-        check_choice("tasks", task, TASKS)
+        check_choice("tasks", task, GENERATORS)
     device, _ = placement(options.device, None)
     accelerator = make_accelerator(device)
     if accelerator.num_processes > 1 and device.type == "cuda":
@@ -90,11 +90,10 @@ def run(options: argparse.Namespace) -> None:
     )
     torch.manual_seed(options.seed)
     model, tokenizer = make.make_model(options.family, options.seed)
-    model.to(device).train()
+    torch.nn.Module.to(model, device).train()
     loaded = LoadedModel(name=options.family, checkpoint="", family=FAMILIES[options.family], model=model,
                          tokenizer=tokenizer, chat_template=True)
-    examples = load_examples(options.tasks, loaded, seed=options.seed)
-    test_examples = load_examples(options.tasks, loaded, split="test", seed=options.seed)
+    examples, held_out = load_examples(options.tasks, loaded, seed=options.seed).split(HELD_OUT)
     first_steps = round(CURRICULUM_SHARE * options.steps)
     curriculum = Curriculum(tokenizer, tasks, options.tokens_per_step, options.seed, first_steps, options.blocks)
     job = Job(
@@ -104,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
         folder=folder,
         save=partial(write_checkpoint, model, tokenizer, folder, torch.bfloat16),
         eos=tokenizer.eos_token_id,
-        held_out=held_out_views(test_examples, settings, loaded),
+        held_out=held_out_views(held_out, settings, loaded),
         identity={"family": options.family, "tasks": options.tasks, "tokens_per_step": options.tokens_per_step},
         command=shlex.join(["python", "-m", "dpad.training.scratch", *sys.argv[1:]]),
     )
@@ -127,7 +126,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="FOLDER",
                         help="where the checkpoint is written")
     parser.add_argument("--family", choices=sorted(make.FAMILIES), default="llada", help="which model to train")
-    parser.add_argument("--tasks", default="arithmetic", help=f"problems to train on: {', '.join(TASKS)}")
+    parser.add_argument("--tasks", default="arithmetic", help=f"problems to train on: {', '.join(GENERATORS)}")
     parser.add_argument("--blocks", type=integers, default=[32], metavar="N,...", help="lengths of blocks")
     parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --output")
     parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")

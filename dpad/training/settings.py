@@ -64,8 +64,8 @@ class Mixture(Generic[Value]):
         try:
             return cls(tuple(values), tuple(shares))
         except ValueError:
-            raise ValueError(f"{entry.label} is {short(text)}; it must be different values separated by commas, such as "
-                             f"64,128, or with shares above 0, such as 64:0.3,128:0.7") from None
+            raise ValueError(f"{entry.label} is {short(text)}; it must be different values separated by commas, such "
+                             "as 64,128, or with shares above 0, such as 64:0.3,128:0.7") from None
 
     def draw(self, rng: random.Random, allowed: Callable[[Value], bool] = lambda value: True) -> Value:
         """One of the values that are allowed, which keep their shares among themselves."""
@@ -172,8 +172,8 @@ class TrainingSettings:
         if self.noise_max < self.noise_min:
             raise ValueError(f"noise_max is {self.noise_max:g}; it must be at least noise_min ({self.noise_min:g})")
         if self.objective == "full" and self.suffix != SuffixMixture():
-            raise ValueError(f"{STRATEGY.label} is {self.suffix.strategies}, but objective full shows the whole canvas; "
-                             "use objective blockwise, or leave it out")
+            raise ValueError(f"{STRATEGY.label} is {self.suffix.strategies}, but objective full shows the whole "
+                             "canvas; use objective blockwise, or leave it out")
         if self.lora is None and (self.lora_alpha is not None or self.lora_dropout):
             name = "lora_dropout" if self.lora_alpha is None else "lora_alpha"
             raise ValueError(f"{name} is {getattr(self, name):g}, but no adapter is trained without lora")

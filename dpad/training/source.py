@@ -10,97 +10,77 @@ Imported by command.py and scratch.py.
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Protocol
+from collections.abc import Callable
 
 from dpad.engine.loading import LoadedModel
 from dpad.engine.settings import TokenIds
-from dpad.training.examples import Example
+from dpad.training.examples import Example, ExampleSet, Subset, count_too_long, shuffled
 from dpad.training.settings import TrainingSettings
-from dpad.training.views import ExampleLike, View, draw_view, levels
+from dpad.training.views import View, draw_view, levels
 
 
-class Examples(Protocol):
-    """A set of examples (examples.py): `size` of them, or endlessly many (None), each found by its index alone."""
+class Cut(ExampleSet):
+    """Examples whose answers are cut to so many tokens: they fill their canvas, and no EOS follows."""
 
-    size: int | None
-    fingerprint: str
-
-    def get(self, index: int) -> ExampleLike: ...
-
-
-class Chosen:
-    """Some examples of a finite set, by their indices there; answers are cut to `longest` tokens."""
-
-    def __init__(self, examples: Examples, indices: Sequence[int], longest: int) -> None:
-        self.examples = examples
-        self.indices = indices
+    def __init__(self, whole: ExampleSet, longest: int) -> None:
+        self.whole = whole
         self.longest = longest
-        self.size = len(indices)
-        own = hashlib.sha256(repr((examples.fingerprint, list(indices), longest)).encode()).hexdigest()
-        self.fingerprint = own
+        self.name, self.size = whole.name, whole.size
+        self.fingerprint = f"{whole.fingerprint}, cut to {longest}"
 
     def get(self, index: int) -> Example:
-        example = self.examples.get(self.indices[index])
+        example = self.whole.get(index)
         return Example(example.prompt, example.answer[: self.longest])
 
-    def split(self, count: int, seed: int) -> tuple[Chosen, Chosen]:
-        """All but `count` of the examples, and these."""
-        order = list(self.indices)
-        random.Random(f"{seed} split").shuffle(order)
-        return (Chosen(self.examples, sorted(order[count:]), self.longest),
-                Chosen(self.examples, sorted(order[:count]), self.longest))
+    def split(self, count: int) -> tuple[ExampleSet, ExampleSet]:
+        kept, held_out = self.whole.split(count)
+        return Cut(kept, self.longest), Cut(held_out, self.longest)
 
 
-def fitting(examples: Examples, longest: int, positions: int, too_long: str, note: Callable[[str], None]) -> Examples:
+def fitting(examples: ExampleSet, longest: int, positions: int, too_long: str,
+            note: Callable[[str], None]) -> ExampleSet:
     """The examples that can be trained on.
 
     Args:
-        longest: the longest canvas.
-        positions: how many the model has, for prompt and canvas.
-        too_long: "refuse", "cut" or "skip" answers that are longer than `longest`; prompts that leave no room for it are
-            skipped if it says so, and refused otherwise.
+        longest: the longest canvas, which must hold an answer and one EOS.
+        positions: how many tokens the model holds, prompt and canvas together.
+        too_long: "refuse", "cut" or "skip" answers that are longer; prompts that leave no room are skipped if it says
+            so, and refused otherwise.
         note: told how many were cut or skipped.
 
     Raises:
-        ValueError: there are such answers or prompts, and they are to be refused; or nothing is left. Of endlessly many
-            examples, the first thousand are looked at, and none may be too long.
+        ValueError: there are such answers or prompts, and they are to be refused, as those of endless sets always are;
+            or nothing is left.
     """
-    count = examples.size or 1000
-    kept, answers, prompts, most = [], 0, 0, 0
-    for index in range(count):
-        example = examples.get(index)
-        is_long = len(example.answer) > longest
-        has_no_room = len(example.prompt) + longest > positions
-        answers += is_long
-        prompts += has_no_room
-        most = max(most, len(example.answer))
-        if not has_no_room and not (is_long and too_long == "skip"):
-            kept.append(index)
-    if answers and (too_long == "refuse" or examples.size is None):
-        raise ValueError(f"{answers} of {count} responses are longer than the longest canvas, gen_length {longest}: the "
-                         f"longest has {most} tokens. Give a longer canvas, or too_long cut or skip")
-    if prompts and (too_long != "skip" or examples.size is None):
-        raise ValueError(f"{prompts} of {count} prompts leave no room for gen_length {longest}: the model holds "
-                         f"{positions} tokens. Give a shorter canvas, or too_long skip")
-    if examples.size is None:
+    found = count_too_long(examples, longest, positions)
+    endless = examples.size is None
+    if found.answers and (too_long == "refuse" or endless):
+        raise ValueError(f"{found.answers} of {found.checked} responses of {examples.name} are longer than every "
+                         f"canvas (the longest gen_length is {longest}, one EOS included); give a longer one"
+                         + ("" if endless else ", or say with too_long to cut or skip them"))
+    if found.prompts and (too_long != "skip" or endless):
+        raise ValueError(f"{found.prompts} of {found.checked} prompts of {examples.name} leave no room for gen_length "
+                         f"{longest}: the model holds {positions} tokens; give a shorter one"
+                         + ("" if endless else ", or say with too_long to skip them"))
+    if too_long == "cut" and found.answers:
+        note(f"{found.answers} of {found.checked} responses are cut to {longest} tokens")
+        return Cut(examples, longest)
+    if not found.answers and not found.prompts:
         return examples
+    kept = [index for index, (prompt, answer) in enumerate(examples.lengths())
+            if answer < longest and prompt + longest <= positions]
     if not kept:
-        raise ValueError(f"none of the {count} examples is left: all are too long for gen_length {longest}")
-    if answers and too_long == "cut":
-        note(f"{answers} of {count} responses were cut to {longest} tokens")
-    if count > len(kept):
-        note(f"{count - len(kept)} of {count} examples were skipped, because they are too long")
-    return Chosen(examples, kept, longest)
+        raise ValueError(f"none of the {found.checked} examples of {examples.name} is left: all are too long for gen_length "
+                         f"{longest}")
+    note(f"{found.checked - len(kept)} of {found.checked} examples are skipped, because they are too long")
+    return Subset(examples, kept)
 
 
 class ExampleViews:
     """The samples of each step: `batch_size` examples, in an order that is drawn anew for every pass through them."""
 
-    def __init__(self, examples: Examples, settings: TrainingSettings, loaded: LoadedModel) -> None:
+    def __init__(self, examples: ExampleSet, settings: TrainingSettings, loaded: LoadedModel) -> None:
         self.examples = examples
         self.settings = settings
         self.tokens = TokenIds.of(loaded.model)
@@ -121,20 +101,12 @@ class ExampleViews:
         if self.examples.size is None:
             return number
         one_pass, place = divmod(number, self.examples.size)
-        return _order(self.settings.seed, one_pass, self.examples.size)[place]
+        return shuffled(self.examples.size, self.settings.seed, one_pass)[place]
 
 
-@lru_cache(maxsize=2)
-def _order(seed: int, one_pass: int, size: int) -> list[int]:
-    order = list(range(size))
-    random.Random(f"{seed} pass {one_pass}").shuffle(order)
-    return order
-
-
-def held_out_views(examples: Examples, settings: TrainingSettings, loaded: LoadedModel) -> list[View]:
-    """One sample of each of the first `held_out` examples, drawn as in training."""
-    count = settings.held_out if examples.size is None else min(settings.held_out, examples.size)
+def held_out_views(examples: ExampleSet, settings: TrainingSettings, loaded: LoadedModel) -> list[View]:
+    """One sample of each of these examples, drawn as in training."""
     tokens = TokenIds.of(loaded.model)
     rng = random.Random(f"{settings.seed} held out")
     return [draw_view(examples.get(index), settings, tokens, rng, level)
-            for index, level in enumerate(levels(count, rng))]
+            for index, level in enumerate(levels(len(examples), rng))]

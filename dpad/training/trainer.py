@@ -170,7 +170,7 @@ class Run:
         settings = self.settings
         loader = DataLoader(
             _Steps(self.job, self.accelerator.process_index, self.accelerator.num_processes), batch_size=None,
-            sampler=range(self.first_step, settings.steps),  # type: ignore[arg-type]
+            sampler=range(self.first_step, settings.steps),
             num_workers=0 if self.device.type == "cpu" else min(4, cores() - 1),
         )
         bar = tqdm(loader, initial=self.first_step, total=settings.steps, unit="step", disable=not self.leads,
@@ -223,8 +223,8 @@ class Run:
         norm = float(self.accelerator.clip_grad_norm_(self._trained(), self.settings.clip))
         loss = float(self.accelerator.reduce(total))
         if not (math.isfinite(norm) and math.isfinite(loss)):
-            raise ValueError(f"the loss is {loss:g} and the gradient's norm {norm:g} at step {step + 1}: a lower --rate "
-                             f"may help. {self._what_is_kept()}")
+            raise ValueError(f"the loss is {loss:g} and the gradient's norm {norm:g} at step {step + 1}: a lower "
+                             f"--rate may help. {self._what_is_kept()}")
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -235,13 +235,14 @@ class Run:
         """Loss, and accuracy on masked tokens, of the held-out samples; the accuracy leaves out EOS, which is easy."""
         self.module.eval()
         sums = torch.zeros(3, device=self.device)
-        for batch in _share(self.job.held_out, self.settings, self.accelerator.process_index, self.accelerator.num_processes):
+        rank, count = self.accelerator.process_index, self.accelerator.num_processes
+        for batch in _share(self.job.held_out, self.settings, rank, count):
             loss, right = self.module(_to(batch, self.device))
             is_text = (batch.targets != self.job.eos)[batch.weights > 0].to(self.device)
             sums += torch.stack((loss, right[is_text].sum(), is_text.sum()))
         self.module.train()
-        loss, correct, count = self.accelerator.reduce(sums).tolist()
-        return {"held_out_loss": loss, "held_out_accuracy": correct / max(1, count)}
+        loss, correct, words = self.accelerator.reduce(sums).tolist()
+        return {"held_out_loss": loss, "held_out_accuracy": correct / max(1, words)}
 
     def _trained(self) -> list[nn.Parameter]:
         return [weight for weight in self.module.parameters() if weight.requires_grad]
@@ -256,7 +257,8 @@ class Run:
         weights, optimizers = get_state_dict(self.module, raw, options=FULL)
         if self.leads:
             prefix = "model."
-            self.job.save({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
+            tensors: dict[str, Any] = weights
+            self.job.save({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
             self.state.save({
                 "model": weights, "optimizers": optimizers, "step": done,
                 "seconds": time.monotonic() - self.started, "identity": self.job.full_identity(),
@@ -322,7 +324,8 @@ def _share(views: Sequence[View], settings: TrainingSettings, rank: int, count: 
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
+    parts: list[Any] = [None if part is None else part.to(device, non_blocking=True) for part in batch]
+    return Batch(*parts)
 
 
 def make_optimizers(model: nn.Module, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
@@ -331,9 +334,9 @@ def make_optimizers(model: nn.Module, settings: TrainingSettings) -> list[torch.
     The split is the one that Muon's authors advise (Jordan et al., 2024).
     """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    adamw = {"lr": settings.rate, "weight_decay": settings.weight_decay, "fused": True}
     if settings.optimizer == "adamw":
-        return [torch.optim.AdamW(trained, betas=(0.9, 0.95), **adamw)]
+        return [torch.optim.AdamW(trained, lr=settings.rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay,
+                                  fused=True)]
     assert isinstance(model, MaskedDiffusionModel)
     matrices = [weight for weight in model.layers.parameters() if weight.requires_grad and weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}

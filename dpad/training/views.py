@@ -21,25 +21,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from dpad.engine.decoding import draw_suffix, visible_columns
 from dpad.engine.settings import TokenIds
+from dpad.training.examples import Example
 from dpad.training.settings import TrainingSettings
-from sampler import SuffixSampler
-
-
-class ExampleLike(Protocol):
-    """Token ids of a prompt, and of the answer without EOS behind it."""
-
-    @property
-    def prompt(self) -> Sequence[int]: ...
-
-    @property
-    def answer(self) -> Sequence[int]: ...
 
 
 class View(NamedTuple):
@@ -64,16 +54,17 @@ class Batch(NamedTuple):
     key_mask: Tensor | None
 
 
-def draw_view(example: ExampleLike, settings: TrainingSettings, tokens: TokenIds, rng: random.Random,
+def draw_view(example: Example, settings: TrainingSettings, tokens: TokenIds, rng: random.Random,
               level: float) -> View:
     """Draw one sample of an example.
 
     Args:
-        example: its answer must fit the longest canvas.
+        example: its answer gets a canvas that is longer, or the longest.
         level: where in the noise range the sample's t lies, in [0, 1).
     """
     answer = example.answer
-    length = settings.gen_lengths.draw(rng, allowed=lambda length: length >= len(answer))
+    longest = max(settings.gen_lengths.values)
+    length = settings.gen_lengths.draw(rng, allowed=lambda length: length > len(answer) or length == longest)
     canvas = torch.tensor([*example.prompt, *answer, *[tokens.eos] * (length - len(answer))])
     start = len(example.prompt)
     t = settings.noise_min + (settings.noise_max - settings.noise_min) * level
@@ -132,7 +123,7 @@ def levels(count: int, rng: random.Random) -> list[float]:
 
 
 def grouped(views: Iterable[View], max_tokens: int) -> list[list[View]]:
-    """The samples in groups, each for one forward of at most `max_tokens` tokens with padding; similar lengths together.
+    """The samples in groups, each for one forward of at most `max_tokens` tokens with padding; like lengths together.
 
     A sample that is longer than that is a group of its own.
     """
