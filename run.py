@@ -27,7 +27,7 @@ from dpad.engine.checks import check_integer, suggest
 from dpad.engine.command_line import Parser, say, waiting_for
 from dpad.engine.configurations import DPAD
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
-from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, load, placement, resolve
+from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, find_adapter, load, placement, resolve
 from dpad.engine.prompts import knows_single_questions_only
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation import processes
@@ -141,9 +141,10 @@ def read_family(args: argparse.Namespace) -> Family:
         raise ValueError(f"{error}. {offline_hint()}") from None
 
 
-def without_waiting_for_the_hub(name: str) -> AbstractContextManager[None]:
-    """Where a model is none of this machine's folders, ask once whether the hub answers."""
-    return nullcontext() if Path(resolve(name)).is_dir() else hub.offline_if_unreachable()
+def without_waiting_for_the_hub(name: str, adapter: str | None = None) -> AbstractContextManager[None]:
+    """Where a model, or its adapter, is none of this machine's folders, ask once whether the hub answers."""
+    is_here = Path(resolve(name)).is_dir() and (adapter is None or os.path.exists(adapter))
+    return nullcontext() if is_here else hub.offline_if_unreachable()
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +163,9 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_placement_flags(group: argparse._ArgumentGroup) -> None:
+    """What comes with a model's name: its adapter, where it computes, and in which type."""
+    group.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter of this model, as peft writes it, or its "
+                       "hub id; it is merged into the weights when they are loaded")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--debug", action="store_true", help="show where an error happened")
@@ -185,15 +189,18 @@ def load_libraries() -> None:
 
 def load_model(args: argparse.Namespace) -> LoadedModel:
     load_libraries()
-    with waiting_for(f"the model {args.model}"), without_waiting_for_the_hub(args.model):
-        return load(args.model, device=args.device, dtype=args.dtype)
+    with waiting_for(f"the model {args.model}"), without_waiting_for_the_hub(args.model, args.adapter):
+        return load(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
 
 
 def check_model(args: argparse.Namespace) -> None:
-    """Raise ValueError unless the device can be used and the model can be had: before anything takes long."""
+    """Raise ValueError unless the device can be used, and model and adapter can be had: before anything takes long."""
     load_libraries()
     placement(args.device, args.dtype)
     read_family(args)
+    if args.adapter is not None:
+        with waiting_for(f"the adapter {args.adapter}"), without_waiting_for_the_hub(args.model, args.adapter):
+            find_adapter(args.adapter)
 
 
 def note(text: str) -> None:

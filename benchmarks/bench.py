@@ -28,7 +28,7 @@ REPEATS = 5
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the benchmark's flags. Those for the model (--model, --device, --dtype) are in run.py."""
+    """Add the benchmark's flags. Those for the model (--model, --adapter, --device, --dtype) are in run.py."""
     group = parser.add_argument_group("work")
     add_setting_flags(group, settings_of(Workload))
     group.add_argument("--batch_size", default="1", metavar="N,...", help="rows decoded together; several sizes are "
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     """Run the benchmark that the flags ask for and print its table; the last line is a summary as JSON.
 
     Args:
-        args: the flags of `add_flags`, with `model`, `device` and `dtype`.
+        args: the flags of `add_flags`, with `model`, `adapter`, `device` and `dtype`.
         command: the whole command line, for the record.
 
     Raises:
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     from benchmarks import measurement
     from dpad.engine import cuda_graphs
 
-    subject = measurement.make_subject(args.model, args.device, args.dtype)
+    subject = measurement.make_subject(args.model, args.device, args.dtype, args.adapter)
     with cuda_graphs.use(args.graphs):
         if args.profile:
             print(measurement.profile(subject, args.profile, rows[args.profile], workloads[0]))

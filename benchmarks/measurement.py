@@ -54,8 +54,8 @@ class Subject:
     family: loading.Family
 
 
-def make_subject(name: str, device: str | None, dtype: str | None) -> Subject:
-    """A model to time: a shape of SHAPES with random weights, or any checkpoint that `loading.load` takes.
+def make_subject(name: str, device: str | None, dtype: str | None, adapter: str | None = None) -> Subject:
+    """A model to time: a shape of SHAPES with random weights, or what `loading.load` takes.
 
     Raises:
         ValueError: see `loading.load`; or random weights do not fit the device's memory.
@@ -66,8 +66,10 @@ def make_subject(name: str, device: str | None, dtype: str | None) -> Subject:
         except ValueError as error:
             names = f"{', '.join(SHAPES)} (random weights), "
             raise ValueError(str(error).replace("it must be ", f"it must be {names}")) from None
-        loaded = loading.load(name, device=device, dtype=dtype)
-        return Subject(name, loaded.model, loaded.family)
+        loaded = loading.load(name, device=device, dtype=dtype, adapter=adapter)
+        return Subject(loaded.name, loaded.model, loaded.family)
+    if adapter is not None:
+        raise ValueError(f"adapter is {adapter!r}, but {name} has random weights; give the model that it is for")
 
     torch_device, torch_dtype = loading.placement(device, dtype)
     family_name, shape = SHAPES[name]

@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="app.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("-m", "--model", default="tiny", help="tiny, dream-tiny, instruct, 1.5, ..., a folder or a hub "
                         "id (default: tiny)")
+    parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter to be merged into its weights, or its hub "
+                        "id")
     parser.add_argument("--port", type=int, default=7860, help=f"on {HOST} (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the first GPU, or the CPU)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16")
@@ -113,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_port(options.port)
         print(f"loading {options.model} ...", file=sys.stderr, flush=True)
-        loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
+        loaded = loading.load(options.model, device=options.device, dtype=options.dtype, adapter=options.adapter)
         serve(loaded, options.port)
     except (ValueError, OSError) as error:
         say("app.py", error)

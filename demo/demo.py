@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         with waiting_for(f"the task {options.task} and the model {options.model}"):
             settings = prepare(options)
-            loaded = loading.load(options.model, device=options.device, dtype=options.dtype)
-        print(f"{len(settings)} configurations of {options.model} on {options.task}, G = {options.gen_length}. "
+            loaded = loading.load(options.model, device=options.device, dtype=options.dtype,
+                                  adapter=options.adapter)
+        print(f"{len(settings)} configurations of {loaded.name} on {options.task}, G = {options.gen_length}. "
               "Each row appears when it is measured.\n", flush=True)
         for record in measure(loaded, settings, options):
             records.append(record)
@@ -49,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(lines if len(records) == 1 else lines[-1:]), flush=True)
     except KeyboardInterrupt as interruption:
         if records:
-            finish(records, results_folder(options))
+            finish(records, results_folder(options, records[0]["model"]))
         print(f"\ndemo.py: {interruption or 'interrupted: the same command continues from here'}", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         say("demo.py", error)
         return 1
-    finish(records, results_folder(options))
+    finish(records, results_folder(options, records[0]["model"]))
     return 0
 
 
@@ -67,6 +68,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-m", "--model", default="tiny",
                         help="tiny, dream-tiny, instruct, 1.5, base, dream-instruct, dream-base, a checkpoint "
                         "folder or a hub id (default: tiny)")
+    parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter to be merged into its weights, or its hub "
+                        "id")
     parser.add_argument("-t", "--task", default="arithmetic-50",
                         help="arithmetic-50, gsm8k-split or another generation task (default: arithmetic-50)")
     parser.add_argument("--limit", type=int, help="number of problems, the first ones (default: all)")
@@ -93,6 +96,8 @@ def prepare(options: argparse.Namespace) -> dict[str, DecodingSettings]:
     if options.limit is not None:
         check_integer("--limit", options.limit, 1)
     outputs.check_folder("--output", options.output)
+    if options.adapter is not None:
+        loading.find_adapter(options.adapter)
     family = loading.family_of(options.model)
     parameters = dpad_parameters(options.model)
     settings = {
@@ -124,6 +129,8 @@ def measure(
                "--gen_length", str(options.gen_length)]
     if options.limit is not None:
         command += ["--limit", str(options.limit)]
+    if options.adapter is not None:
+        command += ["--adapter", options.adapter]
 
     for number, (name, decoding) in enumerate(settings.items(), start=1):
         record = runs.evaluate(
@@ -136,9 +143,12 @@ def measure(
         yield record
 
 
-def results_folder(options: argparse.Namespace) -> Path:
-    """Where the table's records and the chart go; the answers are beside it, in one folder for each configuration."""
-    parts = [Path(options.task).stem, Path(options.model).name, str(options.gen_length)]
+def results_folder(options: argparse.Namespace, model: str) -> Path:
+    """Where the table's records and the chart go; the answers are beside it, in one folder for each configuration.
+
+    model: as the records call it, with its adapter.
+    """
+    parts = [Path(options.task).stem, Path(model).name, str(options.gen_length)]
     if options.limit is not None:
         parts.append(f"first-{options.limit}")
     return Path(options.output) / "-".join(parts)

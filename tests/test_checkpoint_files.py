@@ -106,12 +106,12 @@ def test_weights_in_another_format(folder, file, with_config):
 
 
 def test_an_adapter(folder):
-    """Guards the way out: a PEFT adapter is not a model, and merging makes one of it."""
+    """Guards the way out: a PEFT adapter is not a model, and is given beside one."""
     keep_only(folder, "tokenizer.json")
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "GSAI-ML/LLaDA-8B-Instruct"}')
     words = refusal(folder)
-    assert "is a PEFT adapter of 'GSAI-ML/LLaDA-8B-Instruct', not a model: merge it first" in words
-    assert "merge_and_unload().save_pretrained(" in words
+    assert "is a PEFT adapter of 'GSAI-ML/LLaDA-8B-Instruct', not a model" in words
+    assert f"-m MODEL --adapter {folder}" in words
     with pytest.raises(ValueError, match="is a PEFT adapter"):
         LLaDAModelLM.from_pretrained(folder)
 

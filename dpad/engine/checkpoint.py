@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpad import ROOT
 from dpad.engine.checks import one_line, short
 from dpad.engine.json_text import MAX_JSON, parse_json
 
@@ -101,6 +102,12 @@ def find_folder(name: str | Path, **options: Any) -> Path:
         raise ValueError(f"checkpoint {str(name)!r} could not be downloaded: {one_line(error)}") from error
 
 
+def relative_to_root(name: str) -> str:
+    """A folder inside the repository by its path there, so that files do not tell where a clone lies; others as is."""
+    path = Path(name)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else name
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name can be that of a model on the hub, and is not rather a mistyped folder."""
     return bool(HUB_ID.fullmatch(name)) and ".." not in name and not similar(Path(name))
@@ -120,9 +127,8 @@ def check_folder(folder: Path, with_weights: bool = True) -> None:
     name = f"checkpoint {str(folder)!r}"
     if (folder / ADAPTER).is_file():
         base = one_line(read_object(folder / ADAPTER).get("base_model_name_or_path"))
-        raise ValueError(f"{name} is a PEFT adapter of {base!r}, not a model: merge it first, with `pip install peft` "
-                         f"and PeftModel.from_pretrained(load({base!r}).model, {str(folder)!r}).merge_and_unload()"
-                         ".save_pretrained(NEW_FOLDER), and copy the base model's tokenizer there")
+        raise ValueError(f"{name} is a PEFT adapter of {base!r}, not a model: give the model and this folder together, "
+                         f"-m MODEL --adapter {folder}")
 
     files = sorted(os.listdir(folder))
     if not (folder / CONFIG).is_file():
@@ -153,8 +159,8 @@ def _what_else(files: Iterable[str]) -> str:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def read_object(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint, which may be anything.
+def read_object(path: Path, max_bytes: int = MAX_JSON, kind: str = "checkpoint") -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint, or of another `kind` of folder, which may be anything.
 
     Raises:
         ValueError: the file cannot be read, is too large, is no bounded JSON (see `parse_json`), or holds no object.
@@ -168,7 +174,8 @@ def read_object(path: Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         unnamed = "names no model_type or " if path.name == CONFIG else ""
-        raise ValueError(f"checkpoint {str(path.parent)!r} has a {path.name} that {unnamed}cannot be read: "
+        article = "an" if path.name.startswith("a") else "a"
+        raise ValueError(f"{kind} {str(path.parent)!r} has {article} {path.name} that {unnamed}cannot be read: "
                          f"{reason}") from error
     return value
 
@@ -260,10 +267,11 @@ def make_config(folder: Path, config_class: type[PretrainedConfig], fields: dict
 
 @dataclass(frozen=True)
 class Weight:
-    """What the header of a .safetensors file says of a tensor. dtype: F32, BF16, ..."""
+    """What the header of a .safetensors file, at `path`, says of a tensor. dtype: F32, BF16, ..."""
 
     dtype: str
     shape: tuple[int, ...]
+    path: Path
 
 
 def read_headers(folder: Path) -> dict[str, Weight]:
@@ -276,7 +284,7 @@ def read_headers(folder: Path) -> dict[str, Weight]:
     """
     name = f"checkpoint {str(folder)!r}"
     if (folder / WEIGHTS).is_file():
-        return _read_header(folder / WEIGHTS)
+        return read_header(folder / WEIGHTS)
 
     index = read_object(folder / INDEX)
     weight_map = index.get("weight_map")
@@ -294,15 +302,19 @@ def read_headers(folder: Path) -> dict[str, Weight]:
     for file, weights in sorted(expected.items()):
         if not (folder / file).is_file():
             raise ValueError(f"{name} is incomplete and could not be loaded: {one_line(file)} is missing")
-        header = _read_header(folder / file)
+        header = read_header(folder / file)
         if different := sorted(header.keys() ^ weights):
             raise ValueError(f"{name} has a {INDEX} that does not fit {file}: {listing(different)}")
         headers |= header
     return headers
 
 
-def _read_header(path: Path) -> dict[str, Weight]:
-    """The tensors of one file; safetensors checks that they lie in it without overlap and fill it."""
+def read_header(path: Path, kind: str = "checkpoint") -> dict[str, Weight]:
+    """The tensors of one file; safetensors checks that they lie in it without overlap and fill it.
+
+    Raises:
+        ValueError: the file cannot be read. kind: what its folder is, for the message.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -312,9 +324,9 @@ def _read_header(path: Path) -> dict[str, Weight]:
             raise ValueError(f"its header is larger than {MAX_JSON // 2**20} MB")
         with safe_open(path, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}
-            return {name: Weight(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            return {name: Weight(part.get_dtype(), tuple(part.get_shape()), path) for name, part in slices.items()}
     except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"checkpoint {str(path.parent)!r} could not be loaded: {one_line(path.name)}: "
+        raise ValueError(f"{kind} {str(path.parent)!r} could not be loaded: {one_line(path.name)}: "
                          f"{one_line(error)}") from error
 
 

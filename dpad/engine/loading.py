@@ -1,7 +1,7 @@
 """The names that people give to models, and how to load one: checkpoint, tokenizer, chat template, generate call.
 
     from dpad import load
-    llada = load("tiny")          # or instruct, 1.5, base, a checkpoint folder, a hub id
+    llada = load("tiny")          # or instruct, 1.5, base, a checkpoint folder, a hub id; adapter=FOLDER adds a LoRA
     output = llada.generate(**llada.encode(["Tom has 3 bags ..."]), gen_length=256, threshold=0.9)
 
 A family of models is one package (llada/) and one entry of FAMILIES. Imported, never run.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
+from dpad.engine.adapters import Adapter, check_adapter, merge_into, read_adapter
 from dpad.engine.answer_text import AnswerText
 from dpad.engine.checkpoint import (
     check_folder,
@@ -127,8 +128,10 @@ NAMES = {name: checkpoint for family in FAMILIES.values() for name, checkpoint i
 class LoadedModel:
     """A model with its tokenizer, ready to answer.
 
-    name: as it was asked for. checkpoint: folder or hub id. chat_template: whether prompts go through the tokenizer's
-    chat template by default, which is how the model's published numbers were measured.
+    name: as it was asked for; with an adapter also that one's name and the beginning of its hash, so that models with
+    different adapters have different names. checkpoint: folder or hub id. chat_template: whether prompts go through the
+    tokenizer's chat template by default, which is how the model's published numbers were measured. adapter: what has
+    been merged into the weights.
     """
 
     name: str
@@ -137,6 +140,7 @@ class LoadedModel:
     model: MaskedDiffusionModel
     tokenizer: Any  # a PreTrainedTokenizerBase; its methods are typed for one text and for many alike
     chat_template: bool
+    adapter: Adapter | None = None
 
     @cached_property
     def answer_text(self) -> AnswerText:
@@ -216,7 +220,7 @@ class LoadedModel:
 
 def load(
     name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-    revision: str | None = None,
+    revision: str | None = None, adapter: str | None = None,
 ) -> LoadedModel:
     """Load a model by the name that people know, from a folder or from the hub, without remote code.
 
@@ -225,25 +229,43 @@ def load(
         device: None takes the first GPU, and the CPU where there is none.
         dtype: one of DTYPES; None takes bfloat16 on a GPU and float32 on the CPU.
         revision: branch, tag or commit on the hub.
+        adapter: a LoRA adapter as peft writes it, a folder or a hub id, to be merged into the weights.
 
     Raises:
-        ValueError: one sentence that says what is wrong with the name, the device, the dtype or the checkpoint.
+        ValueError: one sentence that says what is wrong with the name, the device, the dtype, the checkpoint or the
+            adapter.
     """
     device, dtype = placement(device, dtype)
     checkpoint = resolve(name)
+    addition = None if adapter is None else find_adapter(adapter)
     options = _hub_options(checkpoint, revision)
     family = _family_of(name, checkpoint, options)
     folder = find_folder(checkpoint, **options)
+    if addition:
+        check_adapter(addition, checkpoint, folder, family.model)
     with _quiet_if_small(folder):
         # Straight to the device: the machine's main memory may be too small for the weights.
         model = family.model.from_pretrained(folder, dtype=dtype, device_map={"": device}).eval()
     if options:
         model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
     tokenizer = _tokenizer(folder, model, family)
+    if addition:
+        merge_into(model, addition)
     return LoadedModel(
-        name=name, checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer,
+        name=f"{name}+{addition.label}" if addition else name,
+        checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer, adapter=addition,
         chat_template=tokenizer.chat_template is not None and not measured_raw(checkpoint, family),
     )
+
+
+def find_adapter(name: str) -> Adapter:
+    """An adapter by its folder or hub id, once its files have been looked at; no weight is read.
+
+    Raises:
+        ValueError: see `adapters.read_adapter`.
+    """
+    is_elsewhere = is_hub_id(name) and not os.path.exists(name)
+    return read_adapter(name, **(_hub_options(name, None, kind="adapter") if is_elsewhere else {}))
 
 
 def measured_raw(checkpoint: str, family: Family) -> bool:
@@ -327,17 +349,17 @@ def _device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def _hub_options(checkpoint: str, revision: str | None) -> dict[str, Any]:
+def _hub_options(checkpoint: str, revision: str | None, kind: str = "model") -> dict[str, Any]:
     """Arguments of transformers' loaders: the revision, and whether only the local cache can be used."""
     if os.path.isdir(checkpoint):
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {checkpoint!r} is a folder; only models on the hub have "
                              "revisions")
         return {}
-    return {"revision": revision, "local_files_only": not _hub_answers(checkpoint, revision)}
+    return {"revision": revision, "local_files_only": not _hub_answers(checkpoint, revision, kind)}
 
 
-def _hub_answers(checkpoint: str, revision: str | None) -> bool:
+def _hub_answers(checkpoint: str, revision: str | None, kind: str) -> bool:
     """Whether the hub can be asked for this model; False when it is out of reach, so that only the cache is left.
 
     One short request decides. transformers' own calls would retry for half a minute per file before giving up.
@@ -349,11 +371,12 @@ def _hub_answers(checkpoint: str, revision: str | None) -> bool:
         HfApi().model_info(checkpoint, revision=revision, timeout=10)
         return True
     except RepositoryNotFoundError as error:
-        raise ValueError(f"model {checkpoint!r} is not on the hub, or is not open to this account") from error
+        raise ValueError(f"{kind} {checkpoint!r} is not on the hub, or is not open to this account") from error
     except RevisionNotFoundError as error:
-        raise ValueError(f"revision is {revision!r}; model {checkpoint!r} has no such branch, tag or commit") from error
+        raise ValueError(f"revision is {revision!r}; {kind} {checkpoint!r} has no such branch, tag or "
+                         "commit") from error
     except HfHubHTTPError as error:
-        raise ValueError(f"the hub refuses model {checkpoint!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the hub refuses {kind} {checkpoint!r}: {str(error).splitlines()[0]}") from error
     except Exception:  # connection errors of any HTTP library that huggingface_hub may use: the hub did not answer
         return False
 

@@ -304,15 +304,7 @@ class MaskedDiffusionModel(PreTrainedModel):
                              f"from the files in {checkpoint.INDEX}")
         download = {option: options.pop(option) for option in DOWNLOAD if option in options}
         folder = checkpoint.find_folder(name, **download) / options.pop("subfolder", "")
-        checkpoint.check_folder(folder)
-        fields = checkpoint.read_config(folder)
-        assert cls.config_class is not None
-        if fields["model_type"] != cls.config_class.model_type:
-            raise ValueError(f"checkpoint {str(name)!r} is a {short(fields['model_type'])} model; this class loads "
-                             f"{cls.config_class.model_type!r}")
-        checkpoint.check_fields(folder, cls.config_class, fields)
-        config = options.get("config") or checkpoint.make_config(folder, cls.config_class, fields)
-        checkpoint.check_weights(folder, cls._layout(folder, config), config)
+        config = cls.check_folder(folder, options.get("config"))
 
         wants_info = options.pop("output_loading_info", False)
         options |= {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True,
@@ -334,6 +326,24 @@ class MaskedDiffusionModel(PreTrainedModel):
                                [entry[0] for entry in info["mismatched_keys"]])
         checkpoint.check_types(folder, _types_of_plain_weights(model))
         return (model, info) if wants_info else model
+
+    @classmethod
+    def check_folder(cls, folder: Path, config: PretrainedConfig | None = None) -> PretrainedConfig:
+        """The configuration of a checkpoint, or the one given in its place, once the weights' files fit it.
+
+        Raises:
+            ValueError: see `from_pretrained`; no weight is read.
+        """
+        checkpoint.check_folder(folder)
+        fields = checkpoint.read_config(folder)
+        assert cls.config_class is not None
+        if fields["model_type"] != cls.config_class.model_type:
+            raise ValueError(f"checkpoint {str(folder)!r} is a {short(fields['model_type'])} model; this class loads "
+                             f"{cls.config_class.model_type!r}")
+        checkpoint.check_fields(folder, cls.config_class, fields)
+        config = config or checkpoint.make_config(folder, cls.config_class, fields)
+        checkpoint.check_weights(folder, cls._layout(folder, config), config)
+        return config
 
     @classmethod
     def _layout(cls, folder: Path, config: PretrainedConfig) -> checkpoint.Layout:

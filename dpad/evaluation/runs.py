@@ -30,6 +30,7 @@ from lm_eval.api.instance import Instance
 
 from dpad import ROOT
 from dpad.engine.answer_text import other
+from dpad.engine.checkpoint import relative_to_root
 from dpad.engine.checks import check_integer, one_line
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import PromptTooLong, check_chat_template
@@ -138,7 +139,7 @@ def evaluate(
                 "name": name or folder.name,
                 "task": task,
                 "model": loaded.name,
-                "checkpoint": _relative(loaded.checkpoint),
+                "checkpoint": relative_to_root(loaded.checkpoint),
                 "command": command or shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "settings": description,
                 "metrics": metrics_of(results, task),
@@ -149,7 +150,7 @@ def evaluate(
                 "cut_prompts": lm.cut_prompts,
                 "processes": processes.count,
                 "environment": environment(),
-            } | isolated
+            } | isolated | describe_adapter(loaded)
             if note and (fewer := describe_fewer_samples(folder, record["samples"])):
                 note(fewer)
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers, after_eos)
@@ -305,7 +306,7 @@ def identity(task: str, loaded: LoadedModel, description: dict[str, Any]) -> dic
         "checkpoint": fingerprint(loaded),
         "settings": {key: value for key, value in description.items() if key not in ("limit", "after_eos")},
         "code": code_version(),
-    }
+    } | describe_adapter(loaded)
 
 
 def describe_earlier_run(folder: Path, own: dict[str, Any]) -> str | None:
@@ -357,8 +358,15 @@ def _differences(earlier: Any, own: dict[str, Any]) -> list[str]:
         for name, value in own["settings"].items() if digest(settings.get(name)) != digest(value)
     ]
     names = {"task": "another task", "checkpoint": "other files of the checkpoint", "code": "another version of this "
-             "program"}
-    return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own[key])]
+             "program", "adapter": "another adapter, or none"}
+    return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own.get(key))]
+
+
+def describe_adapter(loaded: LoadedModel) -> dict[str, Any]:
+    """Where a model was loaded with an adapter: which one, for a record and for a run's identity."""
+    if loaded.adapter is None:
+        return {}
+    return {"adapter": {"name": relative_to_root(loaded.adapter.name), "sha256": loaded.adapter.sha256}}
 
 
 def fingerprint(loaded: LoadedModel) -> list[Any]:
@@ -394,9 +402,3 @@ def code_version() -> str:
     files = sorted({path for pattern in ANSWERING_CODE for path in ROOT.glob(pattern)})
     content = b"".join(str(path.relative_to(ROOT)).encode() + path.read_bytes() for path in files)
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _relative(checkpoint: str) -> str:
-    """A folder inside the repository by its path there, so that records do not tell where a clone lies."""
-    path = Path(checkpoint)
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else checkpoint

@@ -123,7 +123,7 @@ class Page:
 
     def preset_values(self, preset: str, gen_length: float) -> dict[str, Any]:
         """What a preset says of the main settings; the parameters of other dropout strategies are left out."""
-        parameters = dpad_parameters(self.denoiser.loaded.name)
+        parameters = dpad_parameters(self.denoiser.loaded.checkpoint)
         values = CONFIGURATIONS[PRESETS[preset]].choices(int(gen_length), **parameters)
         defaults = self.family().as_choices()
         return {name: value for name, value in (defaults | values).items() if name in self.main}

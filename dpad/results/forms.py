@@ -73,7 +73,7 @@ EVALUATION = {
         "dtype?": TEXT, "after_eos?": CONVENTION,
         "suffix_sampler?": {"name": TEXT, "window?": LENGTH, "number?": ZERO_OR_MORE},
     },
-    "environment?": ENVIRONMENT,
+    "adapter?": {"name": TEXT, "sha256": TEXT}, "environment?": ENVIRONMENT,
 }
 WORK = {
     "prompt_length": COUNT, "gen_length": LENGTH, "block_length": COUNT, "steps_per_block": COUNT, "threshold?": NUMBER,

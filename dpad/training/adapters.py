@@ -1,0 +1,155 @@
+"""LoRA adapters as training makes them: added to a model, written into a folder, merged into a checkpoint.
+
+    adapted = add_lora(loaded.model, rank=64)                # only the adapter's weights are trained
+    save_adapter(adapted, "out", loaded.checkpoint)          # python run.py generate -m tiny --adapter out ...
+    merge_adapter(load("tiny", adapter="out"), "merged")     # python run.py generate -m merged ...
+
+dpad/engine/adapters.py reads adapters and checks them. Imported, never run.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpad.engine.adapters import BASE, CONFIG, MAX_RANK, WEIGHTS, base_fingerprint, import_peft, projections
+from dpad.engine.checkpoint import find_folder, relative_to_root
+from dpad.engine.checks import check_choice, check_integer, check_number, short
+from dpad.results import outputs
+from dpad.results.files import write_json, write_whole
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+
+    from dpad.engine.loading import LoadedModel
+    from dpad.engine.transformer import MaskedDiffusionModel
+
+ALL = "all-linear"
+# What a checkpoint on the hub holds beside its weights and config.json.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json")
+
+
+def add_lora(
+    model: MaskedDiffusionModel, rank: int, alpha: float | None = None, dropout: float = 0.0,
+    targets: str | Sequence[str] = ALL,
+) -> PeftModel:
+    """Freeze a model and add low-rank matrices to the projections of its layers (LoRA, arXiv 2106.09685).
+
+    The sum B A is scaled by alpha / rank; B starts as zeros, so that the model begins as it was. The adapter's weights
+    are float32, whatever the model's are. The head is left alone, whatever its name.
+
+    Args:
+        rank: of each added matrix.
+        alpha: None takes twice the rank, so that another rank needs no other learning rate.
+        dropout: the share of a projection's inputs that the added matrices do not see in training.
+        targets: "all-linear" for all projections of each layer, or names of some of them.
+
+    Returns:
+        The model as peft wraps it: `hidden_states`, `head` and all else are reached through it, and
+        `merge_and_unload()` ends it.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed; or peft is not installed.
+    """
+    peft = import_peft()
+    check_integer("rank", rank, 1, MAX_RANK)
+    if alpha is not None:
+        check_number("alpha", alpha, above=0)
+    check_number("dropout", dropout, minimum=0)
+    if dropout >= 1:
+        raise ValueError(f"dropout is {dropout}; it must be below 1")
+    names = projections(model)
+    if isinstance(targets, str) and targets != ALL or not targets:
+        raise ValueError(f"targets is {short(targets)}; it must be {ALL!r}, or a list of some of "
+                         f"{', '.join(names)}")
+    chosen = names if targets == ALL else sorted(set(targets))
+    for target in chosen:
+        check_choice("targets", target, names)
+    return peft.get_peft_model(model, peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, target_modules=chosen,
+        exclude_modules=[model.head_name.removesuffix(".weight")],  # LLaDA's is called as a projection of its layers
+    ))
+
+
+def save_adapter(
+    adapted: PeftModel, folder: str | Path, base: str, state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """Write an adapter as peft does, and into base.json which weights it was trained from.
+
+    Each file is written whole, the weights last; equal adapters give equal files. Those of an earlier state of the same
+    training are replaced.
+
+    Args:
+        base: the checkpoint of the model that `add_lora` was given: a folder, or a hub id.
+        state_dict: of `adapted`, where its weights are spread over processes (FSDP); None reads them from it.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    own = describe_base(base)
+    weights = import_peft().get_peft_model_state_dict(adapted, state_dict=state_dict, save_embedding_layers=False)
+    fields = adapted.peft_config[adapted.active_adapter].to_dict() | {
+        "base_model_name_or_path": own["base"], "inference_mode": True, "auto_mapping": None,
+    }
+    write_json(folder / BASE, own)
+    write_json(folder / CONFIG, {
+        field: sorted(value) if isinstance(value, set) else value for field, value in sorted(fields.items())
+    })
+    with write_whole(folder / WEIGHTS) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary,
+                  metadata={"format": "pt"})
+
+
+@functools.cache
+def describe_base(base: str) -> dict[str, str]:
+    """The content of base.json: the checkpoint's name and the fingerprint of its weights, taken once in a process."""
+    return {"base": relative_to_root(base), "sha256": base_fingerprint(_local_folder(base))}
+
+
+def _local_folder(base: str) -> Path:
+    """The folder of a checkpoint that has been loaded; that of a hub id is in the cache."""
+    return Path(base) if os.path.isdir(base) else find_folder(base, local_files_only=True)
+
+
+def merge_adapter(loaded: LoadedModel, folder: str | Path) -> None:
+    """Write a model that was loaded with an adapter as a checkpoint of its own, in the layout of the hub's.
+
+    Its weights have the type that the model was loaded with; they are split into files of 5 GB. The folder appears when
+    all of them are on the disk.
+
+    Raises:
+        ValueError: the model has no adapter, or the folder exists and is not empty.
+    """
+    if loaded.adapter is None:
+        raise ValueError(f"model {loaded.name} was loaded without an adapter; give the one that is to be merged")
+    check_new_folder("output", folder)
+    folder = Path(folder)
+    base = _local_folder(loaded.checkpoint)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        loaded.model.save_pretrained(temporary, max_shard_size="5GB")
+        for name in TOKENIZER_FILES:
+            if (base / name).is_file():
+                shutil.copyfile(base / name, temporary / name)
+        for path in temporary.iterdir():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(name: str, folder: str | Path) -> None:
+    """Raise ValueError unless a folder can be made, or is there and empty. name: of the flag or argument."""
+    outputs.check_folder(name, folder)
+    if os.path.isdir(folder) and (files := sorted(os.listdir(folder))):
+        raise ValueError(f"{name} is {str(folder)!r}, a folder that holds {short(files[0])}; it must be a new folder "
+                         "or an empty one")
