@@ -104,7 +104,8 @@ def run(options: argparse.Namespace) -> None:
         save=partial(write_checkpoint, model, tokenizer, folder, torch.bfloat16),
         eos=tokenizer.eos_token_id,
         held_out=held_out_views(held_out, settings, loaded),
-        identity={"family": options.family, "tasks": options.tasks, "tokens_per_step": options.tokens_per_step},
+        identity={"family": options.family, "tasks": options.tasks, "tokens_per_step": options.tokens_per_step,
+                  "device": device.type},
         command=shlex.join(["python", "-m", "dpad.training.scratch", *sys.argv[1:]]),
     )
     train(job, accelerator, options.resume)

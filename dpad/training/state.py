@@ -24,7 +24,7 @@ from dpad.results import files
 
 STATE_PARTS = {"model", "optimizers", "step", "seconds", "identity"}
 LOG_ENTRIES = (  # the parts of a start of the run, of a log step, and of a measurement
-    {"command", "from_step", "processes", "settings", "parameters", "environment"},
+    {"command", "from_step", "processes", "settings", "identity", "parameters", "environment"},
     {"step", "seconds", "loss"},
     {"step", "seconds", "held_out_loss"},
     {"step", "seconds", "task"},
