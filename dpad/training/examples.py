@@ -146,7 +146,7 @@ class Subset(ExampleSet):
 
 
 class Generated(ExampleSet):
-    """The endless problems of one of GENERATORS; in every second one or so the question stands as the harness puts it.
+    """The endless problems of one of GENERATORS; half of the questions are put as the harness puts them.
 
     What is held out comes from the other split, with which these problems share nothing.
     """
@@ -483,11 +483,11 @@ def _check_source(name: str) -> None:
     if name in BUILT_IN or os.path.isfile(name):
         return
     if os.path.isdir(name):
-        raise ValueError(f"data is {short(name)}, which is a folder; it must be a file of JSON lines")
+        raise ValueError(f"data is {short(name, 200)}, which is a folder; it must be a file of JSON lines")
     if name.endswith(FILE_ENDINGS):
         folder = Path(name).parent
         files = [str(path) for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-        raise ValueError(f"data is {short(name)}, which does not exist{suggest(name, files)}")
+        raise ValueError(f"data is {short(name, 200)}, which does not exist{suggest(name, files)}")
     if not is_hub_id(name) or name.startswith((".", "-", "/")):
         raise ValueError(f"data is {short(name)}; it must be a .jsonl file, {', '.join(BUILT_IN)}, or a data set of "
                          f"the hub (owner/name){suggest(name, BUILT_IN)}")
