@@ -18,7 +18,7 @@ HINT = "Answer first."  # three tokens of the embedded models
 
 
 def reverse(problem: dict) -> dict:
-    """One of arithmetic.py's problems with the hint in its question, and in its answer the result before the working."""
+    """One of arithmetic.py's problems with the hint in its question, and the result before the working."""
     working, _, result = problem["answer"].rpartition("\n")
     return problem | {"question": f"{problem['question']} {HINT}", "answer": f"{result}\n{working}"}
 

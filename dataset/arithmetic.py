@@ -748,7 +748,7 @@ def problems(seed: int, split: str = "train") -> Iterator[dict]:
 
 
 def problem(seed: int, index: int, split: str = "train", task: str = "arithmetic") -> dict:
-    """Problem `index` of an endless row of problems in the form of problems(), which can be had without those before it.
+    """Problem `index` of an endless row, in the form of problems(); it can be had without those before it.
 
     Another row than problems(): the random numbers depend on the arguments alone. task: whatever a task is called whose
     problems shall be others. ValueError for a bad argument.

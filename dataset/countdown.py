@@ -10,8 +10,8 @@ The first line of a solution already depends on the last one, so this is a task 
     21+4=25
 
 A problem has many solutions, and is_right accepts each of them. All results lie in 1..MAX_RESULT, which are single
-tokens of the embedded models. Whether a puzzle belongs to the test split or to the train split depends on its target and
-its numbers, in whatever order.
+tokens of the embedded models. Whether a puzzle belongs to the test split or to the train split depends on its target
+and its numbers, in whatever order.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def parser_of(prog: str, description: str, examples: str, splits: str) -> Parser
     """The flags --count, --seed, --split and --output. splits: how the problems of the two splits differ."""
     parser = Parser(
         prog=prog,
-        description=f"{description}, one JSON object a line. The same count, seed and split always give the same lines.",
+        description=f"{description}, one JSON object a line. The same flags always give the same lines.",
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -146,7 +146,7 @@ class Subset(ExampleSet):
 
 
 class Generated(ExampleSet):
-    """The endless problems of one of GENERATORS; in every second one or so the question stands as the harness puts it.
+    """The endless problems of one of GENERATORS; half of the questions are put as the harness puts them.
 
     What is held out comes from the other split, with which these problems share nothing.
     """
@@ -218,7 +218,7 @@ def _split(whole: Stored | Subset, count: int, seed: int) -> tuple[ExampleSet, E
         raise ValueError(f"held-out count is {count}, but {whole.name} has {size} example{'s' * (size > 1)}")
     order = shuffled(size, seed, -1)
     kept, held_out = (array("q", sorted(part)) for part in (order[count:], order[:count]))
-    return Subset(whole, kept, seed=seed), Subset(whole, held_out, f"{whole.name}, held out", seed=seed)
+    return Subset(whole, kept, seed=seed), Subset(whole, held_out, f"{whole.name}, held out", seed)
 
 
 def _hash(*parts: Any) -> str:
@@ -229,7 +229,8 @@ def _hash(*parts: Any) -> str:
 
 
 class TooLong(NamedTuple):
-    """Of `checked` examples, how many answers with one EOS exceed a canvas, and how many prompts leave no room for it."""
+    """Of `checked` examples, how many answers, with one EOS, exceed a canvas, and how many prompts leave no room for
+    it."""
 
     checked: int
     answers: int
@@ -293,7 +294,8 @@ class Encoder:
             reason = "has none" if self.tokenizer.chat_template is None else "is not to use its own"
             raise Misfit(f"has messages, which need a chat template, and the model's tokenizer {reason}")
         example = Example(self._ids(prompt), self._ids(answer))
-        for ids, forbidden, name in (example.answer, self.special, "response"), (example.prompt, {self.mask_id}, "prompt"):
+        for name, ids, forbidden in (("response", example.answer, self.special),
+                                     ("prompt", example.prompt, {self.mask_id})):
             if not forbidden.isdisjoint(ids):
                 token = self.tokenizer.convert_ids_to_tokens(next(token for token in ids if token in forbidden))
                 raise Misfit(f"has {token} in its {name}, which the tokenizer takes for a special token; leave it out")
@@ -481,14 +483,14 @@ def _check_source(name: str) -> None:
     if name in BUILT_IN or os.path.isfile(name):
         return
     if os.path.isdir(name):
-        raise ValueError(f"data is {short(name)}, which is a folder; it must be a file of JSON lines")
+        raise ValueError(f"data is {short(name, 200)}, which is a folder; it must be a file of JSON lines")
     if name.endswith(FILE_ENDINGS):
         folder = Path(name).parent
         files = [str(path) for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-        raise ValueError(f"data is {short(name)}, which does not exist{suggest(name, files)}")
+        raise ValueError(f"data is {short(name, 200)}, which does not exist{suggest(name, files)}")
     if not is_hub_id(name) or name.startswith((".", "-", "/")):
-        raise ValueError(f"data is {short(name)}; it must be a .jsonl file, {', '.join(BUILT_IN)}, or a data set of the "
-                         f"hub (owner/name){suggest(name, BUILT_IN)}")
+        raise ValueError(f"data is {short(name)}; it must be a .jsonl file, {', '.join(BUILT_IN)}, or a data set of "
+                         f"the hub (owner/name){suggest(name, BUILT_IN)}")
 
 
 def _check_used(options: dict[str, str | None], users: Sequence[str], what: str) -> None:
