@@ -33,8 +33,8 @@ offline.
 
 The run started from random weights. Its problems are those of the train split, generated as they are needed; no problem
 of the test split tells the same story with the same numbers. {steps} steps of about {tokens} tokens took {minutes:.0f}
-minutes on {hardware}. `dpad/training/scratch.py` has the recipe: a curriculum, then the objective that `run.py train`
-has by default, with suffix dropout.
+minutes on {hardware}. `dpad/training/scratch.py` has the recipe: a curriculum, then the objective
+that `run.py train` has by default, with suffix dropout.
 
 {history}
 
@@ -185,8 +185,8 @@ def main() -> None:
     try:
         for folder in parser.parse_args().folders:
             if (folder / "train-state.pt").exists():
-                raise ValueError(f"the run in {folder} is unfinished: python -m dpad.training.scratch --resume ends it, "
-                                 "with its card")
+                raise ValueError(f"the run in {folder} is unfinished: python -m dpad.training.scratch --resume ends "
+                                 "it, with its card")
             write_card(folder)
     except ValueError as error:
         raise SystemExit(f"card.py: {one_line(error, MAX_MESSAGE)}") from error

@@ -38,9 +38,12 @@ from dpad.training.trainer import Job, make_accelerator, train
 from dpad.training.views import View
 
 CANVASES = Mixture((128, 256, 512, 1024), (0.3, 0.55, 0.1, 0.05))
-SUFFIX = SuffixMixture(Mixture(("gaussian", "null"), (3.0, 1.0)), {
-    "window": Mixture((64, 128, 256)), "k_sigma": Mixture((3.0, 4.0)), "scale": Mixture((1.6, 2.3)),
-})
+SUFFIX = {  # of the last part, by the value of -d
+    "null": SuffixMixture(),
+    "gaussian": SuffixMixture(Mixture(("gaussian", "null"), (3.0, 1.0)), {
+        "window": Mixture((64, 128, 256)), "k_sigma": Mixture((3.0, 4.0)), "scale": Mixture((1.6, 2.3)),
+    }),
+}
 CURRICULUM_SHARE = 0.85  # of the steps
 EXAMPLES_PER_STEP = 32  # of the rest: about as many tokens as a step of the curriculum
 HELD_OUT = 128
@@ -83,7 +86,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--output {str(folder)!r} holds a finished checkpoint: name another folder")
     settings = TrainingSettings(
         steps=options.steps, batch_size=EXAMPLES_PER_STEP, rate=options.rate, warmup=0.03, decay=0.4,
-        weight_decay=0.05, optimizer="muon", noise_min=0.02, seed=options.seed, gen_lengths=CANVASES, suffix=SUFFIX,
+        weight_decay=0.05, optimizer="muon", noise_min=0.02, seed=options.seed, gen_lengths=CANVASES,
+        suffix=SUFFIX[options.dropout_strategy],
         block_lengths=Mixture(tuple(options.blocks)), held_out=HELD_OUT,
         microbatch_tokens=2048 if device.type == "cpu" else 65536,
         log_every=options.log_every, eval_every=options.save_every, save_every=options.save_every,
@@ -91,6 +95,8 @@ def run(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     model, tokenizer = make.make_model(options.family, options.seed)
     torch.nn.Module.to(model, device).train()
+    if device.type == "cuda":
+        model.set_attn_implementation("sdpa")  # make_model's choice is the faster one on a CPU
     loaded = LoadedModel(name=options.family, checkpoint="", family=FAMILIES[options.family], model=model,
                          tokenizer=tokenizer, chat_template=True)
     examples, held_out = load_examples(options.tasks, loaded, seed=options.seed).split(HELD_OUT)
@@ -129,9 +135,11 @@ def main() -> None:
     parser.add_argument("--family", choices=sorted(make.FAMILIES), default="llada", help="which model to train")
     parser.add_argument("--tasks", default="arithmetic", help=f"problems to train on: {', '.join(GENERATORS)}")
     parser.add_argument("--blocks", type=integers, default=[32], metavar="N,...", help="lengths of blocks")
+    parser.add_argument("-d", "--dropout_strategy", choices=SUFFIX, default="gaussian", help="the suffix in the "
+                        "last part: gaussian, a mixture of what DPad leaves and, for a quarter, all of it; or null, all of it")
     parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --output")
-    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
-    parser.add_argument("--tokens_per_step", type=int, default=6_000, help="tokens of one optimizer step")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
+    parser.add_argument("--tokens_per_step", type=int, default=8_000, help="tokens of one optimizer step")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1234, help="seed of weights, problems and noise")
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (a GPU if there is one)")

@@ -71,8 +71,8 @@ def fitting(examples: ExampleSet, longest: int, positions: int, too_long: str,
     kept = [index for index, (prompt, answer) in enumerate(examples.lengths())
             if answer < longest and prompt + longest <= positions]
     if not kept:
-        raise ValueError(f"none of the {found.checked} examples of {examples.name} is left: all are too long for gen_length "
-                         f"{longest}")
+        raise ValueError(f"none of the {found.checked} examples of {examples.name} is left: all are too long for "
+                         f"gen_length {longest}")
     note(f"{found.checked - len(kept)} of {found.checked} examples are skipped, because they are too long")
     return Subset(examples, kept)
 
