@@ -135,8 +135,9 @@ def main() -> None:
     parser.add_argument("--family", choices=sorted(make.FAMILIES), default="llada", help="which model to train")
     parser.add_argument("--tasks", default="arithmetic", help=f"problems to train on: {', '.join(GENERATORS)}")
     parser.add_argument("--blocks", type=integers, default=[32], metavar="N,...", help="lengths of blocks")
-    parser.add_argument("-d", "--dropout_strategy", choices=SUFFIX, default="gaussian", help="the suffix in the "
-                        "last part: gaussian, a mixture of what DPad leaves and, for a quarter, all of it; or null, all of it")
+    parser.add_argument("-d", "--dropout_strategy", choices=SUFFIX, default="gaussian",
+                        help="the suffix in the last part: gaussian, a mixture of what DPad leaves and, for a quarter, "
+                        "all of it; or null, all of it")
     parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --output")
     parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
     parser.add_argument("--tokens_per_step", type=int, default=8_000, help="tokens of one optimizer step")
