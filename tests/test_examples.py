@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import unicodedata
 
 import datasets
 import pytest
@@ -93,7 +94,10 @@ def test_answers_decode_to_the_response(loaded, answer, template):
     text = loaded.tokenizer.decode(example.answer)
     assert loaded.model.config.eos_token_id not in example.answer
     assert text.endswith(END[loaded.family.name]) == template
-    assert loaded.answer_text.decode(example.answer) == (answer.strip() if template else answer)
+    expected = answer.strip() if template else answer
+    if loaded.family.name == "dream":  # whose tokenizer composes characters and their accents
+        expected = unicodedata.normalize("NFC", expected)
+    assert loaded.answer_text.decode(example.answer) == expected
 
 
 def test_earlier_turns_are_context(loaded, write):
