@@ -15,7 +15,7 @@ import unicodedata
 import datasets
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset import arithmetic
@@ -218,7 +218,30 @@ def test_a_bad_line_is_named(tiny, write, line, message):
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-def test_files_that_cannot_be_read(tiny, write, tmp_path):
+RECORDS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("<|mdm_mask|>"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["prompt", "response", "messages", "role", "content", "instruction", "input", "output"]), inner, max_size=4)
+    | st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": inner}), max_size=3),
+    max_leaves=12)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=40) | st.lists(RECORDS, min_size=1, max_size=3).map(
+    lambda records: "\n".join(map(json.dumps, records)).encode()))
+def test_whatever_a_file_holds(tiny, tmp_path, content):
+    """Guards every other file: it is read, or refused in one sentence that names it; no answer holds a mask."""
+    path = tmp_path / "any.jsonl"
+    path.write_bytes(content)
+    try:
+        found = all_of(load_examples(str(path), tiny))
+    except ValueError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error).removeprefix(str(path))
+    else:
+        assert not any(tiny.model.config.mask_token_id in ids for example in found for ids in example)
+
+
+def test_files_that_cannot_be_read(tiny, write, tmp_path, monkeypatch):
     """Guards what is wrong with a file as a whole."""
     path = write(PAIR)
     for source, message in [
@@ -229,6 +252,10 @@ def test_files_that_cannot_be_read(tiny, write, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             load_examples(source, tiny)
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(ValueError, match="^.*my.jsonl cannot be read: Permission denied$"):
+        load_examples(path, tiny)
+    monkeypatch.undo()
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(PAIR, ensure_ascii=False).encode() + b'\n{"prompt": "\xe4"}\n')
     with pytest.raises(ValueError, match="latin.jsonl, line 2 is not UTF-8 text"):
         load_examples(str(tmp_path / "latin.jsonl"), tiny)
@@ -237,9 +264,9 @@ def test_files_that_cannot_be_read(tiny, write, tmp_path):
 def test_messages_need_a_chat_template(tiny, write):
     """Guards base models: a conversation cannot be shown to them, and the sentence says why."""
     path = write({"messages": [QUESTION, ANSWER]})
-    with pytest.raises(ValueError, match="my.jsonl, line 1 has messages, which need a chat template, and .* has none"):
+    with pytest.raises(ValueError, match="line 1 has messages, which need a chat template, and the tokenizer has none$"):
         load_examples(path, with_template(tiny, None))
-    with pytest.raises(ValueError, match="and the model's tokenizer is not to use its own"):
+    with pytest.raises(ValueError, match="which need a chat template, and chat_template is off$"):
         load_examples(path, tiny, chat_template=False)
     with pytest.raises(ValueError, match="chat_template is on, but the tokenizer of tiny has none"):
         load_examples(path, with_template(tiny, None), chat_template=True)

@@ -291,8 +291,8 @@ class Encoder:
         elif isinstance(context, str):
             prompt, answer, end = self.loaded.raw(context), response, ""
         else:
-            reason = "has none" if self.tokenizer.chat_template is None else "is not to use its own"
-            raise Misfit(f"has messages, which need a chat template, and the model's tokenizer {reason}")
+            reason = "the tokenizer has none" if self.tokenizer.chat_template is None else "chat_template is off"
+            raise Misfit(f"has messages, which need a chat template, and {reason}")
         example = Example(self._ids(prompt), self._ids(answer))
         for name, ids, forbidden in (("response", example.answer, self.special),
                                      ("prompt", example.prompt, {self.mask_id})):
@@ -384,25 +384,24 @@ def _turns(name: str, value: object) -> tuple[list[dict], str]:
     return turns[:-1], _text("response", turns[-1]["content"])
 
 
-def _read_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """The place (`my.jsonl, line 3`) and the record of each line that is not blank; a line may be of any length."""
+def _lines(path: str) -> Iterator[bytes]:
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                place = f"{path}, line {number}"
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    raise ValueError(f"{place} is not UTF-8 text") from None
-                if text.strip():
-                    yield place, parse_json(text, place, largest=None)
+            yield from file
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _count_lines(path: str) -> int:
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
+def _read_lines(path: str) -> Iterator[tuple[str, Any]]:
+    """The place (`my.jsonl, line 3`) and the record of each line that is not blank; a line may be of any length."""
+    for number, line in enumerate(_lines(path), start=1):
+        place = f"{path}, line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{place} is not UTF-8 text") from None
+        if text.strip():
+            yield place, parse_json(text, place, largest=None)
 
 
 def _encoded(encoder: Encoder, name: str, records: Iterable[tuple[str, Any]], total: int,
@@ -461,7 +460,7 @@ def load_examples(
         if name in GENERATORS:
             return Generated(name, encoder, split, seed)
         if os.path.isfile(name):
-            return Stored(name, _encoded(encoder, name, _read_lines(name), _count_lines(name),
+            return Stored(name, _encoded(encoder, name, _read_lines(name), sum(1 for _ in _lines(name)),
                                          (prompt_field, response_field)), seed)
         is_gsm8k = name == "gsm8k"
         rows = fetch_rows(*(GSM8K if is_gsm8k else (name, hub_config)), split if is_gsm8k else hub_split or split)
