@@ -54,11 +54,13 @@ class ExampleSet:
         name: for records.
         size: how many there are; None: any number.
         fingerprint: a hash of the token ids, hexadecimal; of an endless set, of its first ones.
+        seed: of what is held out and mixed.
     """
 
     name: str
     size: int | None
     fingerprint: str
+    seed: int = 0
 
     def get(self, index: int) -> Example:
         """Example `index` from 0: the same in every process and after every restart. IndexError beyond the last."""
@@ -123,17 +125,17 @@ class Stored(ExampleSet):
             yield middle - begin, end - middle
 
     def split(self, count: int) -> tuple[ExampleSet, ExampleSet]:
-        return _split(self, count, self.seed)
+        return _split(self, count)
 
 
 class Subset(ExampleSet):
     """Some examples of a set, by their indices there."""
 
-    def __init__(self, whole: ExampleSet, indices: Sequence[int], name: str | None = None, seed: int = 0) -> None:
+    def __init__(self, whole: ExampleSet, indices: Sequence[int], name: str | None = None) -> None:
         self.whole = whole
         self.indices = indices
         self.name = name or whole.name
-        self.seed = seed
+        self.seed = whole.seed
         self.size = len(indices)
         self.fingerprint = _hash(whole.fingerprint.encode(), array("q", indices))
 
@@ -142,7 +144,7 @@ class Subset(ExampleSet):
         return self.whole.get(self.indices[index])
 
     def split(self, count: int) -> tuple[ExampleSet, ExampleSet]:
-        return _split(self, count, self.seed)
+        return _split(self, count)
 
 
 class Generated(ExampleSet):
@@ -211,14 +213,14 @@ def shuffled(size: int, seed: int, passes: int) -> Sequence[int]:
     return order
 
 
-def _split(whole: Stored | Subset, count: int, seed: int) -> tuple[ExampleSet, ExampleSet]:
+def _split(whole: Stored | Subset, count: int) -> tuple[ExampleSet, ExampleSet]:
     size = len(whole)
     check_integer("held-out count", count, 1)
     if count >= size:
         raise ValueError(f"held-out count is {count}, but {whole.name} has {size} example{'s' * (size > 1)}")
-    order = shuffled(size, seed, -1)
+    order = shuffled(size, whole.seed, -1)
     kept, held_out = (array("q", sorted(part)) for part in (order[count:], order[:count]))
-    return Subset(whole, kept, seed=seed), Subset(whole, held_out, f"{whole.name}, held out", seed)
+    return Subset(whole, kept), Subset(whole, held_out, f"{whole.name}, held out")
 
 
 def _hash(*parts: Any) -> str:
