@@ -75,7 +75,7 @@ class ExampleSet:
         raise NotImplementedError
 
     def lengths(self) -> Iterator[tuple[int, int]]:
-        """The number of tokens of each prompt and answer; of an endless set, of the first SAMPLE."""
+        """The number of tokens of each prompt and answer; of what has no end, of the first SAMPLE."""
         for index in range(SAMPLE if self.size is None else self.size):
             prompt, answer = self.get(index)
             yield len(prompt), len(answer)
@@ -198,6 +198,10 @@ class Mixture(ExampleSet):
             index = shuffled(part.size, self.seed, passes)[index]
         return part.get(index)
 
+    def lengths(self) -> Iterator[tuple[int, int]]:
+        for part in self.parts:
+            yield from part.lengths()
+
     def split(self, count: int) -> tuple[ExampleSet, ExampleSet]:
         check_integer("held-out count", count, len(self.parts))
         shares = [count // len(self.parts) + (number < count % len(self.parts)) for number in range(len(self.parts))]
@@ -240,7 +244,7 @@ class TooLong(NamedTuple):
 
 
 def count_too_long(examples: ExampleSet, canvas: int, positions: int) -> TooLong:
-    """Count what does not fit; of an endless set, among the first SAMPLE.
+    """Count what does not fit; of what has no end, among the first SAMPLE.
 
     canvas: the longest one, in tokens. positions: how many tokens the model holds, prompt and canvas together.
     """
