@@ -23,6 +23,8 @@ from dpad.engine import checkpoint
 from dpad.engine.checks import check_integer, check_number, one_line, short
 
 if TYPE_CHECKING:
+    import torch
+
     from dpad.engine.transformer import MaskedDiffusionModel
 
 CONFIG = checkpoint.ADAPTER
@@ -64,8 +66,8 @@ class Adapter:
 
     @property
     def label(self) -> str:
-        """What tells models with different adapters apart, in few characters."""
-        return f"{Path(self.name).name}@{self.sha256[:8]}"
+        """What tells models with different adapters apart, in few characters that any file's name may have."""
+        return re.sub(r"[^\w.+=]+", "-", f"{Path(self.name).name}.{self.sha256[:8]}")
 
     @property
     def base(self) -> str:
@@ -320,12 +322,16 @@ def _wrap(model: MaskedDiffusionModel, adapter: Adapter) -> Any:
 
 def _check_targets(adapter: Adapter, model: MaskedDiffusionModel, words: str) -> None:
     """Raise ValueError if an adapter names modules that the model lacks."""
-    names = [name for name, _ in model.named_modules()]
     targets = adapter.fields["target_modules"]
     if isinstance(targets, str):
         return  # an expression; peft says when it finds nothing
-    lacking = [target for target in targets if not any(("." + name).endswith("." + target) for name in names)]
-    if lacking:
+    names = [f".{name}" for name, _ in model.named_modules()]
+
+    def is_there(target: str) -> bool:
+        return any(name.endswith(f".{target}") for name in names)
+
+    lasts = {target: target.rpartition(".")[2] for target in targets if not is_there(target)}
+    if lacking := {last for last in lasts.values() if not is_there(last)} or lasts.keys():
         raise ValueError(f"{words}: it adapts {checkpoint.listing(lacking)}, which the model lacks; its layers have "
                          f"{', '.join(projections(model))}")
 
@@ -341,10 +347,10 @@ def projections(model: MaskedDiffusionModel) -> list[str]:
 # --- Merging ----------------------------------------------------------------------------------------------------------
 
 
-def merge_into(model: MaskedDiffusionModel, adapter: Adapter) -> None:
-    """Add an adapter to the weights of a model, in place. It must have passed `check_adapter`.
+def merge_into(model: MaskedDiffusionModel, adapter: Adapter, dtype: torch.dtype) -> None:
+    """Add an adapter to the weights of a model, in place, and turn these into a type. The adapter must fit.
 
-    Each sum is computed in float32 and rounded once, to the type of the model's weights.
+    Each sum is computed in float32 and rounded once.
 
     Raises:
         ValueError: weights of the adapter are not finite, or sums are not; the file cannot be read.
@@ -369,14 +375,16 @@ def merge_into(model: MaskedDiffusionModel, adapter: Adapter) -> None:
     for path, module in list(adapted.named_modules()):
         if not isinstance(module, BaseTunerLayer):
             continue
-        parameters = dict(module.get_base_layer().named_parameters(recurse=False))
-        types = {key: parameter.dtype for key, parameter in parameters.items()}
-        for parameter in parameters.values():
+        parameters = list(module.get_base_layer().parameters(recurse=False))
+        for parameter in parameters:
             parameter.data = parameter.data.float()
         module.merge()
-        for key, parameter in module.get_base_layer().named_parameters(recurse=False):
-            parameter.data = parameter.data.to(types[key])
+        for parameter in parameters:
+            parameter.data = parameter.data.to(dtype)
             if not torch.isfinite(parameter).all():
-                raise ValueError(f"{name} added to the model gives numbers beyond {types[key]}, in {path}")
-    adapted.merge_and_unload()
-    model.requires_grad_(True).eval()  # as they were loaded
+                raise ValueError(f"{name} added to the model gives numbers beyond "
+                                 f"{str(dtype).removeprefix('torch.')}, in {path}")
+    adapted.unload()  # of peft's modules nothing is left
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.requires_grad_(True).eval()  # as it was loaded

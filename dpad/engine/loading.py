@@ -28,6 +28,7 @@ from dpad.engine.checkpoint import (
     is_hub_id,
     read_config,
     similar,
+    stored_type,
 )
 from dpad.engine.checks import check_choice, check_text, one_line, short, suggest, texts_of
 from dpad.engine.template_trial import TRIAL, try_tokenizer
@@ -235,6 +236,8 @@ def load(
         ValueError: one sentence that says what is wrong with the name, the device, the dtype, the checkpoint or the
             adapter.
     """
+    import torch
+
     device, dtype = placement(device, dtype)
     checkpoint = resolve(name)
     addition = None if adapter is None else find_adapter(adapter)
@@ -245,14 +248,15 @@ def load(
         check_adapter(addition, checkpoint, folder, family.model)
     with _quiet_if_small(folder):
         # Straight to the device: the machine's main memory may be too small for the weights.
-        model = family.model.from_pretrained(folder, dtype=dtype, device_map={"": device}).eval()
+        stored = getattr(torch, stored_type(folder)) if addition else dtype  # sums are rounded once
+        model = family.model.from_pretrained(folder, dtype=stored, device_map={"": device}).eval()
     if options:
         model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
     tokenizer = _tokenizer(folder, model, family)
     if addition:
-        merge_into(model, addition)
+        merge_into(model, addition, dtype)
     return LoadedModel(
-        name=f"{name}+{addition.label}" if addition else name,
+        name=f"{name.rstrip(os.sep)}+{addition.label}" if addition else name,
         checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer, adapter=addition,
         chat_template=tokenizer.chat_template is not None and not measured_raw(checkpoint, family),
     )

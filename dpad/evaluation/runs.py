@@ -150,7 +150,7 @@ def evaluate(
                 "cut_prompts": lm.cut_prompts,
                 "processes": processes.count,
                 "environment": environment(),
-            } | isolated | describe_adapter(loaded)
+            } | isolated | _adapter_of(loaded)
             if note and (fewer := describe_fewer_samples(folder, record["samples"])):
                 note(fewer)
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers, after_eos)
@@ -306,7 +306,7 @@ def identity(task: str, loaded: LoadedModel, description: dict[str, Any]) -> dic
         "checkpoint": fingerprint(loaded),
         "settings": {key: value for key, value in description.items() if key not in ("limit", "after_eos")},
         "code": code_version(),
-    } | describe_adapter(loaded)
+    } | ({"adapter": loaded.adapter.sha256} if loaded.adapter else {})
 
 
 def describe_earlier_run(folder: Path, own: dict[str, Any]) -> str | None:
@@ -362,8 +362,8 @@ def _differences(earlier: Any, own: dict[str, Any]) -> list[str]:
     return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own.get(key))]
 
 
-def describe_adapter(loaded: LoadedModel) -> dict[str, Any]:
-    """Where a model was loaded with an adapter: which one, for a record and for a run's identity."""
+def _adapter_of(loaded: LoadedModel) -> dict[str, Any]:
+    """What a record says of the adapter of a model that was loaded with one."""
     if loaded.adapter is None:
         return {}
     return {"adapter": {"name": relative_to_root(loaded.adapter.name), "sha256": loaded.adapter.sha256}}
