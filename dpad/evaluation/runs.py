@@ -358,8 +358,8 @@ def _differences(earlier: Any, own: dict[str, Any]) -> list[str]:
         for name, value in own["settings"].items() if digest(settings.get(name)) != digest(value)
     ]
     names = {"task": "another task", "checkpoint": "other files of the checkpoint", "code": "another version of this "
-             "program", "adapter": "another adapter, or none"}
-    return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own.get(key))]
+             "program"}
+    return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own[key])]
 
 
 def _adapter_of(loaded: LoadedModel) -> dict[str, Any]:
