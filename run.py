@@ -46,6 +46,7 @@ run.py [flags]            measure a model on a task
        run.py bench [flags]      time decoding
        run.py table RECORD...    tables and figures of records
        run.py trace FILE...      show and draw recorded denoisings
+       run.py train [flags]      fine-tune a model, with suffix dropout
 Each of them has its own --help."""
 DPAD_FLAGS = f"-k {DPAD['k_sigma']:g} -sc {DPAD['scale']:g}"
 NOTE = f"""
@@ -86,6 +87,18 @@ examples:
   python run.py bench -m 8b --device cuda --prompt_length 200 -l 1024 --steps_per_block 10     LLaDA-8B's shape
 
 The roofline is the time of the same forwards reduced to their matrix products, measured in the same process.
+"""
+TRAIN_EXAMPLES = """\
+examples:
+  python run.py train -m tiny --data my.jsonl -d gaussian --output out       then: run.py generate -m out --prompt "..."
+  python run.py train -m tiny --data arithmetic -l 128:0.3,256:0.7 -d gaussian:3,null:1 -w 64,128,256 -sc 1.6,2.3 \\
+      --steps 300 --eval_task arithmetic-500 --output out                    a mixture of canvases and dropouts; offline
+  python run.py train -m tiny --data my.jsonl -d null --output control       the same with the whole suffix: a control
+  python run.py train -m 1.5 --data my.jsonl -d gaussian --lora 64 --gradient_checkpointing --output adapter
+  python run.py train --merge -m 1.5 --adapter adapter --output merged       the adapter in the weights
+
+A line of my.jsonl: {"prompt": "...", "response": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}.
+The same command with --resume continues an interrupted run; it ends with the same weights.
 """
 TABLE_EXAMPLES = """\
 examples:
@@ -468,6 +481,22 @@ def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
         print(f"drawn in {args.gif}")
 
 
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    from dpad.training import command
+
+    command.add_train_flags(parser)
+
+
+def run_train(args: argparse.Namespace, argv: list[str]) -> None:
+    """Fine-tune a model, or merge an adapter into it."""
+    from dpad.training import command
+
+    command.run_train(args, argv, load_libraries, note)
+
+
 # --- main -------------------------------------------------------------------------------------------------------------
 
 
@@ -506,6 +535,10 @@ COMMANDS = {
     "trace": Command(
         "Show denoisings that `run.py generate --trace` wrote, and draw them; several share one clock.",
         "run.py trace FILE... [flags]", "", add_trace_flags, run_trace,
+    ),
+    "train": Command(
+        "Fine-tune a masked diffusion model on what it meets when it decodes, suffix dropout included.",
+        "run.py train -m NAME --data SOURCE --output FOLDER [flags]", TRAIN_EXAMPLES, add_train_flags, run_train,
     ),
 }
 

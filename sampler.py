@@ -69,6 +69,17 @@ class FullSuffix(SuffixSampler):
 
 
 @dataclass(frozen=True)
+class NoSuffix(SuffixSampler):
+    """Keeps nothing: a block sees what stands before it alone, as in block diffusion (arXiv 2503.09573)."""
+
+    def indices(self, count: int, generator: Generator) -> Tensor:
+        return torch.arange(0)
+
+    def retention(self, count: int) -> Tensor:
+        return torch.zeros(count)
+
+
+@dataclass(frozen=True)
 class WindowSampler(SuffixSampler):
     """Keeps the `window` nearest positions: the sliding window alone, nothing dropped inside it."""
 
@@ -138,4 +149,5 @@ SAMPLERS: dict[str, type[SuffixSampler]] = {
     "gaussian": GaussianSampler,
     "uniform": UniformSampler,
     "window": WindowSampler,
+    "block": NoSuffix,
 }

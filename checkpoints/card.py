@@ -2,11 +2,12 @@
 
     python -m checkpoints.card checkpoints/llada-tiny checkpoints/dream-tiny
 
-dpad/training/train.py writes the first card of a model; this renews it, for instance after new evaluations.
+dpad/training/scratch.py writes the first card of a model; this renews it, for instance after new evaluations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dpad.engine.command_line import MAX_MESSAGE, Parser
 from dpad.engine.loading import family_of
 from dpad.results import charts, files, formatting, records
 from dpad.results.evaluations import METRIC_LABELS
+from dpad.training.state import read_log
 
 CARD = """\
 # {name}: a small {family} for machines without a GPU
@@ -30,8 +32,9 @@ offline.
 ## Training
 
 The run started from random weights. Its problems are those of the train split, generated as they are needed; no problem
-of the test split tells the same story with the same numbers. {steps} steps of about {tokens} tokens took {hours:.1f}
-hours on {hardware}. The loss and the schedule are in `dpad/training/train.py`, the noise is in `dpad/training/data.py`.
+of the test split tells the same story with the same numbers. {steps} steps of about {tokens} tokens took {minutes:.0f}
+minutes on {hardware}. `dpad/training/scratch.py` has the recipe: a curriculum, then the objective
+that `run.py train` has by default, with suffix dropout.
 
 {history}
 
@@ -41,7 +44,7 @@ hours on {hardware}. The loss and the schedule are in `dpad/training/train.py`, 
 
 {curve}
 
-The accuracy counts every masked token except EOS, at all levels of noise. Where most of an answer is masked, many of
+The accuracy counts every masked token except EOS, at all levels of noise. Where most of a block is masked, many of
 its tokens cannot be known.
 
 ## Accuracy on fresh problems
@@ -60,10 +63,6 @@ The run was interrupted and resumed with other settings or code, so no single co
 the weights and the optimizer state of the one before, at the commit named after its command:"""
 
 MAX_CURVE_ROWS = 24
-LOG_ENTRIES = (  # the parts of a start of the run, and of a point of its curve
-    {"command", "from_step", "processes", "settings", "parameters", "environment"},
-    {"step", "seconds", "loss", "held_out_loss", "held_out_accuracy"},
-)
 
 
 def write_card(folder: Path) -> None:
@@ -74,13 +73,16 @@ def write_card(folder: Path) -> None:
     """
     entries = read_log(folder / "train.jsonl")
     starts = [entry for entry in entries if "command" in entry]
-    curve = [entry for entry in entries if "loss" in entry]
+    losses = [entry for entry in entries if "loss" in entry]
+    curve = [entry | {"loss": mean_loss(losses, before, entry["step"])} for before, entry in measured(entries)]
     if not starts or not curve:
         raise ValueError(f"{folder / 'train.jsonl'} has no curve to draw")
     family = family_of(str(folder))
     config: Any = family.model.config_class.from_pretrained(folder)  # type: ignore[union-attr]
-    hardware = starts[-1]["environment"]["hardware"]
-    cores = starts[-1]["processes"] * hardware["threads"]
+    start = starts[-1]
+    hardware = start["environment"]["hardware"]
+    cores = start["processes"] * hardware["threads"]
+    on_gpu = start["identity"]["device"] == "cuda"
     records_file = folder / "records.json"
 
     text = CARD.format(
@@ -92,42 +94,38 @@ def write_card(folder: Path) -> None:
         shape=f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads on "
               f"{config.num_key_value_heads} keys and values, SwiGLU of {config.intermediate_size}",
         steps=curve[-1]["step"],
-        tokens=starts[0]["settings"]["tokens_per_step"],
-        hours=curve[-1]["seconds"] / 3600,
-        hardware=f"{cores} core{'s' * (cores > 1)} of an {hardware['processor']}",
+        tokens=start["identity"]["tokens_per_step"],
+        minutes=curve[-1]["seconds"] / 60,
+        hardware=f"an {hardware['gpus'][0]['name']}" if on_gpu else
+                 f"{cores} core{'s' * (cores > 1)} of an {hardware['processor']}",
         history=ONE_RUN if len(starts) == 1 else RESUMED_RUN if have_one_recipe(starts) else CHANGED_RUN,
         commands="\n".join(f"    {start['command']}    # from step {start['from_step']}, commit "
                            f"{start['environment']['commit']}" for start in starts),
         curve=curve_table(curve),
         accuracy=accuracy_table(records.load([records_file])) if records_file.exists() else "Not measured yet.",
     )
-    draw_curve(curve, folder / "curve.png")
+    draw_curve(losses, curve, folder / "curve.png")
     files.write_text(folder / "README.md", text)
 
 
-def read_log(path: Path) -> list[dict]:
-    """The entries of a train.jsonl: starts of the run, and points of its curve.
+def measured(entries: list[dict]) -> Iterator[tuple[int, dict]]:
+    """The measurements on held-out examples, each with the step of the one before."""
+    before = 0
+    for entry in entries:
+        if "held_out_loss" in entry:
+            yield before, entry
+            before = entry["step"]
 
-    Raises:
-        ValueError: the file cannot be read, or a line is none of the two.
-    """
-    entries = []
-    try:
-        for number, entry in files.read_json_lines(path):
-            if not isinstance(entry, dict) or not any(parts <= entry.keys() for parts in LOG_ENTRIES):
-                raise files.LineError(path, number, "has other parts")
-            entries.append(entry)
-    except files.LineError as error:
-        raise ValueError(f"{path}, line {error.number}: not a line of a training log: it {error.reason}") from error
-    return entries
+
+def mean_loss(losses: list[dict], after: int, until: int) -> float:
+    """The mean training loss of the log's lines in (after, until]."""
+    values = [entry["loss"] for entry in losses if after < entry["step"] <= until]
+    return sum(values) / len(values) if values else float("nan")
 
 
 def have_one_recipe(starts: list[dict]) -> bool:
     """Whether all parts of a run had the same settings and code, so that its first command alone repeats it."""
-    recipes = []
-    for start in starts:
-        settings = {name: value for name, value in start["settings"].items() if name not in ("resume", "threads")}
-        recipes.append((settings, start["environment"]["commit"]))
+    recipes = [(start["settings"], start["identity"], start["environment"]["commit"]) for start in starts]
     return all(recipe == recipes[0] for recipe in recipes)
 
 
@@ -159,7 +157,7 @@ def accuracy_table(evaluations: list[dict]) -> str:
             f"{evaluations[0]['environment']['commit']} by\n\n{commands}")
 
 
-def draw_curve(curve: list[dict], path: Path) -> None:
+def draw_curve(losses: list[dict], curve: list[dict], path: Path) -> None:
     """Draw the losses, and beside them the accuracy, against the step."""
     charts.quiet_matplotlib()
     from matplotlib.figure import Figure  # here, so that training needs no matplotlib until its end
@@ -167,7 +165,8 @@ def draw_curve(curve: list[dict], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [point["step"] for point in curve]
-    left.plot(steps, [point["loss"] for point in curve], color=charts.ORANGE, label="training")
+    left.plot([entry["step"] for entry in losses], [entry["loss"] for entry in losses], color=charts.ORANGE,
+              label="training")
     left.plot(steps, [point["held_out_loss"] for point in curve], color=charts.BLUE, label="held out")
     left.set(xlabel="step", ylabel="masked-diffusion loss", yscale="log")
     left.legend(frameon=False)
@@ -186,8 +185,8 @@ def main() -> None:
     try:
         for folder in parser.parse_args().folders:
             if (folder / "train-state.pt").exists():
-                raise ValueError(f"the run in {folder} is unfinished: python -m dpad.training.train --resume ends it, "
-                                 "with its card")
+                raise ValueError(f"the run in {folder} is unfinished: python -m dpad.training.scratch --resume ends "
+                                 "it, with its card")
             write_card(folder)
     except ValueError as error:
         raise SystemExit(f"card.py: {one_line(error, MAX_MESSAGE)}") from error

@@ -13,18 +13,14 @@ Whether a problem belongs to the test split or to the train split depends on its
 names and things. So a training problem never repeats a test problem under other names.
 """
 
-import argparse
-import json
-import os
 import random
-import sys
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import NamedTuple
 
+from dataset import printing
 from dpad.engine.checks import check_choice, check_integer
-from dpad.engine.command_line import Parser
-from dpad.results import files, outputs
 
 # Difficulty. Every number in a problem, intermediate and final results included, lies in MIN_NUMBER..MAX_NUMBER.
 MAX_NUMBER = 99
@@ -40,6 +36,7 @@ STEP_WEIGHTS = (30, 30, 25, 15)  # percent of the problems with 1, 2, 3 and 4 st
 
 SPLITS = ("train", "test")
 TEST_SHARE = 20  # one signature in 20 belongs to the test split
+MAX_REPEATS = 2000  # known problems in a row, after which there are no new ones
 
 GIRLS = (
     "Mia", "Anna", "Emma", "Lucy", "Sara", "Nina", "Lily", "Ella", "Kate", "Rosa", "Zoe", "Ruth",
@@ -710,22 +707,28 @@ def _write(rng: random.Random, setting: Setting, moves: list[tuple[Sentence, Mov
     return {"question": " ".join(question), "answer": "\n".join(answer), "steps": steps, "result": result}
 
 
+BOUNDS = [sum(STEP_WEIGHTS[: i + 1]) / sum(STEP_WEIGHTS) for i in range(len(STEP_WEIGHTS))]
+
+
+def _draw_problem(rng: random.Random, split: str) -> tuple[str, dict]:
+    """The next problem of a split, with its signature."""
+    point = rng.random()
+    steps = next(number for number, bound in zip(STEP_COUNTS, BOUNDS) if point < bound)
+    # Long stories fail more often. Trying again with the same number of steps keeps the shares of STEP_WEIGHTS.
+    while True:
+        try:
+            setting, moves = _draft(rng, steps)
+        except Misfit:
+            continue
+        signature = _signature(moves)
+        if split_of(signature) == split:
+            return signature, _write(rng, setting, moves)
+
+
 def _stream(seed: int, split: str) -> Iterator[tuple[str, dict]]:
     rng = random.Random(seed)
-    bounds = [sum(STEP_WEIGHTS[: i + 1]) / sum(STEP_WEIGHTS) for i in range(len(STEP_WEIGHTS))]
     while True:
-        point = rng.random()
-        steps = next(number for number, bound in zip(STEP_COUNTS, bounds) if point < bound)
-        # Long stories fail more often. Trying again with the same number of steps keeps the shares of STEP_WEIGHTS.
-        while True:
-            try:
-                setting, moves = _draft(rng, steps)
-            except Misfit:
-                continue
-            signature = _signature(moves)
-            if split_of(signature) == split:
-                break
-        yield signature, _write(rng, setting, moves)
+        yield _draw_problem(rng, split)
 
 
 def signed_problems(seed: int, split: str = "train") -> Iterator[tuple[str, dict]]:
@@ -744,15 +747,55 @@ def problems(seed: int, split: str = "train") -> Iterator[dict]:
     return (problem for _, problem in signed_problems(seed, split))
 
 
+def problem(seed: int, index: int, split: str = "train", task: str = "arithmetic") -> dict:
+    """Problem `index` of an endless row, in the form of problems(); it can be had without those before it.
+
+    Another row than problems(): the random numbers depend on the arguments alone. task: whatever a task is called whose
+    problems shall be others. ValueError for a bad argument.
+    """
+    return _draw_problem(generator(seed, index, split, task), split)[1]
+
+
+def generator(seed: int, index: int, split: str, task: str) -> random.Random:
+    """The random numbers of one problem of a task. Raises ValueError for a bad argument."""
+    check_integer("seed", seed, 0)
+    check_integer("index", index, 0)
+    check_choice("split", split, SPLITS)
+    return random.Random(f"{task}-{seed}-{split}-{index}")
+
+
 def take(count: int, seed: int, split: str = "train") -> list[dict]:
     """The first `count` problems with distinct questions of the stream problems(seed, split)."""
+    return take_distinct(count, problems(seed, split), lambda problem: problem["question"])
+
+
+def take_distinct(count: int, stream: Iterator[dict], key: Callable[[dict], Hashable]) -> list[dict]:
+    """The first `count` problems of a stream whose keys differ. Raises ValueError when it has not that many."""
     check_integer("count", count, 1)
-    distinct: dict[str, dict] = {}
-    stream = problems(seed, split)
+    distinct: dict[Hashable, dict] = {}
+    repeats = 0
     while len(distinct) < count:
         problem = next(stream)
-        distinct.setdefault(problem["question"], problem)
+        known = len(distinct)
+        distinct.setdefault(key(problem), problem)
+        repeats = repeats + 1 if len(distinct) == known else 0
+        if repeats == MAX_REPEATS:
+            raise ValueError(f"count is {count}; there are about {known} different problems of this kind")
     return list(distinct.values())
+
+
+# --- Scoring ------------------------------------------------------------------------------------------------------
+
+MARKED = re.compile(r"#### (-?[0-9.,]+)")
+
+
+def is_right(problem: dict, answer: str) -> bool:
+    """Whether the first number after #### in an answer is the one in the problem's own; commas and a last dot are left
+    out. The same as the harness's strict match."""
+    given, right = (MARKED.search(text) for text in (answer, problem["answer"]))
+    if not given or not right:
+        return False
+    return given[1].replace(",", "").removesuffix(".") == right[1].replace(",", "").removesuffix(".")
 
 
 # --- Command line -------------------------------------------------------------------------------------------------
@@ -760,45 +803,17 @@ def take(count: int, seed: int, split: str = "train") -> list[dict]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write problems as JSON lines; the module docstring shows the command."""
-    parser = Parser(
-        prog="arithmetic.py",
-        description="Write short arithmetic word problems with worked answers in GSM8K's format, one JSON object"
-        ' {"question": ..., "answer": ...} a line. The same count, seed and split always give the same lines.',
-        epilog="examples:\n"
+    parser = printing.parser_of(
+        "arithmetic.py",
+        "Write short arithmetic word problems with worked answers in GSM8K's format",
         "  python dataset/arithmetic.py --count 3\n"
         "      prints 3 training problems\n"
         "  python dataset/arithmetic.py --count 50 --seed 0 --split test --output dataset/arithmetic-50.jsonl\n"
         "      writes the 50 test problems that are part of the repository",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        f"The two share no problem, not even under other names: one in {TEST_SHARE} of all stories with their numbers"
+        " belongs to test",
     )
-    parser.add_argument("--count", type=int, default=50, help="how many problems, at least 1 (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="which stream of problems, at least 0 (default: 0)")
-    parser.add_argument(
-        "--split",
-        default="train",
-        help="train or test (default: train). The two share no problem, not even under other names: one in"
-        f" {TEST_SHARE} of all stories with their numbers belongs to test",
-    )
-    parser.add_argument("--output", metavar="FILE", help="the file to write (default: print to standard output)")
-    options = parser.parse_args(arguments)
-    try:
-        if options.output is not None:
-            outputs.check("output", options.output, outputs.PROBLEMS)
-        selection = take(options.count, options.seed, options.split)
-    except ValueError as error:
-        parser.error(f"--{error}")
-    lines = [json.dumps({"question": p["question"], "answer": p["answer"]}) + "\n" for p in selection]
-    if options.output is None:
-        try:
-            sys.stdout.writelines(lines)
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader, such as head, has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    try:
-        files.write_text(options.output, "".join(lines))
-    except OSError as error:
-        parser.error(f"--output {options.output}: {error.strerror}")
+    printing.write_problems(parser, arguments, lambda *flags: take(*flags), ("question", "answer"))
 
 
 if __name__ == "__main__":

@@ -12,20 +12,19 @@ The file is in Arrow's IPC file format. Its columns are `question` and `answer`,
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow
 
-from dpad.engine import hub
+from dataset import GSM8K, fetch_rows
 from dpad.engine.checks import check_integer
 from dpad.engine.command_line import Parser, say
 from dpad.results import outputs
 from dpad.results.files import write_whole
 
-HUB_ID, CONFIGURATION, SPLIT = "openai/gsm8k", "main", "test"
+SPLIT = "test"
 OUTPUT = Path(__file__).resolve().parent / "gsm8k-50.arrow"
 SCHEMA = pyarrow.schema([("question", pyarrow.string()), ("answer", pyarrow.string()), ("ans", pyarrow.float64())])
 
@@ -36,17 +35,7 @@ def fetch(count: int) -> list[dict]:
     Raises:
         ValueError: the hub is out of reach and the cache does not hold the data set; in one sentence.
     """
-    import datasets  # here, because it takes a second and --help does not need it
-
-    datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # otherwise it reports every retry
-    try:
-        with hub.offline_if_unreachable():
-            rows = datasets.load_dataset(HUB_ID, CONFIGURATION, split=SPLIT)
-    except Exception as error:  # the libraries underneath raise many unrelated kinds, especially offline
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{HUB_ID} could not be fetched from the hub ({reason}); "
-                         "is this machine online?") from error
+    rows = fetch_rows(*GSM8K, SPLIT)
     return [{"question": row["question"], "answer": row["answer"]} for row in rows.select(range(min(count, len(rows))))]
 
 
@@ -104,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_integer("--count", options.count, 1)
         outputs.check("--output", options.output, outputs.ARROW)
-        print(f"fetching {HUB_ID} …", file=sys.stderr)
+        print(f"fetching {GSM8K[0]} …", file=sys.stderr)
         problems = table(fetch(options.count))
         write(problems, options.output)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Documents of this repository's arithmetic, GSM8K and multiple-choice tasks, for lm-eval.
+"""Documents of this repository's arithmetic, Countdown, GSM8K and multiple-choice tasks, for lm-eval.
 
 The task files beside this one name these functions. To see tasks at work:
 
@@ -6,9 +6,11 @@ The task files beside this one name these functions. To see tasks at work:
     python run.py -t choices-local -m tiny --mc_samples 32
 """
 
+from types import ModuleType
+
 from datasets import Dataset
 
-from dataset import arithmetic, gsm8k, read_problems
+from dataset import answer_first, arithmetic, countdown, gsm8k, read_problems
 
 FEWSHOT_PROBLEMS = 64  # training problems that few-shot examples are drawn from
 FEWSHOT_SEED = 2024
@@ -29,6 +31,33 @@ def load(
         test = read_problems(problem_file)
     train = arithmetic.take(FEWSHOT_PROBLEMS, FEWSHOT_SEED, split="train")
     return {"train": _dataset(train), "test": _dataset(test)}
+
+
+def load_answer_first(problem_count: int = 500, problem_seed: int = 2024, **metadata: object) -> dict[str, Dataset]:
+    """The problems of `load` with the result before the working."""
+    return _generated(answer_first, problem_count, problem_seed)
+
+
+def load_countdown(
+    problem_count: int = 500, problem_seed: int = 2024, number_count: int = countdown.NUMBERS, **metadata: object
+) -> dict[str, Dataset]:
+    """Countdown puzzles of `number_count` numbers, in the splits "train" (few-shot) and "test"."""
+    return _generated(countdown, problem_count, problem_seed, numbers=number_count)
+
+
+def _generated(generator: ModuleType, count: int, seed: int, **options: int) -> dict[str, Dataset]:
+    return {"train": Dataset.from_list(generator.take(FEWSHOT_PROBLEMS, FEWSHOT_SEED, split="train", **options)),
+            "test": Dataset.from_list(generator.take(count, seed, split="test", **options))}
+
+
+def score_answer_first(problem: dict, answers: list[str]) -> dict[str, bool]:
+    """lm-eval's metric for an answer that has to begin with #### and the result."""
+    return {"exact_match": answer_first.is_right(problem, answers[0])}
+
+
+def score_countdown(problem: dict, answers: list[str]) -> dict[str, bool]:
+    """lm-eval's metric for a solution: any that is right counts."""
+    return {"exact_match": countdown.is_right(problem, answers[0])}
 
 
 def _dataset(problems: list[dict]) -> Dataset:

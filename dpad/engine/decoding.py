@@ -31,6 +31,7 @@ from dpad.engine.cuda_graphs import slot_cache
 from dpad.engine.settings import DecodingSettings, TokenIds
 from dpad.engine.transformer import MaskedDiffusionModel, SlotCache
 from dpad.engine.unmasking import UnmaskingRule
+from sampler import SuffixSampler
 
 
 @dataclass
@@ -86,8 +87,9 @@ def decode(
     cached = settings.cache != "none"
     with slot_cache(model, *canvas.tokens.shape) if cached else nullcontext() as cache:
         for block in range(settings.blocks):
-            suffix = torch.arange(canvas.prompt + (block + 1) * settings.block_length, canvas.tokens.shape[1])
-            kept_suffix = settings.suffix_sampler.sample(suffix, generator)  # type: ignore[union-attr]
+            end = canvas.prompt + (block + 1) * settings.block_length
+            assert settings.suffix_sampler is not None  # the settings put FullSuffix in its place
+            kept_suffix = draw_suffix(settings.suffix_sampler, end, canvas.tokens.shape[1], generator)
             canvas.kept_suffix.append(kept_suffix.tolist())
             slots = _Slots.of_block(canvas, block, settings, kept_suffix)
             _decode_block(model, rule, canvas, slots, cache, block, streamer, on_forward)
@@ -103,6 +105,19 @@ def decode(
         streamer.end()
     sequences = torch.cat((prompts[:, :common], canvas.tokens), dim=1)
     return DecodingOutput(sequences, canvas.forwards, canvas.decided_at, canvas.kept_suffix, canvas.processed)
+
+
+def draw_suffix(sampler: SuffixSampler, end: int, total: int, generator: Generator) -> Tensor:
+    """The suffix positions that a block keeps which ends before `end` of `total` positions: int64, ascending."""
+    return sampler.sample(torch.arange(end, total), generator)
+
+
+def visible_columns(end: int, kept_suffix: Tensor) -> Tensor:
+    """The positions that the model sees while it decodes the block that ends before `end`: int64, ascending.
+
+    Training (dpad/training/views.py) shows the model the same ones.
+    """
+    return torch.cat((torch.arange(end), kept_suffix))
 
 
 # --- A block ----------------------------------------------------------------------------------------------------------
@@ -286,7 +301,7 @@ class _Slots:
     def of_block(cls, canvas: _Canvas, block: int, settings: DecodingSettings, kept_suffix: Tensor) -> _Slots:
         begin = canvas.prompt + block * settings.block_length
         end = begin + settings.block_length
-        columns = torch.cat((torch.arange(end), kept_suffix)).to(canvas.tokens.device)
+        columns = visible_columns(end, kept_suffix).to(canvas.tokens.device)
         positions = columns - canvas.padding[canvas.active, None]
         rows = len(canvas.active)
         return cls(

@@ -24,8 +24,8 @@ ALIASES = {"random": "uniform"}  # an old name, which the authors' scripts use
 STRATEGY = Setting(
     name="dropout_strategy", kind=str, default="null", flags=("-d", "--dropout_strategy"),
     choices=(*SAMPLERS, *ALIASES),
-    help="the suffix that a block sees: null (all of it), gaussian (DPad), uniform or window; random is an old name of "
-    "uniform",
+    help="the suffix that a block sees: null (all of it), gaussian (DPad), uniform, window, or block (none of it, as "
+    "in block diffusion); random is an old name of uniform",
 )
 SAMPLER_SETTINGS = {entry.name: entry for sampler in SAMPLERS.values() for entry in settings_of(sampler)}
 
@@ -115,7 +115,7 @@ class DecodingSettings:
         fields = {entry.name: values[entry.name] for entry in settings_of(cls) if entry.name in values}
         try:
             gen_length = entries["gen_length"].check(fields.get("gen_length", entries["gen_length"].default))
-            settings = cls(**fields, suffix_sampler=_make_sampler(values, gen_length))
+            settings = cls(**fields, suffix_sampler=make_sampler(values, gen_length))
         except ValueError as error:
             name, _, rest = str(error).partition(" ")
             raise ValueError(f"{entries[name].label if name in entries else name} {rest}") from None
@@ -161,7 +161,12 @@ def default_parameters(strategy: str, gen_length: int = WINDOW) -> dict[str, Any
     return defaults
 
 
-def _make_sampler(values: Mapping[str, Any], gen_length: int) -> SuffixSampler:
+def make_sampler(values: Mapping[str, Any], gen_length: int) -> SuffixSampler:
+    """The sampler that a person chose: `dropout_strategy` and its parameters, by name, for answers of `gen_length`.
+
+    Raises:
+        ValueError: a parameter is not one of the strategy's, or its value is not allowed.
+    """
     strategy = values.get(STRATEGY.name, STRATEGY.default)
     parameters = default_parameters(strategy, gen_length)
     chosen = {name: values[name] for name in SAMPLER_SETTINGS if name in values}

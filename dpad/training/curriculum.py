@@ -1,20 +1,19 @@
-"""The training data of the embedded models: which word problems a step trains on, and which of their tokens it masks.
+"""How the embedded models learn from random weights: which problems a step shows, and which of their tokens it masks.
 
-    stream = Stream(tokenizer, tokens_per_step=6000, seed=1234, split="train")
-    for noisy, target, weight in stream.step(0):
-        ...
+    curriculum = Curriculum(tokenizer, ("arithmetic",), tokens_per_step=6000, seed=1234)
+    for view in curriculum.step(0): ...
 
-Problems come from dataset/arithmetic.py as they are needed. Every answer token is masked with probability t ~ U(0, 1),
-as in LLaDA (arXiv 2502.09992, eq. 5), but the noise of most samples covers only a part of the answer: what decoding
-meets (a clean prefix, one noisy block, only masks after it) or what is hard to learn (see NOISE_SHAPES). Answers are
-padded with EOS, as LLaDA's are, to canvases of mixed lengths up to 1024.
-
-Imported by train.py.
+Problems are generated as they are needed (dataset/). Every answer token is masked with probability t ~ U(0, 1), as in
+LLaDA (arXiv 2502.09992, eq. 5), but the noise of most samples covers only a part of the answer: what decoding meets (a
+clean prefix, one noisy block, only masks after it) or what is hard to learn (see NOISE_SHAPES). Answers are padded with
+EOS, as LLaDA's are, to canvases of mixed lengths. Imported by scratch.py, whose second part trains on what decoding
+meets alone.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,13 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dataset import arithmetic
+from dpad.training.examples import GENERATORS, HARNESS_PROMPT
+from dpad.training.views import View, levels
 
 # Total lengths, prompt and canvas. Most samples get the shortest that fits. These shares of the samples get room for a
 # canvas of 256, 512 or 1024 answer tokens, so that the model knows what a long tail of EOS, or of masks, looks like.
 TIGHT_LENGTHS = (96, 128, 160, 192, 256, 320)
 LONG_LENGTHS = {384: 0.05, 640: 0.01, 1152: 0.006}
 
-BLOCK = 32  # tokens of a noisy block
 NEXT = 8  # tokens that noise of the shape "next" covers
 
 # Which tokens of an answer are noisy, and the share of the samples before and after LESSONS_UNTIL of the run. The words
@@ -45,15 +45,6 @@ LESSONS_UNTIL = 0.35
 EASY_SHARE = 0.25  # of the run, at its start, has only problems of one and two steps, to learn copying and sums first
 BARE_SUMS = (0.5, 0.05)  # share of samples that are `drill`s, before and after LESSONS_UNTIL
 MIN_NOISE = 0.02  # smallest t: bounds the loss weight 1/t
-MICROBATCH_TOKENS = 2048
-
-
-class Batch(NamedTuple):
-    """Samples of one total length T: noisy input and target, int64 [R, T]; weight in the loss, float [R, T]."""
-
-    noisy: Tensor
-    target: Tensor
-    weight: Tensor
 
 
 class Sample(NamedTuple):
@@ -64,24 +55,25 @@ class Sample(NamedTuple):
     drill: bool
 
 
-class Stream:
-    """The training data as a function of the step: the same seed gives a step the same batches after any restart.
+class Curriculum:
+    """The training data as a function of the step: the same seed gives a step the same samples after any restart.
 
     Args:
+        tasks: keys of examples.GENERATORS, which the samples are drawn from evenly.
         tokens_per_step: the least number of tokens in a step, with prompts and padding.
-        split: "train" or "test" of dataset/arithmetic.py.
-        easy_steps: the number of steps, at the start, that have only problems of one and two calculations.
-        lesson_steps: the number of steps, at the start, that use the first shares of NOISE_SHAPES and BARE_SUMS.
+        steps: the length of this part of the run, which decides where EASY_SHARE and LESSONS_UNTIL end.
+        blocks: lengths of the noisy block.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_step: int, seed: int, split: str,
-                 easy_steps: int = 0, lesson_steps: int = 0) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], tokens_per_step: int, seed: int,
+                 steps: int = 1, blocks: Sequence[int] = (32,)) -> None:
         self.tokenizer = tokenizer
+        self.tasks = tuple(tasks)
         self.tokens_per_step = tokens_per_step
         self.seed = seed
-        self.split = split
-        self.easy_steps = easy_steps
-        self.lesson_steps = lesson_steps
+        self.easy_steps = int(EASY_SHARE * steps)
+        self.lesson_steps = int(LESSONS_UNTIL * steps)
+        self.blocks = tuple(blocks)
 
         self.eos_id = tokenizer.eos_token_id
         self.mask_id = tokenizer.mask_token_id
@@ -90,41 +82,34 @@ class Stream:
         self.close = tokenizer.convert_tokens_to_ids(">>")
         self.names = torch.tensor(tokenizer.convert_tokens_to_ids([*arithmetic.GIRLS, *arithmetic.BOYS]))
 
-    def step(self, number: int) -> list[Batch]:
-        """The microbatches of one optimizer step, by ascending length."""
-        rng = random.Random(f"{self.seed}-{self.split}-{number}")
+    def step(self, number: int) -> list[View]:
+        """The samples of one optimizer step."""
+        rng = random.Random(f"{self.seed}-{number}")
         easy = number < self.easy_steps
         late = number >= self.lesson_steps
+        first = rng.getrandbits(40)
 
-        by_length: dict[int, list[Sample]] = {}
-        tokens = 0
-        for problem in arithmetic.problems(rng.getrandbits(48), self.split):
-            if easy and problem["steps"] > 2:
-                continue
-            is_drill = self.split == "train" and rng.random() < BARE_SUMS[late]
+        samples: list[tuple[Sample, int]] = []
+        while not samples or sum(length for _, length in samples) < self.tokens_per_step:
+            problem = GENERATORS[rng.choice(self.tasks)](first, len(samples), "train")
+            while easy and problem.get("steps", 1) > 2:
+                problem = GENERATORS[rng.choice(self.tasks)](rng.getrandbits(40), 0, "train")
+            is_drill = rng.random() < BARE_SUMS[late]
             sample = self.encode(drill(rng) if is_drill else problem, rng, is_drill)
-            length = self.total_length(len(sample.prompt) + len(sample.answer), rng, may_be_long=not easy)
-            by_length.setdefault(length, []).append(sample)
-            tokens += length
-            if tokens >= self.tokens_per_step:
-                break
-
-        batches = []
-        for length, samples in sorted(by_length.items()):
-            rows = max(1, MICROBATCH_TOKENS // length)
-            for first in range(0, len(samples), rows):
-                batches.append(self.collate(samples[first : first + rows], length, rng, late))
-        return batches
+            used = len(sample.prompt) + len(sample.answer)
+            samples.append((sample, self.total_length(used, rng, may_be_long=not easy)))
+        return [self.view(sample, length, level, rng, late)
+                for (sample, length), level in zip(samples, levels(len(samples), rng))]
 
     def encode(self, problem: dict, rng: random.Random, is_drill: bool) -> Sample:
         """Tokenize a problem: half of the questions as they are, half in the words of lm-eval's GSM8K prompt."""
         question = problem["question"]
-        content = question if rng.random() < 0.5 else f"Question: {question}\nAnswer:"
-        chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        content = question if rng.random() < 0.5 else HARNESS_PROMPT.format(question)
+        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": problem["answer"]}]
+        chat = str(self.tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False))
+        whole = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
         encode = self.tokenizer.backend_tokenizer.encode
-        return Sample(encode(chat).ids, encode(problem["answer"]).ids, is_drill)
+        return Sample(encode(chat).ids, encode(whole.removeprefix(chat).rstrip()).ids, is_drill)
 
     @staticmethod
     def total_length(used: int, rng: random.Random, may_be_long: bool) -> int:
@@ -136,22 +121,16 @@ class Stream:
             draw -= share
         return next((length for length in TIGHT_LENGTHS if length > used), max(LONG_LENGTHS))
 
-    def collate(self, samples: list[Sample], length: int, rng: random.Random, late: bool) -> Batch:
-        """Pad samples with EOS to one length and mask them."""
+    def view(self, sample: Sample, length: int, level: float, rng: random.Random, late: bool) -> View:
+        """Pad a sample with EOS to its length, and mask it."""
+        ids = sample.prompt + sample.answer
+        target = torch.full((length,), self.eos_id)
+        target[: len(ids)] = torch.tensor(ids)
         shares = [share[late] for share in NOISE_SHAPES.values()]
-        target = torch.full((len(samples), length), self.eos_id)
-        noisy = target.clone()
-        weight = torch.zeros(len(samples), length)
-
-        for row, sample in enumerate(samples):
-            ids = sample.prompt + sample.answer
-            target[row, : len(ids)] = torch.tensor(ids)
-            # Spread t evenly over the rows: the same distribution as independent draws, with less variance.
-            t = MIN_NOISE + (1 - MIN_NOISE) * (row + rng.random()) / len(samples)
-            shape = "results" if sample.drill else rng.choices(list(NOISE_SHAPES), shares)[0]
-            masked, weight[row] = self.mask(target[row], len(sample.prompt), len(ids), t, shape, rng)
-            noisy[row] = torch.where(masked, self.mask_id, target[row])
-        return Batch(noisy, target, weight)
+        shape = "results" if sample.drill else rng.choices(list(NOISE_SHAPES), shares)[0]
+        t = MIN_NOISE + (1 - MIN_NOISE) * level
+        masked, weight = self.mask(target, len(sample.prompt), len(ids), t, shape, rng)
+        return View(torch.where(masked, self.mask_id, target), torch.arange(length), target, weight)
 
     def mask(self, ids: Tensor, start: int, end: int, t: float, shape: str,
              rng: random.Random) -> tuple[Tensor, Tensor]:
@@ -169,8 +148,9 @@ class Stream:
         first = start
         last = length
         if shape == "block":
-            first += BLOCK * rng.randrange((end - start) // BLOCK + 1)  # up to the block of the first EOS
-            last = min(first + BLOCK, length)
+            block = rng.choice(self.blocks)
+            first += block * rng.randrange((end - start) // block + 1)  # up to the block of the first EOS
+            last = min(first + block, length)
         elif shape == "next":
             after_equals = results[1:] & (ids[:-1] == self.equals)
             first = 1 + rng.choice(after_equals.nonzero().flatten().tolist())

@@ -1,0 +1,56 @@
+"""What is trained of a model, all weights or a LoRA adapter, and how the result is written.
+
+    target, save = prepare(loaded, settings, folder)
+
+Imported by command.py and scratch.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from checkpoints.make import save_tokenizer
+from dpad.engine.loading import LoadedModel
+from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.results import files
+from dpad.training.settings import TrainingSettings
+
+Save = Callable[[dict[str, Tensor]], None]
+
+
+def prepare(loaded: LoadedModel, settings: TrainingSettings, folder: Path) -> tuple[nn.Module, Save]:
+    """The module to train, in training mode, and the function that writes its trained weights into a folder.
+
+    Checkpoints are written in the type that the model's own is stored in.
+    """
+    model = loaded.model
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if settings.lora is not None:
+        from dpad.engine.adapters import add_lora, save_adapter
+
+        adapted = add_lora(model, settings.lora, settings.lora_alpha, settings.lora_dropout)
+        return adapted.train(), lambda weights: save_adapter(adapted, folder, loaded, weights)
+    stored = getattr(loaded.model.config, "dtype", None) or torch.bfloat16
+    model.requires_grad_(True)
+    return model.train(), lambda weights: write_checkpoint(model, loaded.tokenizer, folder, stored, weights)
+
+
+def write_checkpoint(model: MaskedDiffusionModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype,
+                     weights: dict[str, Tensor]) -> None:
+    """Write weights, configuration and tokenizer.
+
+    Args:
+        model: says the configuration; its own weights are not looked at.
+        dtype: that the weights are stored in.
+        weights: by the names of the model's state dict.
+    """
+    save_tokenizer(tokenizer, folder)
+    model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in weights.items()})
+    config = folder / "config.json"
+    files.write_json(config, files.read_json(config) | {"dtype": str(dtype).removeprefix("torch.")})
