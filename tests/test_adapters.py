@@ -27,11 +27,12 @@ import run
 from benchmarks import measurement
 from demo import app, demo
 from dpad.engine import adapters, loading
+from dpad.engine.checkpoint import read_headers
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.evaluation import runs
 from dpad.evaluation.lm_eval_cli import CommandLineLM
 from dpad.results import tables
-from dpad.training.adapters import add_lora, describe_base, merge_adapter, save_adapter
+from dpad.training.adapters import add_lora, merge_adapter, save_adapter, write_base
 from dream import DreamConfig, DreamModel
 from llada.settings import LLaDASettings
 
@@ -255,9 +256,10 @@ def test_law_merged_is_applied(family, rank, alpha, targets, seed, tmp_path_fact
     """Guards the law for adapters that training here makes, of any rank, scale and choice of projections."""
     folder = tmp_path_factory.mktemp("adapter")
     model = loading.FAMILIES[family].model.from_pretrained(RECORDED[family])
+    loaded = loading.LoadedModel("recorded", str(RECORDED[family]), loading.FAMILIES[family], model, None, False)
     names = adapters.projections(model)
     adapted = spread(add_lora(model, rank, alpha, targets=[names[index] for index in targets]), seed)
-    save_adapter(adapted, folder, str(RECORDED[family]))
+    save_adapter(adapted, folder, loaded)
     merged = merged_from(folder, RECORDED[family], family)
     ids = prompts_of([9], seed)[0][None]
     with torch.no_grad():
@@ -296,7 +298,7 @@ def test_an_adapter_of_ours(base, tmp_path):
     config = adapted.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 6, 0.0)
     for name in ("first", "second", "second"):
-        save_adapter(adapted, tmp_path / name, loaded.checkpoint)
+        save_adapter(adapted, tmp_path / name, loaded)
     files = sorted(os.listdir(tmp_path / "first"))
     assert files == ["adapter_config.json", "adapter_model.safetensors", "base.json"]
     for name in files:
@@ -353,7 +355,8 @@ def test_a_base_is_known_by_its_weights(checkpoint_folder, tmp_path):
             weight.copy_(before)
     model.save_pretrained(tmp_path / "other")
     assert adapters.base_fingerprint(tmp_path / "other") == expected
-    assert describe_base(str(ROOT / "checkpoints" / "llada-tiny"))["base"] == "checkpoints/llada-tiny"
+    write_base(tmp_path, loading.load("tiny", device="cpu"))
+    assert json.loads((tmp_path / "base.json").read_text())["base"] == "checkpoints/llada-tiny"
 
 
 # --- Merged checkpoints -----------------------------------------------------------------------------------------------
@@ -373,7 +376,8 @@ def test_a_merged_checkpoint(base, tmp_path):
         assert torch.equal(mine, theirs)
     prompt = merged.encode(PROMPT)
     assert torch.equal(again.generate(**prompt, **SHORT).sequences, merged.generate(**prompt, **SHORT).sequences)
-    assert set(os.listdir(tmp_path / "out")) == set(os.listdir(base))
+    assert set(os.listdir(tmp_path / "out")) == {*os.listdir(base), "base.json"}
+    assert json.loads((tmp_path / "out" / "base.json").read_text())["adapter"]["sha256"] == merged.adapter.sha256
 
     with pytest.raises(ValueError, match="output is .*, a folder that holds .*; it must be a new folder or an empty"):
         merge_adapter(merged, tmp_path / "out")
@@ -382,6 +386,44 @@ def test_a_merged_checkpoint(base, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is not a folder"):
         merge_adapter(merged, tmp_path / "file")
+
+
+def test_a_merged_checkpoint_has_the_type_of_its_base(checkpoint_folder, tmp_path):
+    """Guards the size of merged checkpoints, on a CPU too, where models are loaded as float32."""
+    base = tmp_path / "base"
+    shutil.copytree(checkpoint_folder, base)
+    loading.load(str(base), device="cpu", dtype="bfloat16").model.save_pretrained(base)
+    adapt(loading.load(str(base), device="cpu").model).save_pretrained(tmp_path / "adapter")
+    for name, dtype, stored in (("out", None, "BF16"), ("exact", torch.float32, "F32")):
+        merged = loading.load(str(base), device="cpu", adapter=str(tmp_path / "adapter"))
+        assert merged.model.dtype == torch.float32
+        merge_adapter(merged, tmp_path / name, dtype)
+        assert {weight.dtype for weight in read_headers(tmp_path / name).values()} == {stored}
+    rounded = loading.load(str(base), device="cpu", dtype="bfloat16", adapter=str(tmp_path / "adapter"))
+    again = loading.load(str(tmp_path / "out"), device="cpu", dtype="bfloat16")
+    assert all(torch.equal(*pair) for pair in zip(rounded.model.parameters(), again.model.parameters()))
+
+
+def test_prompts_are_built_as_in_training(checkpoint_folder, folder, tmp_path):
+    """Guards names: "base" and "1.5" in a folder's name stand for prompts without the chat template, unless base.json
+    of the checkpoint, or of the adapter, knows better; what is made from a folder inherits what that one has."""
+    base = tmp_path / "llada-base"
+    shutil.copytree(checkpoint_folder, base)
+    loaded = loading.load(str(base), device="cpu", adapter=str(folder))
+    assert not loaded.chat_template
+    merge_adapter(loaded, tmp_path / "merged")
+    merged = loading.load(str(tmp_path / "merged"), device="cpu")
+    assert not merged.chat_template
+    adapted = add_lora(merged.model, 2)
+    with pytest.raises(ValueError, match="the model has an adapter already"):
+        add_lora(merged.model, 2)
+    save_adapter(adapted, tmp_path / "inherited", merged)
+    assert not loading.load(str(tmp_path / "merged"), device="cpu", adapter=tmp_path / "inherited").chat_template
+    save_adapter(adapted, tmp_path / "with", merged, chat_template=True)
+    assert loading.load(str(tmp_path / "merged"), device="cpu", adapter=tmp_path / "with").chat_template
+    edit(tmp_path / "merged" / "base.json", chat_template="yes")
+    with pytest.raises(ValueError, match="has a base.json whose chat_template is 'yes'; it must be true, false"):
+        loading.load(str(tmp_path / "merged"), device="cpu")
 
 
 def test_an_interrupted_merge_leaves_nothing(folder, checkpoint_folder, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 
 from dpad import ROOT
+from dpad.engine.adapters import describe_adapter
 from dpad.engine.answer_text import other
 from dpad.engine.checkpoint import relative_to_root
 from dpad.engine.checks import check_integer, one_line
@@ -150,7 +151,7 @@ def evaluate(
                 "cut_prompts": lm.cut_prompts,
                 "processes": processes.count,
                 "environment": environment(),
-            } | isolated | _adapter_of(loaded)
+            } | isolated | describe_adapter(loaded.adapter)
             if note and (fewer := describe_fewer_samples(folder, record["samples"])):
                 note(fewer)
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers, after_eos)
@@ -360,13 +361,6 @@ def _differences(earlier: Any, own: dict[str, Any]) -> list[str]:
     names = {"task": "another task", "checkpoint": "other files of the checkpoint", "code": "another version of this "
              "program"}
     return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own[key])]
-
-
-def _adapter_of(loaded: LoadedModel) -> dict[str, Any]:
-    """What a record says of the adapter of a model that was loaded with one."""
-    if loaded.adapter is None:
-        return {}
-    return {"adapter": {"name": relative_to_root(loaded.adapter.name), "sha256": loaded.adapter.sha256}}
 
 
 def fingerprint(loaded: LoadedModel) -> list[Any]:
