@@ -23,11 +23,14 @@ from dpad.engine import checkpoint
 from dpad.engine.checks import check_integer, check_number, one_line, short
 
 if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
     from dpad.engine.transformer import MaskedDiffusionModel
 
 CONFIG = checkpoint.ADAPTER
 WEIGHTS = "adapter_model.safetensors"
-BASE = "base.json"  # which weights an adapter was trained from; `run.py train` writes it, peft does not
+BASE = "base.json"  # which weights an adapter, or a checkpoint, was made from; written here, but not by peft
 
 NAMES = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")  # fields that hold names of modules
 PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}  # by expressions for names, a value of another field
@@ -64,8 +67,8 @@ class Adapter:
 
     @property
     def label(self) -> str:
-        """What tells models with different adapters apart, in few characters."""
-        return f"{Path(self.name).name}@{self.sha256[:8]}"
+        """What tells models with different adapters apart, in few characters that any file's name may have."""
+        return re.sub(r"[^\w.+=]+", "-", f"{Path(self.name).name}.{self.sha256[:8]}")
 
     @property
     def base(self) -> str:
@@ -76,10 +79,17 @@ class Adapter:
         return f"adapter {str(self.folder)!r}" + (f" of {self.base!r}" if self.base else "")
 
 
+def describe_adapter(adapter: Adapter | None) -> dict[str, Any]:
+    """What a record says of the adapter of a model; nothing where it has none."""
+    if adapter is None:
+        return {}
+    return {"adapter": {"name": checkpoint.relative_to_root(adapter.name), "sha256": adapter.sha256}}
+
+
 # --- Finding and reading ----------------------------------------------------------------------------------------------
 
 
-def read_adapter(name: str, **options: Any) -> Adapter:
+def read_adapter(name: str | Path, **options: Any) -> Adapter:
     """Find an adapter and look at its files; no weight is read.
 
     Args:
@@ -89,6 +99,7 @@ def read_adapter(name: str, **options: Any) -> Adapter:
     Raises:
         ValueError: it is no LoRA adapter, it needs what is not implemented, a file is damaged, or peft is missing.
     """
+    name = str(name)
     folder = _find(name, **options)
     _check_folder(folder)
     fields = checkpoint.read_object(folder / CONFIG, kind="adapter")
@@ -123,13 +134,14 @@ def _check_folder(folder: Path) -> None:
     """Raise ValueError, saying what the folder is instead, unless it holds an adapter's two files."""
     name = f"adapter {str(folder)!r}"
     files = sorted(os.listdir(folder))
-    if CONFIG not in files and checkpoint.CONFIG in files:
+    has_config = (folder / CONFIG).is_file()
+    if not has_config and checkpoint.CONFIG in files:
         raise ValueError(f"{name} is a whole checkpoint, not an adapter: load it as the model, -m {folder}")
-    if CONFIG not in files:
+    if not has_config:
         inner = [str(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))]
         hint = f"; did you mean {' or '.join(inner[:3])}?" if inner else ": the folder is empty" if not files else ""
         raise ValueError(f"{name} has no {CONFIG}{hint}")
-    if WEIGHTS not in files:
+    if not (folder / WEIGHTS).is_file():
         other = [file for file in files if Path(file).suffix in (".bin", ".pt", ".pth", ".ckpt")]
         hint = f", but {one_line(other[0])}, a format that is not loaded here, since it may run code" if other else ""
         raise ValueError(f"{name} is incomplete: it has no {WEIGHTS}{hint}")
@@ -277,6 +289,21 @@ def check_base(adapter: Adapter, name: str, folder: Path) -> None:
         raise ValueError(f"{adapter} was not trained from {name!r}")
 
 
+def recorded_template(folder: Path) -> bool | None:
+    """Whether prompts went through the chat template when an adapter or a checkpoint was trained; None: unknown.
+
+    Raises:
+        ValueError: the folder has a base.json that cannot be read.
+    """
+    if not (folder / BASE).is_file():
+        return None
+    value = checkpoint.read_object(folder / BASE, kind="folder").get("chat_template")
+    if value not in (True, False, None):
+        raise ValueError(f"folder {str(folder)!r} has a {BASE} whose chat_template is {short(value)}; it must be true, "
+                         "false or null")
+    return value
+
+
 def base_fingerprint(folder: str | Path) -> str:
     """What identifies the weights of a checkpoint, in a second for 16 GB: a hash of all tensors' names, types, shapes
     and of some rows of each, however they are spread over files.
@@ -309,23 +336,32 @@ def sample(count: int) -> list[int]:
     return sorted({(count - 1) * number // (SAMPLED_ROWS - 1) for number in range(SAMPLED_ROWS)} if count else ())
 
 
-def _wrap(model: MaskedDiffusionModel, adapter: Adapter) -> Any:
+def _wrap(model: MaskedDiffusionModel, adapter: Adapter) -> PeftModel:
     """The model as peft adapts it, with adapter weights that are yet to be filled in."""
-    peft = import_peft()
     fields = {name: value for name, value in adapter.fields.items() if name in APPLIED and value is not None}
+    return wrap(model, **fields, init_lora_weights=False)
+
+
+def wrap(model: MaskedDiffusionModel, **fields: Any) -> PeftModel:
+    """peft's get_peft_model, without its warnings: what they are about is checked here. fields: of a LoraConfig."""
+    peft = import_peft()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what peft warns of is checked here
-        return peft.get_peft_model(model, peft.LoraConfig(**fields, init_lora_weights=False))
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(model, peft.LoraConfig(**fields))
 
 
 def _check_targets(adapter: Adapter, model: MaskedDiffusionModel, words: str) -> None:
     """Raise ValueError if an adapter names modules that the model lacks."""
-    names = [name for name, _ in model.named_modules()]
     targets = adapter.fields["target_modules"]
     if isinstance(targets, str):
         return  # an expression; peft says when it finds nothing
-    lacking = [target for target in targets if not any(("." + name).endswith("." + target) for name in names)]
-    if lacking:
+    names = [f".{name}" for name, _ in model.named_modules()]
+
+    def is_there(target: str) -> bool:
+        return any(name.endswith(f".{target}") for name in names)
+
+    lasts = {target: target.rpartition(".")[2] for target in targets if not is_there(target)}
+    if lacking := {last for last in lasts.values() if not is_there(last)} or lasts.keys():
         raise ValueError(f"{words}: it adapts {checkpoint.listing(lacking)}, which the model lacks; its layers have "
                          f"{', '.join(projections(model))}")
 
@@ -341,10 +377,10 @@ def projections(model: MaskedDiffusionModel) -> list[str]:
 # --- Merging ----------------------------------------------------------------------------------------------------------
 
 
-def merge_into(model: MaskedDiffusionModel, adapter: Adapter) -> None:
-    """Add an adapter to the weights of a model, in place. It must have passed `check_adapter`.
+def merge_into(model: MaskedDiffusionModel, adapter: Adapter, dtype: torch.dtype) -> None:
+    """Add an adapter to the weights of a model, in place, and turn these into a type. The adapter must fit.
 
-    Each sum is computed in float32 and rounded once, to the type of the model's weights.
+    Each sum is computed in float32 and rounded once.
 
     Raises:
         ValueError: weights of the adapter are not finite, or sums are not; the file cannot be read.
@@ -369,14 +405,16 @@ def merge_into(model: MaskedDiffusionModel, adapter: Adapter) -> None:
     for path, module in list(adapted.named_modules()):
         if not isinstance(module, BaseTunerLayer):
             continue
-        parameters = dict(module.get_base_layer().named_parameters(recurse=False))
-        types = {key: parameter.dtype for key, parameter in parameters.items()}
-        for parameter in parameters.values():
+        parameters = list(module.get_base_layer().parameters(recurse=False))
+        for parameter in parameters:
             parameter.data = parameter.data.float()
         module.merge()
-        for key, parameter in module.get_base_layer().named_parameters(recurse=False):
-            parameter.data = parameter.data.to(types[key])
+        for parameter in parameters:
+            parameter.data = parameter.data.to(dtype)
             if not torch.isfinite(parameter).all():
-                raise ValueError(f"{name} added to the model gives numbers beyond {types[key]}, in {path}")
-    adapted.merge_and_unload()
-    model.requires_grad_(True).eval()  # as they were loaded
+                raise ValueError(f"{name} added to the model gives numbers beyond "
+                                 f"{str(dtype).removeprefix('torch.')}, in {path}")
+    adapted.unload()  # of peft's modules nothing is left
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.requires_grad_(True).eval()  # as it was loaded

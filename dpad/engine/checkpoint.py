@@ -384,6 +384,12 @@ def check_weights(folder: Path, layout: Layout, config: PretrainedConfig) -> Non
     check_types(folder, {weight: header.dtype for weight, header in headers.items()})
 
 
+def stored_type(folder: Path) -> str:
+    """The widest type of a checkpoint's weights, as torch calls it: float32, bfloat16 or float16."""
+    types = {weight.dtype for weight in read_headers(folder).values()}
+    return "float32" if types - {"BF16"} and types - {"F16"} else "float16" if "F16" in types else "bfloat16"
+
+
 def check_types(folder: Path, types: dict[str, str]) -> None:
     """Raise ValueError if there are weights, by their names, of other types than FLOATING."""
     wrong = [f"{weight} ({dtype})" for weight, dtype in types.items() if dtype not in FLOATING]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
-from dpad.engine.adapters import Adapter, check_adapter, merge_into, read_adapter
+from dpad.engine.adapters import Adapter, check_adapter, merge_into, read_adapter, recorded_template
 from dpad.engine.answer_text import AnswerText
 from dpad.engine.checkpoint import (
     check_folder,
@@ -28,6 +28,7 @@ from dpad.engine.checkpoint import (
     is_hub_id,
     read_config,
     similar,
+    stored_type,
 )
 from dpad.engine.checks import check_choice, check_text, one_line, short, suggest, texts_of
 from dpad.engine.template_trial import TRIAL, try_tokenizer
@@ -130,8 +131,8 @@ class LoadedModel:
 
     name: as it was asked for; with an adapter also that one's name and the beginning of its hash, so that models with
     different adapters have different names. checkpoint: folder or hub id. chat_template: whether prompts go through the
-    tokenizer's chat template by default, which is how the model's published numbers were measured. adapter: what has
-    been merged into the weights.
+    tokenizer's chat template by default: as they did in a training here (base.json), and otherwise as in the
+    measurement of the published numbers. adapter: what has been merged into the weights.
     """
 
     name: str
@@ -220,7 +221,7 @@ class LoadedModel:
 
 def load(
     name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-    revision: str | None = None, adapter: str | None = None,
+    revision: str | None = None, adapter: str | Path | None = None,
 ) -> LoadedModel:
     """Load a model by the name that people know, from a folder or from the hub, without remote code.
 
@@ -235,6 +236,8 @@ def load(
         ValueError: one sentence that says what is wrong with the name, the device, the dtype, the checkpoint or the
             adapter.
     """
+    import torch
+
     device, dtype = placement(device, dtype)
     checkpoint = resolve(name)
     addition = None if adapter is None else find_adapter(adapter)
@@ -245,25 +248,30 @@ def load(
         check_adapter(addition, checkpoint, folder, family.model)
     with _quiet_if_small(folder):
         # Straight to the device: the machine's main memory may be too small for the weights.
-        model = family.model.from_pretrained(folder, dtype=dtype, device_map={"": device}).eval()
+        stored = getattr(torch, stored_type(folder)) if addition else dtype  # sums are rounded once
+        model = family.model.from_pretrained(folder, dtype=stored, device_map={"": device}).eval()
     if options:
         model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
     tokenizer = _tokenizer(folder, model, family)
+    recorded = recorded_template(addition.folder) if addition else None
+    recorded = recorded_template(folder) if recorded is None else recorded
+    use_template = not measured_raw(checkpoint, family) if recorded is None else recorded
     if addition:
-        merge_into(model, addition)
+        merge_into(model, addition, dtype)
     return LoadedModel(
-        name=f"{name}+{addition.label}" if addition else name,
+        name=f"{name.rstrip(os.sep)}+{addition.label}" if addition else name,
         checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer, adapter=addition,
-        chat_template=tokenizer.chat_template is not None and not measured_raw(checkpoint, family),
+        chat_template=tokenizer.chat_template is not None and use_template,
     )
 
 
-def find_adapter(name: str) -> Adapter:
+def find_adapter(name: str | Path) -> Adapter:
     """An adapter by its folder or hub id, once its files have been looked at; no weight is read.
 
     Raises:
         ValueError: see `adapters.read_adapter`.
     """
+    name = str(name)
     is_elsewhere = is_hub_id(name) and not os.path.exists(name)
     return read_adapter(name, **(_hub_options(name, None, kind="adapter") if is_elsewhere else {}))
 

@@ -77,7 +77,8 @@ class CommandLineLM(DiffusionLM):
         # is 0 report, of which there is one on each machine.
         os.environ["LOCAL_RANK"] = str(self.processes.rank)
 
-        loaded = load(name, device=device, dtype=dtype, revision=revision, adapter=adapter)
+        loaded = load(name, device=device, dtype=dtype, revision=revision,
+                      adapter=None if adapter is None else str(adapter))
         answering: dict[str, Any] = {
             "batch_size": int(batch_size) if str(batch_size).isdecimal() else batch_size,
             "prompt_limit": prompt_limit,

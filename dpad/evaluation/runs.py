@@ -29,6 +29,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 
 from dpad import ROOT
+from dpad.engine.adapters import describe_adapter
 from dpad.engine.answer_text import other
 from dpad.engine.checkpoint import relative_to_root
 from dpad.engine.checks import check_integer, one_line
@@ -150,7 +151,7 @@ def evaluate(
                 "cut_prompts": lm.cut_prompts,
                 "processes": processes.count,
                 "environment": environment(),
-            } | isolated | describe_adapter(loaded)
+            } | isolated | describe_adapter(loaded.adapter)
             if note and (fewer := describe_fewer_samples(folder, record["samples"])):
                 note(fewer)
             write_samples(folder / "samples.jsonl", results["samples"], lm.answers, after_eos)
@@ -306,7 +307,7 @@ def identity(task: str, loaded: LoadedModel, description: dict[str, Any]) -> dic
         "checkpoint": fingerprint(loaded),
         "settings": {key: value for key, value in description.items() if key not in ("limit", "after_eos")},
         "code": code_version(),
-    } | describe_adapter(loaded)
+    } | ({"adapter": loaded.adapter.sha256} if loaded.adapter else {})
 
 
 def describe_earlier_run(folder: Path, own: dict[str, Any]) -> str | None:
@@ -358,15 +359,8 @@ def _differences(earlier: Any, own: dict[str, Any]) -> list[str]:
         for name, value in own["settings"].items() if digest(settings.get(name)) != digest(value)
     ]
     names = {"task": "another task", "checkpoint": "other files of the checkpoint", "code": "another version of this "
-             "program", "adapter": "another adapter, or none"}
-    return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own.get(key))]
-
-
-def describe_adapter(loaded: LoadedModel) -> dict[str, Any]:
-    """Where a model was loaded with an adapter: which one, for a record and for a run's identity."""
-    if loaded.adapter is None:
-        return {}
-    return {"adapter": {"name": relative_to_root(loaded.adapter.name), "sha256": loaded.adapter.sha256}}
+             "program"}
+    return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own[key])]
 
 
 def fingerprint(loaded: LoadedModel) -> list[Any]:

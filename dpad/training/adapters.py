@@ -1,7 +1,7 @@
 """LoRA adapters as training makes them: added to a model, written into a folder, merged into a checkpoint.
 
     adapted = add_lora(loaded.model, rank=64)                # only the adapter's weights are trained
-    save_adapter(adapted, "out", loaded.checkpoint)          # python run.py generate -m tiny --adapter out ...
+    save_adapter(adapted, "out", loaded)                     # python run.py generate -m tiny --adapter out ...
     merge_adapter(load("tiny", adapter="out"), "merged")     # python run.py generate -m merged ...
 
 dpad/engine/adapters.py reads adapters and checks them. Imported, never run.
@@ -17,8 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpad.engine.adapters import BASE, CONFIG, MAX_RANK, WEIGHTS, base_fingerprint, import_peft, projections
-from dpad.engine.checkpoint import find_folder, relative_to_root
+import torch
+
+from dpad.engine.adapters import (
+    BASE,
+    CONFIG,
+    MAX_RANK,
+    WEIGHTS,
+    base_fingerprint,
+    describe_adapter,
+    import_peft,
+    projections,
+    wrap,
+)
+from dpad.engine.checkpoint import find_folder, relative_to_root, stored_type
 from dpad.engine.checks import check_choice, check_integer, check_number, short
 from dpad.results import outputs
 from dpad.results.files import write_json, write_whole
@@ -58,13 +70,15 @@ def add_lora(
     Raises:
         ValueError: naming the argument, its value and what is allowed; or peft is not installed.
     """
-    peft = import_peft()
+    import_peft()
     check_integer("rank", rank, 1, MAX_RANK)
     if alpha is not None:
         check_number("alpha", alpha, above=0)
     check_number("dropout", dropout, minimum=0)
     if dropout >= 1:
         raise ValueError(f"dropout is {dropout}; it must be below 1")
+    if hasattr(model, "peft_config"):
+        raise ValueError("the model has an adapter already; merge it, or load the model again")
     names = projections(model)
     if isinstance(targets, str) and targets != ALL or not targets:
         raise ValueError(f"targets is {short(targets)}; it must be {ALL!r}, or a list of some of "
@@ -72,14 +86,15 @@ def add_lora(
     chosen = names if targets == ALL else sorted(set(targets))
     for target in chosen:
         check_choice("targets", target, names)
-    return peft.get_peft_model(model, peft.LoraConfig(
-        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, target_modules=chosen,
+    return wrap(
+        model, r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, target_modules=chosen,
         exclude_modules=[model.head_name.removesuffix(".weight")],  # LLaDA's is called as a projection of its layers
-    ))
+    )
 
 
 def save_adapter(
-    adapted: PeftModel, folder: str | Path, base: str, state_dict: dict[str, Tensor] | None = None,
+    adapted: PeftModel, folder: str | Path, loaded: LoadedModel, state_dict: dict[str, Tensor] | None = None,
+    chat_template: bool | None = None,
 ) -> None:
     """Write an adapter as peft does, and into base.json which weights it was trained from.
 
@@ -87,18 +102,18 @@ def save_adapter(
     training are replaced.
 
     Args:
-        base: the checkpoint of the model that `add_lora` was given: a folder, or a hub id.
+        loaded: the model that `add_lora` was given.
         state_dict: of `adapted`, where its weights are spread over processes (FSDP); None reads them from it.
+        chat_template: see `write_base`.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    own = describe_base(base)
     weights = import_peft().get_peft_model_state_dict(adapted, state_dict=state_dict, save_embedding_layers=False)
     fields = adapted.peft_config[adapted.active_adapter].to_dict() | {
-        "base_model_name_or_path": own["base"], "inference_mode": True, "auto_mapping": None,
+        "base_model_name_or_path": relative_to_root(loaded.checkpoint), "inference_mode": True, "auto_mapping": None,
     }
-    write_json(folder / BASE, own)
+    write_base(folder, loaded, chat_template)
     write_json(folder / CONFIG, {
         field: sorted(value) if isinstance(value, set) else value for field, value in sorted(fields.items())
     })
@@ -107,22 +122,35 @@ def save_adapter(
                   metadata={"format": "pt"})
 
 
+def write_base(folder: str | Path, loaded: LoadedModel, chat_template: bool | None = None) -> None:
+    """Write base.json: which weights an adapter, or a checkpoint, was made from, and how its prompts were built.
+
+    Args:
+        loaded: the model that the training began with, or that has been merged.
+        chat_template: whether prompts went through the chat template, which is then the default wherever the folder is
+            used, whatever its name; None takes the default of `loaded`.
+    """
+    write_json(Path(folder) / BASE, {
+        "base": relative_to_root(loaded.checkpoint),
+        "sha256": _fingerprint(loaded.checkpoint),
+        "chat_template": loaded.chat_template if chat_template is None else chat_template,
+    } | describe_adapter(loaded.adapter))
+
+
 @functools.cache
-def describe_base(base: str) -> dict[str, str]:
-    """The content of base.json: the checkpoint's name and the fingerprint of its weights, taken once in a process."""
-    return {"base": relative_to_root(base), "sha256": base_fingerprint(_local_folder(base))}
+def _fingerprint(checkpoint: str) -> str:
+    """That of a checkpoint that has been loaded, taken once in a process."""
+    return base_fingerprint(find_folder(checkpoint, local_files_only=True))
 
 
-def _local_folder(base: str) -> Path:
-    """The folder of a checkpoint that has been loaded; that of a hub id is in the cache."""
-    return Path(base) if os.path.isdir(base) else find_folder(base, local_files_only=True)
-
-
-def merge_adapter(loaded: LoadedModel, folder: str | Path) -> None:
+def merge_adapter(loaded: LoadedModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a model that was loaded with an adapter as a checkpoint of its own, in the layout of the hub's.
 
-    Its weights have the type that the model was loaded with; they are split into files of 5 GB. The folder appears when
-    all of them are on the disk.
+    The weights are split into files of 5 GB; the base's tokenizer is copied. The folder appears when all of it is on
+    the disk.
+
+    Args:
+        dtype: the type that the weights are turned into, in memory too; None takes the one in which the base is stored.
 
     Raises:
         ValueError: the model has no adapter, or the folder exists and is not empty.
@@ -131,7 +159,11 @@ def merge_adapter(loaded: LoadedModel, folder: str | Path) -> None:
         raise ValueError(f"model {loaded.name} was loaded without an adapter; give the one that is to be merged")
     check_new_folder("output", folder)
     folder = Path(folder)
-    base = _local_folder(loaded.checkpoint)
+    base = find_folder(loaded.checkpoint, local_files_only=True)
+    dtype = dtype or getattr(torch, stored_type(base))
+    for parameter in loaded.model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
@@ -139,6 +171,7 @@ def merge_adapter(loaded: LoadedModel, folder: str | Path) -> None:
         for name in TOKENIZER_FILES:
             if (base / name).is_file():
                 shutil.copyfile(base / name, temporary / name)
+        write_base(temporary, loaded)
         for path in temporary.iterdir():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())

@@ -182,10 +182,12 @@ def merge(args: argparse.Namespace, load_libraries: Callable[[], None]) -> None:
     if args.adapter is None:
         raise ValueError("merge needs --adapter FOLDER, the adapter to merge")
     load_libraries()
-    from dpad.engine.adapters import merge_adapter
+    from dpad.training.adapters import check_new_folder, merge_adapter
 
-    loaded = load(args.model, device=args.device or "cpu", dtype=args.dtype, adapter=args.adapter)
-    merge_adapter(loaded, args.output)
+    check_new_folder("output", args.output)
+    device, dtype = placement(args.device or "cpu", args.dtype)
+    loaded = load(args.model, device=device, dtype=dtype, adapter=args.adapter)
+    merge_adapter(loaded, args.output, None if args.dtype is None else dtype)
     print(f"{args.output}: {args.model} with {args.adapter} merged; run.py takes it as -m {args.output}")
 
 

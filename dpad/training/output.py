@@ -32,7 +32,7 @@ def prepare(loaded: LoadedModel, settings: TrainingSettings, folder: Path) -> tu
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if settings.lora is not None:
-        from dpad.engine.adapters import add_lora, save_adapter
+        from dpad.training.adapters import add_lora, save_adapter
 
         adapted = add_lora(model, settings.lora, settings.lora_alpha, settings.lora_dropout)
         return adapted.train(), lambda weights: save_adapter(adapted, folder, loaded, weights)
