@@ -15,8 +15,9 @@
 # DEVICE      cpu, cuda or cuda:1 (default: the first GPU, if there is one)
 # JOBS        models that are trained, or decoded with, side by side (default: 1)
 # SEEDS       (default: 1 2 3)         PROBLEMS   of a task for each seed (default: 500)
-# BASE_STEPS  (default: 5000)          STEPS      of each of the other trainings (default: 500)
+# BASE_STEPS  (default: 2000)          STEPS      of each of the other trainings (default: 400)
 # THRESHOLD   of parallel decoding; 0: one token a step, about ten times as long (default: 0.9)
+# DTYPE       that is decoded in (default: float32)       BATCH   problems decoded together (default: 100)
 #
 # The same command continues an interrupted study. What is complete is neither done again nor written over. If a model
 # fails, the others are still made, and the status is 1.
@@ -28,7 +29,8 @@ if [ -n "${QUICK:-}" ]; then
     PROBLEMS="${PROBLEMS:-4}" SEEDS="${SEEDS:-1}"
 fi
 export PYTHON="${PYTHON:-python3}" OUTPUT="${OUTPUT:-$ROOT/results/study}" DEVICE="${DEVICE:-}" JOBS="${JOBS:-1}"
-export BASE_STEPS="${BASE_STEPS:-5000}" STEPS="${STEPS:-500}" PROBLEMS="${PROBLEMS:-500}" THRESHOLD="${THRESHOLD:-0.9}"
+export BASE_STEPS="${BASE_STEPS:-2000}" STEPS="${STEPS:-400}" PROBLEMS="${PROBLEMS:-500}" THRESHOLD="${THRESHOLD:-0.9}"
+export DTYPE="${DTYPE:-float32}" BATCH="${BATCH:-100}"
 TASKS=arithmetic,answer-first,countdown
 BLOCKS=8,32 # the tasks are decoded in blocks of these lengths
 
@@ -46,17 +48,17 @@ train() { # FOLDER COMMAND...: run a training, or continue it, unless its model 
 model() { # ARM SEED: train one model and decode with it
     local folder="$OUTPUT/$1-$2" suffix=()
     case "$1" in
-    base) folder="$OUTPUT/base" ;;
+    base) folder="$OUTPUT/start" ;;
     full) suffix=(-d null) ;;
-    dropout) suffix=(-d gaussian -w 64,128,256 -k 3,4 -sc 1.6,2.3) ;;
+    dropout) suffix=(-d gaussian -w 64,128 -k 3,4 -sc 0.8,1.6,3.2) ;;
     none) suffix=(-d block) ;;
     esac
     if [ "$1" != base ]; then
-        train "$folder" run.py train -m "$OUTPUT/base" --data "$TASKS" --objective blockwise -l 64,128 -b "$BLOCKS" \
-            "${suffix[@]}" --steps "$STEPS" --optimizer muon --seed "$2" || return
+        train "$folder" run.py train -m "$OUTPUT/start" --data "$TASKS" --objective blockwise -l 64,128 -b "$BLOCKS" \
+            "${suffix[@]}" --steps "$STEPS" --batch_size 64 --noise_min 0.02 --seed "$2" || return
     fi
     "$PYTHON" -m benchmarks.training.study evaluate --model "$folder" --arm "$1" --seed "$2" --problems "$PROBLEMS" \
-        --threshold "$THRESHOLD" --output "$OUTPUT/records/$1-$2.json" ${DEVICE:+--device "$DEVICE"}
+        --threshold "$THRESHOLD" --dtype "$DTYPE" --batch_size "$BATCH" --output "$OUTPUT/records/$1-$2.json" ${DEVICE:+--device "$DEVICE"}
 }
 
 mkdir -p "$OUTPUT"
@@ -70,7 +72,7 @@ if [ $# -eq 2 ]; then # called by this script
     exit "$status"
 fi
 
-settings="base of $BASE_STEPS steps, trainings of $STEPS steps, $PROBLEMS problems, threshold $THRESHOLD"
+settings="base of $BASE_STEPS steps, trainings of $STEPS steps, $PROBLEMS problems, threshold $THRESHOLD, $DTYPE, batches of $BATCH"
 if [ "$(cat "$OUTPUT/settings.txt" 2>/dev/null || echo "$settings")" != "$settings" ]; then
     echo "study.sh: OUTPUT is $OUTPUT, a study of other settings ($(cat "$OUTPUT/settings.txt")); name another folder" >&2
     exit 2
@@ -84,11 +86,11 @@ if ! "$PYTHON" -c "$packages" torch transformers accelerate; then
 fi
 cores="$("$PYTHON" -c 'from dpad.results.records import cores; print(cores())')"
 echo "== base: begins"
-train "$OUTPUT/base" -m dpad.training.scratch --family llada --tasks "$TASKS" --blocks "$BLOCKS" -d null \
-    --steps "$BASE_STEPS" --threads "${OMP_NUM_THREADS:-$cores}"
+train "$OUTPUT/start" -m dpad.training.scratch --family llada --tasks "$TASKS" --blocks "$BLOCKS" -d null \
+    --tokens_per_step 24000 --steps "$BASE_STEPS" --threads "${OMP_NUM_THREADS:-$cores}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}"
 status=0
-for seed in ${SEEDS:-1 2 3}; do printf '%s\n' "base $seed" "full $seed" "dropout $seed" "none $seed"; done |
+for seed in ${SEEDS:-1 2 3}; do printf '%s\n' "full $seed" "dropout $seed" "none $seed" "base $seed"; done |
     xargs -L 1 -P "$JOBS" bash "$SCRIPT" || status=1
 # All records in one file too, as the repository keeps them.
 "$PYTHON" - "$OUTPUT" <<'END' || status=1

@@ -74,6 +74,7 @@ PROBLEMS = Kind("a file of problems", (".jsonl",), _first_line_has(question=...,
 ARROW = Kind("an Arrow file", (".arrow",), _begins_with(b"ARROW1"))
 EVALUATION = Kind("the record of an evaluation", (".json",), _holds_record("evaluation"))
 BENCHMARK = Kind("the record of a benchmark", (".json",), _holds_record("benchmark", "growth"))
+TRAINING_STEPS = Kind("a record of training steps", (".json",), _holds_record("training steps"))
 AGREEMENT = Kind("a record of agreement", (".json",), _holds_record("agreement"))
 STUDY = Kind("a record of the study", (".json",), _holds_record("study"))
 

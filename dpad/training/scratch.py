@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         weight_decay=0.05, optimizer="muon", noise_min=0.02, seed=options.seed, gen_lengths=CANVASES,
         suffix=SUFFIX[options.dropout_strategy],
         block_lengths=Mixture(tuple(options.blocks)), held_out=HELD_OUT,
-        microbatch_tokens=2048 if device.type == "cpu" else 65536,
+        microbatch_tokens=2048 if device.type == "cpu" else 16384,
         log_every=options.log_every, eval_every=options.save_every, save_every=options.save_every,
     )
     torch.manual_seed(options.seed)

@@ -171,7 +171,7 @@ class Run:
         loader = DataLoader(
             _Steps(self.job, self.accelerator.process_index, self.accelerator.num_processes), batch_size=None,
             sampler=range(self.first_step, settings.steps),
-            num_workers=0 if self.device.type == "cpu" else min(4, cores() - 1),
+            num_workers=0 if self.device.type == "cpu" else min(8, cores() - 1),
         )
         bar = tqdm(loader, initial=self.first_step, total=settings.steps, unit="step", disable=not self.leads,
                    dynamic_ncols=True)
@@ -185,9 +185,10 @@ class Run:
             is_last = done == settings.steps
 
             if done % settings.log_every == 0 or is_last:
-                rate = tokens / (time.monotonic() - since)
+                spent = time.monotonic() - since
+                rate = tokens / spent
                 self._note(done, bar, loss=sum(losses) / len(losses), rate=settings.rate_at(done - 1), gradient=norm,
-                           tokens_per_second=round(rate))
+                           tokens=tokens, step_seconds=spent / len(losses), tokens_per_second=round(rate))
                 bar.set_postfix_str(f"loss {sum(losses) / len(losses):.4f}, {rate:,.0f} tokens/s")
                 losses, tokens, since = [], 0, time.monotonic()
 
