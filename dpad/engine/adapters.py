@@ -17,10 +17,11 @@ import warnings
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dpad.engine import checkpoint
 from dpad.engine.checks import check_integer, check_number, one_line, short
+from dpad.engine.json_text import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -311,23 +312,21 @@ def base_fingerprint(folder: str | Path) -> str:
     Raises:
         ValueError: a file of weights is missing or damaged.
     """
-    import torch
-    from safetensors import safe_open
-
     content = hashlib.sha256()
-    with ExitStack() as files:
-        opened: dict[Path, Any] = {}
+    with ExitStack() as stack:
+        files: dict[Path, tuple[BinaryIO, dict[str, Any], int]] = {}
         for name, weight in sorted(checkpoint.read_headers(Path(folder)).items()):
-            if weight.path not in opened:
-                opened[weight.path] = files.enter_context(safe_open(weight.path, framework="pt"))
+            if weight.path not in files:
+                opened = stack.enter_context(open(weight.path, "rb"))
+                size = int.from_bytes(opened.read(8), "little")
+                files[weight.path] = opened, parse_json(opened.read(size).decode(), str(weight.path)), 8 + size
+            file, entries, start = files[weight.path]
+            begin, end = entries[name]["data_offsets"]
+            rows = weight.shape[0] if len(weight.shape) > 1 else 1
             content.update(f"{name} {weight.dtype} {weight.shape}\n".encode())
-            if len(weight.shape) < 2:
-                pieces = [opened[weight.path].get_tensor(name).reshape(-1)]
-            else:
-                rows = opened[weight.path].get_slice(name)
-                pieces = [rows[row : row + 1] for row in sample(weight.shape[0])]
-            for piece in pieces:
-                content.update(piece.contiguous().view(torch.uint8).numpy().tobytes())
+            for row in sample(rows):
+                file.seek(start + begin + row * (end - begin) // rows)
+                content.update(file.read((end - begin) // rows))
     return content.hexdigest()
 
 
