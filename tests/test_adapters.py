@@ -594,6 +594,8 @@ def test_folders_that_are_refused(folder, checkpoint_folder, change, words):
     ({"target_modules": None}, "names no target_modules"),
     ({"target_modules": 3}, "field target_modules is 3; it must be names of modules"),
     ({"target_modules": [1]}, "field target_modules is [1]; it must be names of modules"),
+    ({"target_modules": ["q_proj"] * 5000}, "it must be names of modules, 4096 of them at most"),
+    ({"rank_pattern": {f"m{index}": 1 for index in range(5000)}}, "it must be an object of at most 4096 entries"),
     ({"target_modules": "(a*)*"}, "field target_modules has '(a*)*', an expression that is not searched for"),
     ({"target_modules": "a*" * 20}, "an expression that is not searched for: it must have at most four repetitions"),
     ({"target_modules": "("}, "an expression that is not searched for: missing )"),
@@ -654,6 +656,16 @@ def test_an_adapter_of_another_base(folder, checkpoint_folder, small_dream, tmp_
     assert "was trained from other weights than those of" in refusal(folder, tmp_path / "trained")
 
     assert "was trained from other weights than those of" in refusal(folder, small_dream)
+
+    # The base is in the hub's cache: a folder of other weights is another one.
+    snapshot = tmp_path / "hub" / "models--owner--base" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(checkpoint_folder, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    edit(folder / "adapter_config.json", base_model_name_or_path="owner/base")
+    assert "of 'owner/base' was trained from other weights than" in refusal(folder, tmp_path / "trained")
+    assert loading.load(str(checkpoint_folder), device="cpu", adapter=str(folder)).adapter
 
     edit(folder / "adapter_config.json", base_model_name_or_path="GSAI-ML/LLaDA-8B-Instruct")
     assert loading.load(str(tmp_path / "trained"), device="cpu", adapter=str(folder)).adapter  # it may be a copy
