@@ -44,3 +44,20 @@ def evaluation(
 
 def vanilla_and_dpad() -> list[dict[str, Any]]:
     return [evaluation("Vanilla", 2.0), evaluation("+DPad", 0.483, flexible=0.82)]
+
+
+def study(arm: str, seed: int, right: dict[tuple[str, str], str], **settings: Any) -> dict[str, Any]:
+    """A record of the study. right: by task and way of decoding, which answers were right, as in "1101"."""
+    problems = len(next(iter(right.values())))
+    return {
+        "kind": "study",
+        "model": f"{arm}-{seed}",
+        "arm": arm,
+        "seed": seed,
+        "settings": {"problems": problems, "threshold": 0.9, "dtype": "float32", "device": "cpu"} | settings,
+        "rows": [
+            {"task": task, "decoding": decoding, "right": answers, "expected_suffix": 12.4, "tokens_processed": 900}
+            for (task, decoding), answers in right.items()
+        ],
+        "environment": {"commit": "abc1234", "hardware": {"processor": "Test(R) CPU", "cores": 2, "gpus": []}},
+    }

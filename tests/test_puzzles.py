@@ -215,7 +215,8 @@ def test_the_harness_scores_as_is_right(name, generator):
         for text in (answer, other["answer"], answer.replace("####", "#"), answer.replace("\n", ".\n") + ".", "",
                      answer.replace("#### ", "#### 0"), answer.replace("#### ", "#### -"), f"#### 1,2\n{answer}",
                      re.sub(r"#### (\d)", r"#### \1,", answer), f"{answer}\n#### 5", f"So:\n{answer}", "#### ,",
-                     "#### .", re.sub(r"(#### \d+)", r"\1.0", answer), answer.replace("#### ", "#### $"), f" {answer} "):
+                     "#### .", re.sub(r"(#### \d+)", r"\1.0", answer),
+                     answer.replace("#### ", "#### $"), f" {answer} "):
             score = harness_score(task, document, text)
             assert score == generator.is_right(document, text), text
             right += score

@@ -1,9 +1,11 @@
-"""Charts of records, as .png or .svg: latency and accuracy, roofline, cost by length, and two of the paper's figures.
+"""Charts of records, as .png or .svg: latency and accuracy, roofline, cost by length, the study of training, and two of
+the paper's figures.
 
     python run.py table benchmarks/demo-cpu.json --plot bars.png
     python run.py table benchmarks/cpu-small.json --plot roofline.png
     python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
     python run.py table results/*/ --figure length --plot length.png              # speedup against answer length
+    python run.py table results/study/records --plot study.png                    # accuracy of ways of training
 
 Colours say what a configuration is, the same in every figure: vanilla decoding grey, without DPad orange, with DPad
 blue. Markers and lines tell its cache and parallel decoding. In evaluations the settings decide, not the name; the rows
@@ -40,6 +42,7 @@ from dpad.results.files import write_whole
 from dpad.results.formatting import count_samples, seconds, times
 from dpad.results.paper import GRID
 from dpad.results.records import hardware_line
+from dpad.results.studies import ARMS, Place, Rows, conditions_of, interval, pool, share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +111,7 @@ def draw(records: Sequence[dict], path: str | Path, figure: str = "bars") -> lis
     Args:
         path: ends in .png or .svg. Where the records make several pictures, each gets a name of its own from it.
         figure: one of FIGURES. "bars" draws what suits each kind of record: bars for every table of evaluations, the
-            roofline chart of a benchmark, the cost of a block by answer length.
+            roofline chart of a benchmark, the cost of a block by answer length, the accuracies of a study.
 
     Raises:
         ValueError: the records do not make this figure, or a file cannot be written there; see `outputs.check`.
@@ -133,14 +136,16 @@ def plan(
     """
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     if figure == "bars":
+        studies = [record for record in records if record["kind"] == "study"]
         pictures = _plan_bars(evaluations) + _plan_benchmarks(records)
-        left_out = len(group_by_table(evaluations)) + len(records) - len(evaluations) - len(pictures)
+        left_out = len(group_by_table(evaluations)) + len(records) - len(evaluations) - len(studies) - len(pictures)
+        pictures += _plan_studies(studies)
         if pictures and left_out and note:
             note(f"not drawn: {left_out} table{'s' * (left_out != 1)} with nothing to compare in a chart")
         if pictures:
             return pictures
         kinds = {record["kind"] for record in records}
-        if not kinds & {"evaluation", "benchmark", "growth"}:
+        if not kinds & {"evaluation", "benchmark", "growth", "study"}:
             raise ValueError(f"there is no chart of records of the kind {records[0]['kind']!r}")
         raise ValueError("a chart needs at least two rows to compare: two configurations of the same task, model, "
                          "length, samples and machine")
@@ -166,6 +171,14 @@ def _plan_benchmarks(records: Sequence[dict]) -> list[Picture]:
         elif record["kind"] == "growth" and len({row["gen_length"] for row in record["rows"]}) > 1:
             pictures.append(Picture(_slug("growth", record["model"]), partial(growth_chart, record)))
     return pictures
+
+
+def _plan_studies(records: Sequence[dict]) -> list[Picture]:
+    """A picture for all records of a study that were made under the same conditions."""
+    groups: dict[str, list[dict]] = {}
+    for record in records:
+        groups.setdefault(conditions_of(record), []).append(record)
+    return [Picture(_slug("study", name), partial(study_chart, group)) for name, group in groups.items()]
 
 
 def _name_of(record: dict) -> str:
@@ -416,6 +429,60 @@ def _scale_lengths(axes: Axes, lengths: set[int]) -> None:
     axes.set_xticks(sorted(lengths), [str(length) for length in sorted(lengths)])
     axes.minorticks_off()
     axes.set_xlabel("answer length G (tokens)")
+
+
+# --- The study of training with dropout -------------------------------------------------------------------------------
+
+ARM_STYLES = {"base": (GREY, "o"), "full": (ORANGE, "s"), "dropout": (BLUE, "^"), "none": (GREEN, "D")}
+
+
+def study_chart(records: Sequence[dict], path: str | Path) -> None:
+    """Draw a study, a panel for each task: accuracy by way of decoding, a line for each arm.
+
+    Large markers are all seeds together, with 95 % intervals; small ones each seed by itself.
+
+    Raises:
+        ValueError: see `studies.pool`.
+    """
+    tasks: dict[str, dict[Place, dict[str, Rows]]] = {}
+    for place, by_arm in pool(records).items():
+        tasks.setdefault(place.task, {})[place] = by_arm
+
+    with picture(path, 1 + 3.1 * len(tasks), 4) as figure:
+        for axes, (task, places) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks.items()):
+            arms = list(dict.fromkeys(arm for by_arm in places.values() for arm in by_arm))
+            for number, arm in enumerate(arms):
+                _draw_arm(axes, arm, [by_arm.get(arm) for by_arm in places.values()], number - (len(arms) - 1) / 2)
+            axes.set_title(task)
+            axes.set_xticks(range(len(places)), [_describe_place(*entry) for entry in places.items()], fontsize=9)
+            axes.grid(visible=False, axis="x")
+            axes.grid(visible=True, axis="y")
+        figure.axes[0].set_ylabel("right answers (%, 95 % interval)")
+        figure.supxlabel("suffix that an answer's first block sees in decoding: tokens on average, and the sampler",
+                         fontsize=11)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+
+
+def _draw_arm(axes: Axes, arm: str, rows_by_place: Sequence[Rows | None], shift: float) -> None:
+    """One line of a study's panel: the accuracy of an arm where it has rows, its interval, and that of each seed."""
+    colour, marker = ARM_STYLES.get(arm, (PURPLE, "v"))
+    points = [(place + 0.13 * shift, rows) for place, rows in enumerate(rows_by_place) if rows]
+    values = [share(rows.values()) for _, rows in points]
+    bounds = [interval(rows.values()) for _, rows in points]
+    reach = ([value - low for value, (low, _) in zip(values, bounds)],
+             [high - value for value, (_, high) in zip(values, bounds)])
+    axes.errorbar([place for place, _ in points], values, yerr=reach, color=colour, marker=marker, markersize=6,
+                  linewidth=1.2, capsize=2, label=ARMS.get(arm, arm))
+    for place, rows in points:
+        if len(rows) > 1:
+            axes.plot([place] * len(rows), [share([row]) for row in rows.values()], ".", color=colour, markersize=4,
+                      alpha=0.6)
+
+
+def _describe_place(place: Place, by_arm: dict[str, Rows]) -> str:
+    kept = next(row["expected_suffix"] for rows in by_arm.values() for row in rows.values())
+    name = place.decoding.replace("-", "\n")
+    return f"{kept:.0f}\n{name}"
 
 
 # --- The paper's other figures ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ an object of any keys, or `Several` for a list of any length. Imported by record
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ COUNT = Leaf("an integer of at least 1", _integer(1, 2**53))
 ZERO_OR_MORE = Leaf("an integer of at least 0", _integer(0, 2**53))
 LENGTH = Leaf("an integer from 1 to 2^30", _integer(1, 2**30))
 FLAG = Leaf("true or false", lambda value: isinstance(value, bool))
+BITS = Leaf("text of 0 and 1", lambda value: isinstance(value, str) and re.fullmatch("[01]+", value) is not None)
 SIZE = Leaf("an integer of at least 1, or text", lambda value: COUNT.fits(value) or TEXT.fits(value))
 
 ENVIRONMENT = {
@@ -96,6 +98,14 @@ GROWTH = {
 AGREEMENT = {
     "device": TEXT, "problems": COUNT, "environment?": ENVIRONMENT,
     "rows": [{"model": TEXT, "cache?": TEXT, "threshold?": NUMBER, "early_termination?": FLAG}],
+}
+STUDY = {
+    "model": TEXT, "arm": TEXT, "seed": ZERO_OR_MORE,
+    "settings": {"problems": COUNT, "threshold?": NUMBER, "dtype": TEXT, "device?": TEXT}, "environment?": ENVIRONMENT,
+    "training?": {"settings": {"steps?": COUNT, "batch_size?": COUNT}},
+    "rows": [{
+        "task": TEXT, "decoding": TEXT, "right": BITS, "expected_suffix": AMOUNT, "tokens_processed": ZERO_OR_MORE,
+    }],
 }
 PAPER = {
     "source": TEXT, "hardware": TEXT, "problems": Each(COUNT),

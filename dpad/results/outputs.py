@@ -75,6 +75,7 @@ ARROW = Kind("an Arrow file", (".arrow",), _begins_with(b"ARROW1"))
 EVALUATION = Kind("the record of an evaluation", (".json",), _holds_record("evaluation"))
 BENCHMARK = Kind("the record of a benchmark", (".json",), _holds_record("benchmark", "growth"))
 AGREEMENT = Kind("a record of agreement", (".json",), _holds_record("agreement"))
+STUDY = Kind("a record of the study", (".json",), _holds_record("study"))
 
 
 def check(name: str, path: str | Path, kind: Kind, inputs: Iterable[str | Path] = ()) -> None:

@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "benchmark": forms.BENCHMARK,  # run.py bench
     "growth": forms.GROWTH,  # run.py bench --gen_lengths
     "agreement": forms.AGREEMENT,  # benchmarks/agreement.py
+    "study": forms.STUDY,  # benchmarks/training/study.py
     "paper": forms.PAPER,  # benchmarks/paper.json, typed from the paper
 }
 MAX_FILES = 20_000  # .json files in a folder

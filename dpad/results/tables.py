@@ -4,8 +4,8 @@
     python run.py table results/main_1.5/1.5 --paper llada-1.5                # beside what the authors report
 
 Every number comes from a record. Evaluations are shown one table for each task, model, answer length, number of samples
-and machine, rows in the paper's order; all other records of one kind share a table. evaluations.py, benchmarks.py and
-paper.py make the rows.
+and machine, rows in the paper's order; all other records of one kind share a table. evaluations.py, benchmarks.py,
+studies.py and paper.py make the rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 
 from dpad.engine.configurations import VANILLA
-from dpad.results import benchmarks, evaluations, paper
+from dpad.results import benchmarks, evaluations, paper, studies
 from dpad.results.formatting import FORMATS, Table, as_columns, as_markdown
 
 TABLES: dict[str, Callable[[Sequence[dict]], Table]] = {
@@ -23,6 +23,7 @@ TABLES: dict[str, Callable[[Sequence[dict]], Table]] = {
     "benchmark": benchmarks.benchmark_table,
     "growth": benchmarks.growth_table,
     "agreement": benchmarks.agreement_table,
+    "study": studies.study_table,
     "paper": paper.scripts_table,
 }
 CAPTIONS: dict[str, Callable[[Sequence[dict]], str]] = {
@@ -30,6 +31,7 @@ CAPTIONS: dict[str, Callable[[Sequence[dict]], str]] = {
     "benchmark": benchmarks.benchmark_caption,
     "growth": benchmarks.benchmark_caption,
     "agreement": benchmarks.agreement_caption,
+    "study": studies.study_caption,
     "paper": paper.scripts_caption,
 }
 

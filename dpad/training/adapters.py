@@ -132,14 +132,14 @@ def write_base(folder: str | Path, loaded: LoadedModel, chat_template: bool | No
     """
     write_json(Path(folder) / BASE, {
         "base": relative_to_root(loaded.checkpoint),
-        "sha256": _fingerprint(loaded.checkpoint),
+        "sha256": fingerprint_of(loaded.checkpoint),
         "chat_template": loaded.chat_template if chat_template is None else chat_template,
     } | describe_adapter(loaded.adapter))
 
 
 @functools.cache
-def _fingerprint(checkpoint: str) -> str:
-    """That of a checkpoint that has been loaded, taken once in a process."""
+def fingerprint_of(checkpoint: str) -> str:
+    """The base_fingerprint of a checkpoint that has been loaded, taken once in a process."""
     return base_fingerprint(find_folder(checkpoint, local_files_only=True))
 
 

@@ -197,6 +197,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
     import torch
 
     from dpad.training import output
+    from dpad.training.adapters import fingerprint_of
     from dpad.training.examples import load_examples
     from dpad.training.source import ExampleViews, fitting, held_out_views
     from dpad.training.trainer import Job, check_folder, make_accelerator, train
@@ -226,7 +227,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
     settings = settings_from(args, automatic)
 
     torch.manual_seed(settings.seed)
-    target, save = output.prepare(loaded, settings, Path(args.output))
+    target, save = output.prepare(loaded, settings, Path(args.output), template)
     job = Job(
         model=target,
         source=ExampleViews(examples, settings, loaded),
@@ -236,7 +237,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
         eos=model.config.eos_token_id,
         held_out=held_out_views(held_out, settings, loaded) if held_out else [],
         measure=None if args.eval_task is None else lambda done: measure(args, settings, done),
-        identity={"model": loaded.name, "dtype": str(model.dtype), "too_long": args.too_long},
+        identity={"model": fingerprint_of(loaded.checkpoint), "dtype": str(model.dtype), "too_long": args.too_long},
         command=shlex.join(["python", "run.py", *argv]),
     )
     if leads:

@@ -54,11 +54,13 @@ class ExampleSet:
         name: for records.
         size: how many there are; None: any number.
         fingerprint: a hash of the token ids, hexadecimal; of an endless set, of its first ones.
+        seed: of what is held out and mixed.
     """
 
     name: str
     size: int | None
     fingerprint: str
+    seed: int = 0
 
     def get(self, index: int) -> Example:
         """Example `index` from 0: the same in every process and after every restart. IndexError beyond the last."""
@@ -73,7 +75,7 @@ class ExampleSet:
         raise NotImplementedError
 
     def lengths(self) -> Iterator[tuple[int, int]]:
-        """The number of tokens of each prompt and answer; of an endless set, of the first SAMPLE."""
+        """The number of tokens of each prompt and answer; of what has no end, of the first SAMPLE."""
         for index in range(SAMPLE if self.size is None else self.size):
             prompt, answer = self.get(index)
             yield len(prompt), len(answer)
@@ -123,17 +125,17 @@ class Stored(ExampleSet):
             yield middle - begin, end - middle
 
     def split(self, count: int) -> tuple[ExampleSet, ExampleSet]:
-        return _split(self, count, self.seed)
+        return _split(self, count)
 
 
 class Subset(ExampleSet):
     """Some examples of a set, by their indices there."""
 
-    def __init__(self, whole: ExampleSet, indices: Sequence[int], name: str | None = None, seed: int = 0) -> None:
+    def __init__(self, whole: ExampleSet, indices: Sequence[int], name: str | None = None) -> None:
         self.whole = whole
         self.indices = indices
         self.name = name or whole.name
-        self.seed = seed
+        self.seed = whole.seed
         self.size = len(indices)
         self.fingerprint = _hash(whole.fingerprint.encode(), array("q", indices))
 
@@ -142,7 +144,7 @@ class Subset(ExampleSet):
         return self.whole.get(self.indices[index])
 
     def split(self, count: int) -> tuple[ExampleSet, ExampleSet]:
-        return _split(self, count, self.seed)
+        return _split(self, count)
 
 
 class Generated(ExampleSet):
@@ -196,6 +198,10 @@ class Mixture(ExampleSet):
             index = shuffled(part.size, self.seed, passes)[index]
         return part.get(index)
 
+    def lengths(self) -> Iterator[tuple[int, int]]:
+        for part in self.parts:
+            yield from part.lengths()
+
     def split(self, count: int) -> tuple[ExampleSet, ExampleSet]:
         check_integer("held-out count", count, len(self.parts))
         shares = [count // len(self.parts) + (number < count % len(self.parts)) for number in range(len(self.parts))]
@@ -211,14 +217,14 @@ def shuffled(size: int, seed: int, passes: int) -> Sequence[int]:
     return order
 
 
-def _split(whole: Stored | Subset, count: int, seed: int) -> tuple[ExampleSet, ExampleSet]:
+def _split(whole: Stored | Subset, count: int) -> tuple[ExampleSet, ExampleSet]:
     size = len(whole)
     check_integer("held-out count", count, 1)
     if count >= size:
         raise ValueError(f"held-out count is {count}, but {whole.name} has {size} example{'s' * (size > 1)}")
-    order = shuffled(size, seed, -1)
+    order = shuffled(size, whole.seed, -1)
     kept, held_out = (array("q", sorted(part)) for part in (order[count:], order[:count]))
-    return Subset(whole, kept, seed=seed), Subset(whole, held_out, f"{whole.name}, held out", seed)
+    return Subset(whole, kept), Subset(whole, held_out, f"{whole.name}, held out")
 
 
 def _hash(*parts: Any) -> str:
@@ -238,7 +244,7 @@ class TooLong(NamedTuple):
 
 
 def count_too_long(examples: ExampleSet, canvas: int, positions: int) -> TooLong:
-    """Count what does not fit; of an endless set, among the first SAMPLE.
+    """Count what does not fit; of what has no end, among the first SAMPLE.
 
     canvas: the longest one, in tokens. positions: how many tokens the model holds, prompt and canvas together.
     """
@@ -291,8 +297,8 @@ class Encoder:
         elif isinstance(context, str):
             prompt, answer, end = self.loaded.raw(context), response, ""
         else:
-            reason = "has none" if self.tokenizer.chat_template is None else "is not to use its own"
-            raise Misfit(f"has messages, which need a chat template, and the model's tokenizer {reason}")
+            reason = "the tokenizer has none" if self.tokenizer.chat_template is None else "chat_template is off"
+            raise Misfit(f"has messages, which need a chat template, and {reason}")
         example = Example(self._ids(prompt), self._ids(answer))
         for name, ids, forbidden in (("response", example.answer, self.special),
                                      ("prompt", example.prompt, {self.mask_id})):
@@ -384,25 +390,24 @@ def _turns(name: str, value: object) -> tuple[list[dict], str]:
     return turns[:-1], _text("response", turns[-1]["content"])
 
 
-def _read_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """The place (`my.jsonl, line 3`) and the record of each line that is not blank; a line may be of any length."""
+def _lines(path: str) -> Iterator[bytes]:
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                place = f"{path}, line {number}"
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    raise ValueError(f"{place} is not UTF-8 text") from None
-                if text.strip():
-                    yield place, parse_json(text, place, largest=None)
+            yield from file
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _count_lines(path: str) -> int:
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
+def _read_lines(path: str) -> Iterator[tuple[str, Any]]:
+    """The place (`my.jsonl, line 3`) and the record of each line that is not blank; a line may be of any length."""
+    for number, line in enumerate(_lines(path), start=1):
+        place = f"{path}, line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{place} is not UTF-8 text") from None
+        if text.strip():
+            yield place, parse_json(text, place, largest=None)
 
 
 def _encoded(encoder: Encoder, name: str, records: Iterable[tuple[str, Any]], total: int,
@@ -461,7 +466,7 @@ def load_examples(
         if name in GENERATORS:
             return Generated(name, encoder, split, seed)
         if os.path.isfile(name):
-            return Stored(name, _encoded(encoder, name, _read_lines(name), _count_lines(name),
+            return Stored(name, _encoded(encoder, name, _read_lines(name), sum(1 for _ in _lines(name)),
                                          (prompt_field, response_field)), seed)
         is_gsm8k = name == "gsm8k"
         rows = fetch_rows(*(GSM8K if is_gsm8k else (name, hub_config)), split if is_gsm8k else hub_split or split)

@@ -15,30 +15,39 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from checkpoints.make import save_tokenizer
+from dpad.engine.checkpoint import find_folder, stored_type
 from dpad.engine.loading import LoadedModel
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.results import files
+from dpad.training.adapters import add_lora, save_adapter, write_base
 from dpad.training.settings import TrainingSettings
 
 Save = Callable[[dict[str, Tensor]], None]
 
 
-def prepare(loaded: LoadedModel, settings: TrainingSettings, folder: Path) -> tuple[nn.Module, Save]:
+def prepare(loaded: LoadedModel, settings: TrainingSettings, folder: Path,
+            chat_template: bool | None = None) -> tuple[nn.Module, Save]:
     """The module to train, in training mode, and the function that writes its trained weights into a folder.
 
-    Checkpoints are written in the type that the model's own is stored in.
+    Checkpoints are written in the type that the model's own is stored in. base.json says what they were trained from.
+
+    Args:
+        chat_template: whether prompts went through it; None: the model's default.
     """
     model = loaded.model
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if settings.lora is not None:
-        from dpad.training.adapters import add_lora, save_adapter
-
         adapted = add_lora(model, settings.lora, settings.lora_alpha, settings.lora_dropout)
-        return adapted.train(), lambda weights: save_adapter(adapted, folder, loaded, weights)
-    stored = getattr(loaded.model.config, "dtype", None) or torch.bfloat16
+        return adapted.train(), lambda weights: save_adapter(adapted, folder, loaded, weights, chat_template)
+
+    def save(weights: dict[str, Tensor]) -> None:
+        write_base(folder, loaded, chat_template)
+        write_checkpoint(model, loaded.tokenizer, folder, stored, weights)
+
+    stored = getattr(torch, stored_type(find_folder(loaded.checkpoint, local_files_only=True)))
     model.requires_grad_(True)
-    return model.train(), lambda weights: write_checkpoint(model, loaded.tokenizer, folder, stored, weights)
+    return model.train(), save
 
 
 def write_checkpoint(model: MaskedDiffusionModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype,
