@@ -388,6 +388,22 @@ def test_a_merged_checkpoint(base, tmp_path):
         merge_adapter(merged, tmp_path / "file")
 
 
+def test_the_command_that_merges(folder, checkpoint_folder, tmp_path, capsys, monkeypatch):
+    """Guards `run.py train --merge`: its checkpoint answers as model and adapter do, and no folder is overwritten."""
+    monkeypatch.chdir(tmp_path)
+    model = ["-m", str(checkpoint_folder), "--adapter", str(folder), "--device", "cpu"]
+    answers = []
+    for flags in (["train", "--merge", *model, "--output", "out"], ["generate", *model], ["generate", "-m", "out"]):
+        ask = ["-l", "32", "-b", "16", "-th", "0.02", "--json", "--prompt", PROMPT]
+        assert run.main(flags if flags[0] == "train" else [*flags, *ask]) == 0
+        answers.append(capsys.readouterr().out)
+    assert json.loads(answers[1])["answer"] == json.loads(answers[2])["answer"]
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedDiffusionModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+        assert run.main(["train", "--merge", *model, "--output", "out"]) == 2
+    assert "run.py: output is 'out', a folder that holds 'base.json'; it must be a new" in capsys.readouterr().err
+
+
 def test_a_merged_checkpoint_has_the_type_of_its_base(checkpoint_folder, tmp_path):
     """Guards the size of merged checkpoints, on a CPU too, where models are loaded as float32."""
     base = tmp_path / "base"
