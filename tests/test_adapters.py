@@ -388,6 +388,22 @@ def test_a_merged_checkpoint(base, tmp_path):
         merge_adapter(merged, tmp_path / "file")
 
 
+def test_the_command_that_merges(folder, checkpoint_folder, tmp_path, capsys, monkeypatch):
+    """Guards `run.py train --merge`: its checkpoint answers as model and adapter do, and no folder is overwritten."""
+    monkeypatch.chdir(tmp_path)
+    model = ["-m", str(checkpoint_folder), "--adapter", str(folder), "--device", "cpu"]
+    answers = []
+    for flags in (["train", "--merge", *model, "--output", "out"], ["generate", *model], ["generate", "-m", "out"]):
+        ask = ["-l", "32", "-b", "16", "-th", "0.02", "--json", "--prompt", PROMPT]
+        assert run.main(flags if flags[0] == "train" else [*flags, *ask]) == 0
+        answers.append(capsys.readouterr().out)
+    assert json.loads(answers[1])["answer"] == json.loads(answers[2])["answer"]
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedDiffusionModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+        assert run.main(["train", "--merge", *model, "--output", "out"]) == 2
+    assert "run.py: output is 'out', a folder that holds 'base.json'; it must be a new" in capsys.readouterr().err
+
+
 def test_a_merged_checkpoint_has_the_type_of_its_base(checkpoint_folder, tmp_path):
     """Guards the size of merged checkpoints, on a CPU too, where models are loaded as float32."""
     base = tmp_path / "base"
@@ -594,6 +610,8 @@ def test_folders_that_are_refused(folder, checkpoint_folder, change, words):
     ({"target_modules": None}, "names no target_modules"),
     ({"target_modules": 3}, "field target_modules is 3; it must be names of modules"),
     ({"target_modules": [1]}, "field target_modules is [1]; it must be names of modules"),
+    ({"target_modules": ["q_proj"] * 5000}, "it must be names of modules, 4096 of them at most"),
+    ({"rank_pattern": {f"m{index}": 1 for index in range(5000)}}, "it must be an object of at most 4096 entries"),
     ({"target_modules": "(a*)*"}, "field target_modules has '(a*)*', an expression that is not searched for"),
     ({"target_modules": "a*" * 20}, "an expression that is not searched for: it must have at most four repetitions"),
     ({"target_modules": "("}, "an expression that is not searched for: missing )"),
@@ -654,6 +672,16 @@ def test_an_adapter_of_another_base(folder, checkpoint_folder, small_dream, tmp_
     assert "was trained from other weights than those of" in refusal(folder, tmp_path / "trained")
 
     assert "was trained from other weights than those of" in refusal(folder, small_dream)
+
+    # The base is in the hub's cache: a folder of other weights is another one.
+    snapshot = tmp_path / "hub" / "models--owner--base" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(checkpoint_folder, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    edit(folder / "adapter_config.json", base_model_name_or_path="owner/base")
+    assert "of 'owner/base' was trained from other weights than" in refusal(folder, tmp_path / "trained")
+    assert loading.load(str(checkpoint_folder), device="cpu", adapter=str(folder)).adapter
 
     edit(folder / "adapter_config.json", base_model_name_or_path="GSAI-ML/LLaDA-8B-Instruct")
     assert loading.load(str(tmp_path / "trained"), device="cpu", adapter=str(folder)).adapter  # it may be a copy

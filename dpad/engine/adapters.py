@@ -1,6 +1,6 @@
 """LoRA adapters: found, checked against the model that they are for, and merged into its weights.
 
-    python run.py generate -m tiny --adapter FOLDER --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+    python run.py generate -m 1.5 --adapter FOLDER --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
 
 An adapter is a folder that peft writes: adapter_config.json and adapter_model.safetensors. It may come from
 anywhere: no other file of it is read and no code is taken from it, and both files are compared with the model's
@@ -14,13 +14,14 @@ import hashlib
 import os
 import re
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dpad.engine import checkpoint
 from dpad.engine.checks import check_integer, check_number, one_line, short
+from dpad.engine.json_text import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ HISTORY = {"peft_type", "peft_version", "base_model_name_or_path", "revision", "
 INITIAL = (True, False, None, "gaussian", "orthogonal", "eva")
 MAX_RANK = 2**14
 MAX_PATTERN = 300  # characters
+MAX_NAMES = 4096
 SAMPLED_ROWS = 8  # of each matrix, that a fingerprint covers
 
 
@@ -171,8 +173,9 @@ def _check_fields(folder: Path, fields: dict[str, Any]) -> None:
     _check_scale(name, "lora_alpha", fields.get("lora_alpha", 8))
     for field, of in PATTERNS.items():
         values = fields.get(field) or {}
-        if not isinstance(values, dict):
-            raise ValueError(f"{name}: field {field} is {short(values)}; it must be an object")
+        if not isinstance(values, dict) or len(values) > MAX_NAMES:
+            raise ValueError(f"{name}: field {field} is {short(values)}; it must be an object of at most {MAX_NAMES} "
+                             "entries")
         for pattern, value in values.items():
             _check_pattern(name, field, pattern)
             _check_scale(name, of, value)
@@ -180,8 +183,11 @@ def _check_fields(folder: Path, fields: dict[str, Any]) -> None:
         value = fields.get(field)
         if isinstance(value, str):
             _check_pattern(name, field, value)
-        elif value is not None and not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
-            raise ValueError(f"{name}: field {field} is {short(value)}; it must be names of modules")
+        elif value is not None and not (
+            isinstance(value, list) and len(value) <= MAX_NAMES and all(isinstance(entry, str) for entry in value)
+        ):
+            raise ValueError(f"{name}: field {field} is {short(value)}; it must be names of modules, {MAX_NAMES} of "
+                             "them at most")
         elif field == "layers_pattern":
             for entry in value or []:
                 _check_pattern(name, field, entry)
@@ -269,19 +275,18 @@ def check_adapter(adapter: Adapter, name: str, folder: Path, model_class: type[M
 def check_base(adapter: Adapter, name: str, folder: Path) -> None:
     """Raise ValueError if an adapter says that it was trained from other weights than those of a checkpoint.
 
-    Folders are compared by `base_fingerprint`, so that a copy of the base is the base. Where the adapter only has a
-    name of the hub, a checkpoint of another name there is another base; of a folder nothing is known then.
+    Weights are compared by `base_fingerprint`, so that a copy of the base is the base. Where an adapter only names its
+    base, that is looked for in its folder or in the hub's cache. If it is in neither, a checkpoint of another name on
+    the hub is another base, and of a folder nothing is known.
     """
     expected = None
     if (adapter.folder / BASE).is_file():
         expected = checkpoint.read_object(adapter.folder / BASE, kind="adapter").get("sha256")
         if not isinstance(expected, str) or not re.fullmatch("[0-9a-f]{64}", expected):
             raise ValueError(f"adapter {str(adapter.folder)!r} has a {BASE} without the base's sha256")
-    elif os.path.isdir(adapter.base):
-        try:
-            expected = base_fingerprint(Path(adapter.base))
-        except ValueError:
-            pass  # it is no checkpoint, or not any more
+    elif os.path.isdir(name) and (os.path.isdir(adapter.base) or checkpoint.is_hub_id(adapter.base)):
+        with suppress(ValueError, OSError):  # it is not here, or no checkpoint any more
+            expected = base_fingerprint(checkpoint.find_folder(adapter.base, local_files_only=True))
     if expected is not None:
         if base_fingerprint(folder) != expected:
             raise ValueError(f"{adapter} was trained from other weights than those of {name!r}")
@@ -298,7 +303,7 @@ def recorded_template(folder: Path) -> bool | None:
     if not (folder / BASE).is_file():
         return None
     value = checkpoint.read_object(folder / BASE, kind="folder").get("chat_template")
-    if value not in (True, False, None):
+    if value is not None and not isinstance(value, bool):
         raise ValueError(f"folder {str(folder)!r} has a {BASE} whose chat_template is {short(value)}; it must be true, "
                          "false or null")
     return value
@@ -311,23 +316,21 @@ def base_fingerprint(folder: str | Path) -> str:
     Raises:
         ValueError: a file of weights is missing or damaged.
     """
-    import torch
-    from safetensors import safe_open
-
     content = hashlib.sha256()
-    with ExitStack() as files:
-        opened: dict[Path, Any] = {}
+    with ExitStack() as stack:
+        files: dict[Path, tuple[BinaryIO, dict[str, Any], int]] = {}
         for name, weight in sorted(checkpoint.read_headers(Path(folder)).items()):
-            if weight.path not in opened:
-                opened[weight.path] = files.enter_context(safe_open(weight.path, framework="pt"))
+            if weight.path not in files:
+                opened = stack.enter_context(open(weight.path, "rb"))
+                size = int.from_bytes(opened.read(8), "little")
+                files[weight.path] = opened, parse_json(opened.read(size).decode(), str(weight.path)), 8 + size
+            file, entries, start = files[weight.path]
+            begin, end = entries[name]["data_offsets"]
+            rows = weight.shape[0] if len(weight.shape) > 1 else 1
             content.update(f"{name} {weight.dtype} {weight.shape}\n".encode())
-            if len(weight.shape) < 2:
-                pieces = [opened[weight.path].get_tensor(name).reshape(-1)]
-            else:
-                rows = opened[weight.path].get_slice(name)
-                pieces = [rows[row : row + 1] for row in sample(weight.shape[0])]
-            for piece in pieces:
-                content.update(piece.contiguous().view(torch.uint8).numpy().tobytes())
+            for row in sample(rows):
+                file.seek(start + begin + row * (end - begin) // rows)
+                content.update(file.read((end - begin) // rows))
     return content.hexdigest()
 
 
