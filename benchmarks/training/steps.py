@@ -117,8 +117,8 @@ def main() -> int:
     for row in rows:
         memory = f"{row['peak_memory'] / 2**30:.1f} GB" if row["peak_memory"] else "memory unknown"
         print(f"{row['name']}: {statistics.median(row['seconds']):.3f} s a step of "
-        print(f"{row['name']}: {statistics.median(row['seconds']):.3f} s a step of "
-              f"{'finite' if row['loss_is_finite'] else 'NOT FINITE'}")
+              f"{statistics.median(row['tokens']):.0f} tokens, {row['tokens_per_second']:,.0f} tokens/s, {memory}, "
+              f"loss {'finite' if row['loss_is_finite'] else 'NOT FINITE'}")
     if options.output is not None:
         files.write_json(options.output, {
             "kind": "training steps", "model": options.model, "command": shlex.join(["python", *sys.argv]),
