@@ -166,7 +166,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         for length in self.gen_lengths.values:
-            for block_length in self.block_lengths.values:
+            for block_length in self.block_lengths.values if self.objective == "blockwise" else ():
                 if length % block_length:
                     raise ValueError(f"block_size is {block_length}; it must divide every gen_length ({length})")
         if self.noise_max < self.noise_min:

@@ -135,7 +135,7 @@ def find_start(job: Job, state: State, resume: bool) -> dict[str, Any] | None:
         return None
     saved = state.load()
     wanted = job.full_identity()
-    for key in sorted(wanted.keys() | saved["identity"].keys()):
+    for key in {**wanted, **saved["identity"]}:
         here, there = wanted.get(key), saved["identity"].get(key)
         if here != there:
             raise ValueError(f"{key} is {here}, but the run to continue has {there}; give the same, or name another "
@@ -160,6 +160,8 @@ class Run:
         if saved:
             self.first_step, seconds = saved["step"], saved["seconds"]
             self._restore(saved)
+            if self.leads and self.first_step == self.settings.steps:
+                self._write(saved["model"])  # it was interrupted before or while they were written
         self.started = time.monotonic() - seconds
         if self.leads:
             self.log = Log(job.folder / "train.jsonl", self.first_step)
@@ -257,14 +259,16 @@ class Run:
         raw = [optimizer.optimizer for optimizer in self.optimizers]
         weights, optimizers = get_state_dict(self.module, raw, options=FULL)
         if self.leads:
-            prefix = "model."
-            tensors: dict[str, Any] = weights
-            self.job.save({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+            # The state first: weights without one are those of a complete run.
             self.state.save({
                 "model": weights, "optimizers": optimizers, "step": done,
                 "seconds": time.monotonic() - self.started, "identity": self.job.full_identity(),
             })
+            self._write(weights)
         self.accelerator.wait_for_everyone()
+
+    def _write(self, weights: dict[str, Any]) -> None:
+        self.job.save({name.removeprefix("model."): tensor for name, tensor in weights.items()})
 
     def _restore(self, saved: dict[str, Any]) -> None:
         raw = [optimizer.optimizer for optimizer in self.optimizers]
