@@ -232,7 +232,7 @@ def test_the_script_trains_the_arms_alike(script):
     alike = {line.split(" -d ")[0] for line in trained}
     assert len(alike) == 1 and "--objective blockwise" in alike.pop()
     assert "-d null --steps 5" in arms["full-1"] and "-d block --steps 5" in arms["none-1"]
-    assert "-d gaussian -w 64,128,256 -k 3,4 -sc 1.6,2.3 --steps 5" in arms["dropout-1"]
+    assert "-d gaussian -w 64,128 -k 3,4 -sc 0.8,1.6,3.2 --steps 5" in arms["dropout-1"]
     assert "--seed 2" in arms["full-2"]
     assert sum("study evaluate" in line for line in calls) == 8
     assert (script.out / "records" / "base-2.json").exists()

@@ -58,7 +58,8 @@ model() { # ARM SEED: train one model and decode with it
             "${suffix[@]}" --steps "$STEPS" --batch_size 64 --noise_min 0.02 --seed "$2" || return
     fi
     "$PYTHON" -m benchmarks.training.study evaluate --model "$folder" --arm "$1" --seed "$2" --problems "$PROBLEMS" \
-        --threshold "$THRESHOLD" --dtype "$DTYPE" --batch_size "$BATCH" --output "$OUTPUT/records/$1-$2.json" ${DEVICE:+--device "$DEVICE"}
+        --threshold "$THRESHOLD" --dtype "$DTYPE" --batch_size "$BATCH" ${DEVICE:+--device "$DEVICE"} \
+        --output "$OUTPUT/records/$1-$2.json"
 }
 
 mkdir -p "$OUTPUT"
@@ -72,7 +73,8 @@ if [ $# -eq 2 ]; then # called by this script
     exit "$status"
 fi
 
-settings="base of $BASE_STEPS steps, trainings of $STEPS steps, $PROBLEMS problems, threshold $THRESHOLD, $DTYPE, batches of $BATCH"
+settings="base of $BASE_STEPS steps, trainings of $STEPS steps, $PROBLEMS problems, threshold $THRESHOLD, $DTYPE, \
+batches of $BATCH"
 if [ "$(cat "$OUTPUT/settings.txt" 2>/dev/null || echo "$settings")" != "$settings" ]; then
     echo "study.sh: OUTPUT is $OUTPUT, a study of other settings ($(cat "$OUTPUT/settings.txt")); name another folder" >&2
     exit 2
