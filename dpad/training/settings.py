@@ -132,6 +132,9 @@ class TrainingSettings:
     objective: str = setting("blockwise", "what a sample shows and scores: blockwise (prompt, clean prefix, one masked "
                              "block, its suffix; loss over the block) or full (LLaDA's own: the whole canvas masked at "
                              "random)", choices=OBJECTIVES)
+    lora: int | None = setting(None, "train a LoRA adapter of this rank instead of all weights", minimum=1)
+    lora_alpha: float | None = setting(None, "LoRA's alpha (default: twice the rank)", above=0)
+    lora_dropout: float = setting(0.0, "LoRA's dropout", minimum=0, maximum=1)
     steps: int = setting(500, "optimizer steps", minimum=1)
     batch_size: int = setting(32, "examples of one optimizer step, over all processes", minimum=1)
     microbatch_tokens: int = setting(8192, "the most tokens of one forward; a step's gradients are accumulated over as "
@@ -149,9 +152,6 @@ class TrainingSettings:
     precision: str = setting("bfloat16", "type that forwards compute in; weights in training are float32",
                              choices=PRECISIONS)
     gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass, for less memory")
-    lora: int | None = setting(None, "train a LoRA adapter of this rank instead of all weights", minimum=1)
-    lora_alpha: float | None = setting(None, "LoRA's alpha (default: twice the rank)", above=0)
-    lora_dropout: float = setting(0.0, "LoRA's dropout", minimum=0, maximum=1)
     optimizer: str = setting("adamw", "adamw, or muon for the layers' matrices (and adamw for the rest)",
                              choices=OPTIMIZERS)
     seed: int = setting(1234, "seed of the order of the examples and of noise", minimum=0)
