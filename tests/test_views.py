@@ -195,6 +195,17 @@ def test_samples_keep_to_their_form(seed, strategy, objective, length):
         assert masks[behind].all()
 
 
+def test_runs_that_differ_in_the_suffix_alone_mask_the_same_tokens():
+    """Guards control arms: whatever suffix is drawn, the block and its masks are those of the full suffix."""
+    for seed in range(20):
+        seen = set()
+        for strategies in (("null",), ("block",), ("gaussian", "null"), ("window",)):
+            settings = settings_of(suffix=SuffixMixture(Mixture(strategies)), block_lengths=Mixture((4, 8)))
+            view = draw_view(EXAMPLE, settings, TOKENS, random.Random(seed), 0.7)
+            seen.add(tuple(view.positions[view.weights > 0].tolist()))
+        assert len(seen) == 1
+
+
 def test_padding_weighs_what_it_is_given():
     """Guards eos_weight: with 0 the EOS behind the first one is not in the loss, and the first one is."""
     rng = random.Random(5)

@@ -83,8 +83,9 @@ def draw_view(example: Example, settings: TrainingSettings, tokens: TokenIds, rn
     last = min(len(answer), length - 1) // block_length
     begin = start + block_length * rng.randrange(last + 1)
     end = begin + block_length
-    kept_suffix = draw_suffix(settings.suffix.draw(rng, length), end, len(canvas), generator)
+    # The noise before the suffix: so that runs which differ in the suffix alone mask the same tokens.
     noise = torch.rand(block_length, generator=generator)
+    kept_suffix = draw_suffix(settings.suffix.draw(rng, length), end, len(canvas), generator)
     return mask_block(canvas, begin, end, kept_suffix, noise < t, t, importance, tokens)
 
 
