@@ -15,7 +15,7 @@
 # DEVICE      cpu, cuda or cuda:1 (default: the first GPU, if there is one)
 # JOBS        models that are trained, or decoded with, side by side (default: 1)
 # SEEDS       (default: 1 2 3)         PROBLEMS   of a task for each seed (default: 500)
-# BASE_STEPS  (default: 2000)          STEPS      of each of the other trainings (default: 400)
+# BASE_STEPS  (default: 1800)          STEPS      of each of the other trainings (default: 250)
 # THRESHOLD   of parallel decoding; 0: one token a step, about ten times as long (default: 0.9)
 # DTYPE       that is decoded in (default: float32)       BATCH   problems decoded together (default: 100)
 #
@@ -29,7 +29,7 @@ if [ -n "${QUICK:-}" ]; then
     PROBLEMS="${PROBLEMS:-4}" SEEDS="${SEEDS:-1}"
 fi
 export PYTHON="${PYTHON:-python3}" OUTPUT="${OUTPUT:-$ROOT/results/study}" DEVICE="${DEVICE:-}" JOBS="${JOBS:-1}"
-export BASE_STEPS="${BASE_STEPS:-2000}" STEPS="${STEPS:-400}" PROBLEMS="${PROBLEMS:-500}" THRESHOLD="${THRESHOLD:-0.9}"
+export BASE_STEPS="${BASE_STEPS:-1800}" STEPS="${STEPS:-250}" PROBLEMS="${PROBLEMS:-500}" THRESHOLD="${THRESHOLD:-0.9}"
 export DTYPE="${DTYPE:-float32}" BATCH="${BATCH:-100}"
 TASKS=arithmetic,answer-first,countdown
 BLOCKS=8,32 # the tasks are decoded in blocks of these lengths
