@@ -121,7 +121,8 @@ def main() -> int:
               f"loss {'finite' if row['loss_is_finite'] else 'NOT FINITE'}")
     if options.output is not None:
         files.write_json(options.output, {
-            "kind": "training steps", "model": options.model, "command": shlex.join(["python", *sys.argv]),
+            "kind": "training steps", "model": options.model,
+            "command": shlex.join(["python", "-m", "benchmarks.training.steps", *sys.argv[1:]]),
             "settings": {name: value for name, value in vars(options).items() if name != "output"} | {
                 "device": str(subject.model.device), "dtype": "bfloat16"},
             "rows": rows, "environment": environment(),

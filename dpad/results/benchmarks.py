@@ -160,6 +160,35 @@ def _round(value: float | None) -> float | None:
 # --- Agreement with the plain path --------------------------------------------------------------------------------
 
 
+def steps_table(records: Sequence[dict]) -> Table:
+    """Training steps of each suffix: time, its spread, tokens, memory, and whether the loss stayed finite."""
+    rows = [(record, row) for record in records for row in record["rows"]]
+    return Table(
+        ["trained with", "model", "s a step", "spread", "speedup", "tokens a step", "tokens/s", "memory (GB)", "loss"],
+        [
+            [row["name"], record["model"], seconds(statistics.median(row["seconds"])),
+             f"±{100 * _spread(row['seconds']):.0f}%",
+             times(statistics.median(record["rows"][0]["seconds"]) / statistics.median(row["seconds"])),
+             number(statistics.median(row["tokens"]), 0), number(row["tokens_per_second"], 0),
+             number(row.get("peak_memory") and row["peak_memory"] / 2**30, 1),
+             "finite" if row["loss_is_finite"] else "not finite"]
+            for record, row in rows
+        ],
+    )
+
+
+def steps_caption(records: Sequence[dict]) -> str:
+    """What was trained, and where."""
+    return " ".join(
+        f"Random weights in the shape {record['model']}, LoRA of rank {settings['lora']}, {settings['batch_size']} "
+        f"examples a step, prompt {settings['prompt_length']}, canvas {settings['gen_length']}, layers "
+        f"{'kept' if settings.get('no_checkpointing') else 'recomputed'} in the backward pass; median of "
+        f"{len(record['rows'][0]['seconds'])} steps; {hardware_line(record)}, {settings.get('dtype', 'unknown')}, "
+        f"commit {commit_of(record)}."
+        for record in records for settings in [record["settings"]]
+    )
+
+
 def agreement_table(records: Sequence[dict]) -> Table:
     """For each way of decoding, and each dtype with and without graphs, the share of answers and of tokens that are
     the plain path's."""

@@ -99,6 +99,13 @@ AGREEMENT = {
     "device": TEXT, "problems": COUNT, "environment?": ENVIRONMENT,
     "rows": [{"model": TEXT, "cache?": TEXT, "threshold?": NUMBER, "early_termination?": FLAG}],
 }
+TRAINING_STEPS = {
+    "model": TEXT, "environment?": ENVIRONMENT,
+    "settings": {"lora": COUNT, "batch_size": COUNT, "prompt_length": COUNT, "gen_length": LENGTH, "dtype?": TEXT,
+                 "device?": TEXT},
+    "rows": [{"name": TEXT, "seconds": [SECONDS], "tokens": [COUNT], "tokens_per_second": AMOUNT,
+              "loss_is_finite": FLAG, "peak_memory?": AMOUNT}],
+}
 STUDY = {
     "model": TEXT, "arm": TEXT, "seed": ZERO_OR_MORE,
     "settings": {"problems": COUNT, "threshold?": NUMBER, "dtype": TEXT, "device?": TEXT}, "environment?": ENVIRONMENT,

@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "benchmark": forms.BENCHMARK,  # run.py bench
     "growth": forms.GROWTH,  # run.py bench --gen_lengths
     "agreement": forms.AGREEMENT,  # benchmarks/agreement.py
+    "training steps": forms.TRAINING_STEPS,  # benchmarks/training/steps.py
     "study": forms.STUDY,  # benchmarks/training/study.py
     "paper": forms.PAPER,  # benchmarks/paper.json, typed from the paper
 }

@@ -23,6 +23,7 @@ TABLES: dict[str, Callable[[Sequence[dict]], Table]] = {
     "benchmark": benchmarks.benchmark_table,
     "growth": benchmarks.growth_table,
     "agreement": benchmarks.agreement_table,
+    "training steps": benchmarks.steps_table,
     "study": studies.study_table,
     "paper": paper.scripts_table,
 }
@@ -31,6 +32,7 @@ CAPTIONS: dict[str, Callable[[Sequence[dict]], str]] = {
     "benchmark": benchmarks.benchmark_caption,
     "growth": benchmarks.benchmark_caption,
     "agreement": benchmarks.agreement_caption,
+    "training steps": benchmarks.steps_caption,
     "study": studies.study_caption,
     "paper": paper.scripts_caption,
 }
