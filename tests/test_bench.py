@@ -297,7 +297,8 @@ def test_bench_and_training_need_no_lm_eval():
     program = ("import sys; sys.modules['lm_eval'] = None; sys.modules['datasets'] = sys.modules['matplotlib'] = None\n"
                "from benchmarks import bench, measurement\n"
                "from dpad.results import tables\n"
-               "from dpad.training import train\n"
+               "from benchmarks.training import steps, study\n"
+               "from dpad.training import command, scratch, trainer\n"
                "measurement.make_subject('tiny', 'cpu', None)")
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 

@@ -17,6 +17,7 @@ from helpers import ROOT
 import run
 from dpad.engine.configurations import dpad_parameters
 from dpad.results import documents
+from dpad.training import command as training_command
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,6 +83,8 @@ def check_run(words: list[str]) -> None:
     args = run.parser_of(name).parse_args(words if name != words[0] else words[1:])
     if name in ("evaluate", "generate", "chat") and args.model.islower():  # capitals stand for a name of one's own
         assert run.settings_from(args).gen_length > 0
+    if name == "train" and not args.merge:
+        assert training_command.settings_from(args, {}).steps > 0
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -158,7 +161,10 @@ PROMPTS = set(re.findall(
 ))
 QUESTIONS = sorted(command for command in PROMPTS if re.search(r"-m (dream-)?tiny", command))
 EVALUATIONS = sorted(set(re.findall(r"python run\.py -t [\w-]+ -m (?:dream-)?tiny(?: -\w+(?: [\w.]+)?)*", TEXTS)))
-DROPOUTS = sorted(set(re.findall(r"python [^`\n]*(?:-d |dropout_strategy=)gaussian[^`\n]*", TEXTS)))
+DROPOUTS = sorted({
+    command for command in re.findall(r"python [^`\n]*(?:-d |dropout_strategy=)gaussian[^`\n]*", TEXTS)
+    if "run.py train" not in command  # which takes mixtures
+})
 
 
 def test_there_are_questions():
