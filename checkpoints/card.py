@@ -31,10 +31,9 @@ offline.
 
 ## Training
 
-The run started from random weights. Its problems are those of the train split, generated as they are needed; no problem
+{origin} Its problems are those of the train split, generated as they are needed; no problem
 of the test split tells the same story with the same numbers. {steps} steps of about {tokens} tokens took {minutes:.0f}
-minutes on {hardware}. `dpad/training/scratch.py` has the recipe: a curriculum, then the objective
-that `run.py train` has by default, with suffix dropout.
+minutes on {hardware}. {recipe}
 
 {history}
 
@@ -54,6 +53,15 @@ These problems are of the test split, so the model has not seen them in training
 {accuracy}
 """
 
+# Where a run began, and what it was, by whether it began with random weights.
+ORIGINS = {True: "The run started from random weights.", False: """\
+The run started from the weights in `{base}` at commit {commit} (their fingerprint is in `base.json`), whose card there
+says how they were trained from random weights, with the whole suffix."""}
+RECIPES = {True: """\
+`dpad/training/scratch.py` has the recipe: a curriculum, then the objective
+that `run.py train` has by default, with suffix dropout.""", False: """\
+Such a model can also be trained by one command from random weights, `python -m dpad.training.scratch`; these weights
+were not."""}
 ONE_RUN = "This command repeats the run:"
 RESUMED_RUN = """\
 The run was interrupted and resumed from its saved state. Neither this nor the number of processes changes the result: a
@@ -80,6 +88,8 @@ def write_card(folder: Path) -> None:
     family = family_of(str(folder))
     config: Any = family.model.config_class.from_pretrained(folder)  # type: ignore[union-attr]
     start = starts[-1]
+    from_scratch = "family" in start["identity"]
+    base = {} if from_scratch else files.read_json(folder / "base.json")
     hardware = start["environment"]["hardware"]
     cores = start["processes"] * hardware["threads"]
     on_gpu = start["identity"]["device"] == "cuda"
@@ -94,7 +104,9 @@ def write_card(folder: Path) -> None:
         shape=f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads on "
               f"{config.num_key_value_heads} keys and values, SwiGLU of {config.intermediate_size}",
         steps=curve[-1]["step"],
-        tokens=start["identity"]["tokens_per_step"],
+        origin=ORIGINS[from_scratch].format(base=base.get("base"), commit=start["environment"]["commit"]),
+        recipe=RECIPES[from_scratch],
+        tokens=start["identity"]["tokens_per_step"] if from_scratch else mean_tokens(losses),
         minutes=curve[-1]["seconds"] / 60,
         hardware=f"an {hardware['gpus'][0]['name']}" if on_gpu else
                  f"{cores} core{'s' * (cores > 1)} of an {hardware['processor']}",
@@ -121,6 +133,12 @@ def mean_loss(losses: list[dict], after: int, until: int) -> float:
     """The mean training loss of the log's lines in (after, until]."""
     values = [entry["loss"] for entry in losses if after < entry["step"] <= until]
     return sum(values) / len(values) if values else float("nan")
+
+
+def mean_tokens(losses: list[dict]) -> int:
+    """The tokens of a step, to three digits."""
+    steps = losses[-1]["step"]
+    return int(float(f"{sum(entry['tokens'] for entry in losses) / steps:.3g}"))
 
 
 def have_one_recipe(starts: list[dict]) -> bool:

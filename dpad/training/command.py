@@ -237,7 +237,8 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
         eos=model.config.eos_token_id,
         held_out=held_out_views(held_out, settings, loaded) if held_out else [],
         measure=None if args.eval_task is None else lambda done: measure(args, settings, done),
-        identity={"model": fingerprint_of(loaded.checkpoint), "dtype": str(model.dtype), "too_long": args.too_long},
+        identity={"model": fingerprint_of(loaded.checkpoint), "dtype": str(model.dtype), "too_long": args.too_long,
+                  "device": device.type},
         command=shlex.join(["python", "run.py", *argv]),
     )
     if leads:
