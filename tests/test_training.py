@@ -128,6 +128,14 @@ def test_the_log_says_what_happened(whole):
     assert not (whole / "train-state.pt").exists() and not (whole / "train.lock").exists()
 
 
+def test_a_checkpoint_is_for_everyone_who_may_read_new_files(whole, checkpoint_folder):
+    """Guards colleagues: the weights are as readable as the other files, and the tokenizer is the model's own."""
+    modes = {path.stat().st_mode & 0o777 for path in whole.iterdir() if path.is_file()}
+    assert len(modes) == 1
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (whole / name).read_bytes() == (checkpoint_folder / name).read_bytes()
+
+
 def test_a_stranger_trains_and_generates(train, tmp_path, capsys):
     """Guards the first lines of the help: training on a file teaches its answers, and generate takes the folder."""
     data = tmp_path / "one.jsonl"

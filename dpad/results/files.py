@@ -44,12 +44,20 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
 
+        give_usual_mode(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def give_usual_mode(path: str | Path) -> None:
+    """Give a file the permissions that any new file would get; safetensors lets nobody else read what it writes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
 
 
 def write_text(path: str | Path, text: str) -> None:

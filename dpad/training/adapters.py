@@ -33,7 +33,7 @@ from dpad.engine.adapters import (
 from dpad.engine.checkpoint import find_folder, relative_to_root, stored_type
 from dpad.engine.checks import check_choice, check_integer, check_number, short
 from dpad.results import outputs
-from dpad.results.files import write_json, write_whole
+from dpad.results.files import give_usual_mode, write_json, write_whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dpad.engine.transformer import MaskedDiffusionModel
 
 ALL = "all-linear"
+SHARD = "5GB"  # a file of weights is at most this large
 # What a checkpoint on the hub holds beside its weights and config.json.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json")
@@ -167,17 +168,23 @@ def merge_adapter(loaded: LoadedModel, folder: str | Path, dtype: torch.dtype | 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
-        loaded.model.save_pretrained(temporary, max_shard_size="5GB")
-        for name in TOKENIZER_FILES:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, temporary / name)
+        loaded.model.save_pretrained(temporary, max_shard_size=SHARD)
+        copy_tokenizer(base, temporary)
         write_base(temporary, loaded)
         for path in temporary.iterdir():
+            give_usual_mode(path)
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy_tokenizer(base: Path, folder: Path) -> None:
+    """Copy the tokenizer, its chat template and the like from a checkpoint's folder."""
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
 
 
 def check_new_folder(name: str, folder: str | Path) -> None:

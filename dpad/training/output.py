@@ -12,14 +12,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from checkpoints.make import save_tokenizer
 from dpad.engine.checkpoint import find_folder, stored_type
 from dpad.engine.loading import LoadedModel
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.results import files
-from dpad.training.adapters import add_lora, save_adapter, write_base
+from dpad.training.adapters import SHARD, add_lora, copy_tokenizer, save_adapter, write_base
 from dpad.training.settings import TrainingSettings
 
 Save = Callable[[dict[str, Tensor]], None]
@@ -43,23 +41,26 @@ def prepare(loaded: LoadedModel, settings: TrainingSettings, folder: Path,
 
     def save(weights: dict[str, Tensor]) -> None:
         write_base(folder, loaded, chat_template)
-        write_checkpoint(model, loaded.tokenizer, folder, stored, weights)
+        copy_tokenizer(base, folder)
+        write_checkpoint(model, folder, stored, weights)
 
-    stored = getattr(torch, stored_type(find_folder(loaded.checkpoint, local_files_only=True)))
+    base = find_folder(loaded.checkpoint, local_files_only=True)
+    stored = getattr(torch, stored_type(base))
     model.requires_grad_(True)
     return model.train(), save
 
 
-def write_checkpoint(model: MaskedDiffusionModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype,
-                     weights: dict[str, Tensor]) -> None:
-    """Write weights, configuration and tokenizer.
+def write_checkpoint(model: MaskedDiffusionModel, folder: Path, dtype: torch.dtype, weights: dict[str, Tensor]) -> None:
+    """Write weights and configuration.
 
     Args:
         model: says the configuration; its own weights are not looked at.
         dtype: that the weights are stored in.
         weights: by the names of the model's state dict.
     """
-    save_tokenizer(tokenizer, folder)
-    model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in weights.items()})
+    stored = {name: weight.to(dtype) for name, weight in weights.items()}
+    model.save_pretrained(folder, state_dict=stored, max_shard_size=SHARD)
+    for path in folder.glob("*.safetensors"):
+        files.give_usual_mode(path)
     config = folder / "config.json"
     files.write_json(config, files.read_json(config) | {"dtype": str(dtype).removeprefix("torch.")})

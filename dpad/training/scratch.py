@@ -18,7 +18,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,12 +101,16 @@ def run(options: argparse.Namespace) -> None:
     examples, held_out = load_examples(options.tasks, loaded, seed=options.seed).split(HELD_OUT)
     first_steps = round(CURRICULUM_SHARE * options.steps)
     curriculum = Curriculum(tokenizer, tasks, options.tokens_per_step, options.seed, first_steps, options.blocks)
+    def save(weights: dict[str, torch.Tensor]) -> None:
+        make.save_tokenizer(tokenizer, folder)
+        write_checkpoint(model, folder, torch.bfloat16, weights)
+
     job = Job(
         model=model,
         source=TwoParts(curriculum, ExampleViews(examples, settings, loaded), first_steps),
         settings=settings,
         folder=folder,
-        save=partial(write_checkpoint, model, tokenizer, folder, torch.bfloat16),
+        save=save,
         eos=tokenizer.eos_token_id,
         held_out=held_out_views(held_out, settings, loaded),
         identity={"family": options.family, "tasks": options.tasks, "tokens_per_step": options.tokens_per_step,
