@@ -92,7 +92,7 @@ def write_card(folder: Path) -> None:
     base = {} if from_scratch else files.read_json(folder / "base.json")
     hardware = start["environment"]["hardware"]
     cores = start["processes"] * hardware["threads"]
-    on_gpu = start["identity"]["device"] == "cuda"
+    on_gpu = start["identity"].get("device") == "cuda"
     records_file = folder / "records.json"
 
     text = CARD.format(
