@@ -32,7 +32,7 @@ offline.
 ## Training
 
 {origin} Its problems are those of the train split, generated as they are needed; no problem
-of the test split tells the same story with the same numbers. {steps} steps of about {tokens} tokens took {minutes:.0f}
+of the test split tells the same story with the same numbers. {steps} steps of {size} took {minutes:.0f}
 minutes on {hardware}. {recipe}
 
 {history}
@@ -106,7 +106,8 @@ def write_card(folder: Path) -> None:
         steps=curve[-1]["step"],
         origin=ORIGINS[from_scratch].format(base=base.get("base"), commit=start["environment"]["commit"]),
         recipe=RECIPES[from_scratch],
-        tokens=start["identity"]["tokens_per_step"] if from_scratch else mean_tokens(losses),
+        size=f"about {start['identity']['tokens_per_step']} tokens" if from_scratch else
+             f"{start['settings']['batch_size']} examples",
         minutes=curve[-1]["seconds"] / 60,
         hardware=f"an {hardware['gpus'][0]['name']}" if on_gpu else
                  f"{cores} core{'s' * (cores > 1)} of an {hardware['processor']}",
@@ -133,12 +134,6 @@ def mean_loss(losses: list[dict], after: int, until: int) -> float:
     """The mean training loss of the log's lines in (after, until]."""
     values = [entry["loss"] for entry in losses if after < entry["step"] <= until]
     return sum(values) / len(values) if values else float("nan")
-
-
-def mean_tokens(losses: list[dict]) -> int:
-    """The tokens of a step, to three digits."""
-    steps = losses[-1]["step"]
-    return int(float(f"{sum(entry['tokens'] for entry in losses) / steps:.3g}"))
 
 
 def have_one_recipe(starts: list[dict]) -> bool:
