@@ -62,7 +62,7 @@ RECIPES = {True: """\
 that `run.py train` has by default, with suffix dropout.""", False: """\
 Such a model can also be trained by one command from random weights, `python -m dpad.training.scratch`; these weights
 were not."""}
-ONE_RUN = "This command repeats the run:"
+ONE_RUN = "This command repeats the run (at the commit behind it):"
 RESUMED_RUN = """\
 The run was interrupted and resumed from its saved state. Neither this nor the number of processes changes the result: a
 resumed run has the same losses as one without a break. Its parts:"""

@@ -149,7 +149,7 @@ def test_a_run_ends_with_a_checkpoint_and_its_card(family, tmp_path, monkeypatch
     log = list(map(json.loads, (folder / "train.jsonl").read_text().splitlines()))
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4]
     text = (folder / "README.md").read_text()
-    assert "# made: a small" in text and "This command repeats the run" in text
+    assert "# made: a small" in text and "This command repeats the run (at the commit behind it):" in text
     assert load(str(folder)).chat_template
     assert "holds a finished run: name another folder" in run(folder)
 
