@@ -61,7 +61,8 @@ examples:
   python run.py -t gsm8k -m 1.5 -s 4 -d gaussian -k 3 -sc 1.6 -th 0.9 -e     LLaDA-1.5 on GSM8K, from the hub
   python run.py generate --help                                        answers to your own prompts
 
-The same command continues an interrupted run. Tasks that need no network: arithmetic-50, arithmetic-500.
+The same command continues an interrupted run. Tasks that need no network: arithmetic-50, arithmetic-500, answer-first
+and countdown (the last two are for models that were trained on them: run.py train).
 """ + NOTE
 GENERATE_EXAMPLES = """\
 examples:
@@ -214,7 +215,7 @@ def note(text: str) -> None:
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument("-t", "--task", default="gsm8k", help="a task of this repository (arithmetic-50, "
-                       "arithmetic-500), a generation or multiple-choice task of lm-eval, or a task file (default: "
+                       "arithmetic-500, answer-first, countdown), a generation or multiple-choice task of lm-eval, or a task file (default: "
                        "%(default)s)")
     group.add_argument("-s", "--num_fewshot", type=int, default=0, metavar="N",
                        help="worked examples in the prompt (default: %(default)s)")
