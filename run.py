@@ -215,8 +215,8 @@ def note(text: str) -> None:
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument("-t", "--task", default="gsm8k", help="a task of this repository (arithmetic-50, "
-                       "arithmetic-500, answer-first, countdown), a generation or multiple-choice task of lm-eval, or a task file (default: "
-                       "%(default)s)")
+                       "arithmetic-500, answer-first, countdown), a generation or multiple-choice task of lm-eval, or "
+                       "a task file (default: %(default)s)")
     group.add_argument("-s", "--num_fewshot", type=int, default=0, metavar="N",
                        help="worked examples in the prompt (default: %(default)s)")
     group.add_argument("--limit", type=int, metavar="N", help="only the first N documents")
