@@ -395,15 +395,17 @@ CONFIGS = ROOT / "benchmarks" / "training"
 def test_two_processes_equal_one(way, tmp_path, data, checkpoint_folder, train):
     """Guards several processes, replicated (DDP) and with the weights in parts (FSDP): the run of one, to rounding."""
     alone = tmp_path / "alone"
-    assert train(alone, "--precision", "float32")[0] == 0
+    small = ["--microbatch_tokens", "50"]  # several forwards a step
+    assert train(alone, "--precision", "float32", *small)[0] == 0
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     if way != "torchrun":
         launcher = ["accelerate.commands.launch", "--config_file", str(CONFIGS / f"{way}.yaml"), "--num_processes", "2",
                     "--mixed_precision", "no"]
     shared = tmp_path / "shared"
-    done = launched(shared, data, checkpoint_folder, *launcher)
+    done = launched(shared, data, checkpoint_folder, *launcher, flags=small)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert entries(shared)[0]["processes"] == 2
+    start = entries(shared)[0]
+    assert start["processes"] == 2 and start["sharing"] == ("FSDP" if way == "fsdp" else "MULTI_CPU")
     assert losses(shared) == pytest.approx(losses(alone), rel=1e-3)
     for name, weight in weights(alone).items():
         assert torch.allclose(weight.float(), weights(shared)[name].float(), atol=2e-2, rtol=1e-2), name

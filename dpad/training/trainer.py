@@ -19,10 +19,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -80,8 +86,13 @@ def make_accelerator(device: torch.device) -> Accelerator:
 
     Batches and models are on their devices already: `device` may be a GPU that accelerate would not choose.
     """
-    return Accelerator(cpu=device.type == "cpu", device_placement=False,
-                       kwargs_handlers=[InitProcessGroupKwargs(timeout=MAX_WAIT)])
+    accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False,
+                              kwargs_handlers=[InitProcessGroupKwargs(timeout=MAX_WAIT)])
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate would leave the weights of processes on a CPU whole, without a word.
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # as the environment says
+    return accelerator
 
 
 def train(job: Job, accelerator: Accelerator, resume: bool = False) -> None:
@@ -152,10 +163,10 @@ class Run:
         self.accelerator = accelerator
         self.state = state
         self.leads = accelerator.is_main_process
-        self.device = next(job.model.parameters()).device
 
         module = MaskedLoss(job.model, self.settings.precision == "bfloat16")
         self.module, *self.optimizers = accelerator.prepare(module, *make_optimizers(job.model, self.settings))
+        self.device = next(self.module.parameters()).device  # FSDP has moved them
         self.first_step, seconds = 0, 0.0
         if saved:
             self.first_step, seconds = saved["step"], saved["seconds"]
@@ -218,7 +229,8 @@ class Run:
 
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
-            waits = number < len(batches)  # gradients are summed over the processes once a step
+            # Gradients are summed over the processes once a step, unless each keeps only a part of them.
+            waits = number < len(batches) and not self.accelerator.is_fsdp2
             with self.accelerator.no_sync(self.module) if waits else nullcontext():
                 loss, _ = self.module(_to(batch, self.device))
                 self.accelerator.backward(loss * count)  # accelerate takes the mean over the processes
@@ -252,7 +264,8 @@ class Run:
 
     def _save(self, done: int) -> None:
         """Write the state and the weights, unless a weight is not finite."""
-        bad = sum((~weight.detach().isfinite()).any().long() for weight in self._trained())
+        mine = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in self._trained()]
+        bad = sum((~weight.detach().isfinite()).any().long() for weight in mine)
         if int(self.accelerator.reduce(torch.as_tensor(bad, device=self.device))):
             raise ValueError(f"weights are NaN or infinite after step {done}: a lower --rate may help. "
                              f"{self._what_is_kept()}")
@@ -296,6 +309,7 @@ class Run:
             "command": self.job.command,
             "from_step": self.first_step,
             "processes": self.accelerator.num_processes,
+            "sharing": self.accelerator.distributed_type.value,
             "settings": self.settings.to_json(),
             "identity": self.job.full_identity(),
             "parameters": sum(weight.numel() for weight in self.job.model.parameters()),
