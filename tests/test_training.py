@@ -193,6 +193,27 @@ def test_a_resumed_run_equals_one_without_a_break(copy, whole, train):
     assert status == 2 and "holds a finished run: name another folder" in said[0]
 
 
+def test_dropout_of_lora_is_resumed_too(train, tmp_path, monkeypatch):
+    """Guards runs with random numbers in the model: those of a step are the same after a restart."""
+    flags = ["--lora", "2", "--lora_dropout", "0.5"]
+    assert train(tmp_path / "whole", *flags)[0] == 0
+    step = source.ExampleViews.step
+
+    def stop(self, number):
+        if number == 4:
+            raise Killed
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source.ExampleViews, "step", stop)
+        with pytest.raises(Killed):
+            train(tmp_path / "broken", *flags)
+    assert train(tmp_path / "broken", *flags, "--resume")[0] == 0
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
 @pytest.mark.slow
 def test_a_run_killed_from_outside_is_resumed(tmp_path, whole, data, checkpoint_folder):
     """Guards kill -9 at a moment of its own: whatever was on the disk, the resumed run ends like the whole one."""
@@ -341,6 +362,16 @@ def test_a_folder_that_holds_something_else_is_refused(train, tmp_path, content)
     status, said = train(target)
     assert status == 2 and ("is a file; it must be a folder" in said[0] or "holds other files, such as" in said[0])
     assert (target if content == "file" else target / content).read_text() == "mine"
+
+
+def test_data_in_the_output_folder_are_not_taken_for_a_log(train, tmp_path, data):
+    """Guards a person's train.jsonl, a common name of data, alone in the folder that is given as --output."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(data, folder / "train.jsonl")
+    status, said = train(folder, "--data", folder / "train.jsonl")
+    assert status == 2 and "holds other files, such as train.jsonl" in said[0]
+    assert (folder / "train.jsonl").read_bytes() == data.read_bytes()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

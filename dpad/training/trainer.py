@@ -10,6 +10,7 @@ train`) and scratch.py.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -36,7 +37,7 @@ from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.results.records import cores, environment
 from dpad.training.objective import MaskedLoss
 from dpad.training.settings import TrainingSettings
-from dpad.training.state import Log, State, claim
+from dpad.training.state import Log, State, claim, read_log
 from dpad.training.views import Batch, View, collate, grouped
 
 MAX_WAIT = timedelta(days=7)  # how long processes wait for one that measures or saves
@@ -128,9 +129,16 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise ValueError(f"{name} holds no state to continue from: leave out --resume")
     if state.exists or not folder.exists():
         return
-    others = sorted(path.name for path in folder.iterdir() if path.name not in ("train.jsonl", "train.lock"))
-    if "train.jsonl" in {path.name for path in folder.iterdir()} and others:
-        raise ValueError(f"{name} holds a finished run: name another folder")
+    log = folder / "train.jsonl"
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (log.name, "train.lock"))
+    if log.exists():
+        try:
+            read_log(log)
+        except ValueError:
+            others.insert(0, log.name)  # somebody's data, and no log
+        else:
+            if others:
+                raise ValueError(f"{name} holds a finished run: name another folder")
     if others:
         raise ValueError(f"{name} holds other files, such as {others[0]}: name a new or an empty folder")
 
@@ -227,6 +235,8 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = self.settings.rate_at(step)
 
+        torch.manual_seed(random.Random(f"{self.settings.seed} dropout {step} {self.accelerator.process_index}")
+                          .getrandbits(63))  # LoRA's dropout too is a function of the step
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
             # Gradients are summed over the processes once a step, unless each keeps only a part of them.
