@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from helpers import ROOT, with_flags
 from safetensors.torch import load_file
 
 import run as command_line
-from dpad.training import output, source, trainer
+from dpad.training import command, output, source, trainer
+from dpad.training.settings import Mixture, SuffixMixture, TrainingSettings
 from dpad.training.state import State, claim
 
 BASE = ["-l", "16", "-b", "4", "-d", "gaussian", "-w", "8", "--steps", "6", "--batch_size", "4", "--log_every", "1",
@@ -174,8 +176,8 @@ def test_full_objective_and_checkpointing_run(data, checkpoint_folder, tmp_path)
     flags = ["-l", "16", "--objective", "full", "--steps", "2", "--precision", "float32", "--log_every", "1"]
     plain, recomputed = tmp_path / "plain", tmp_path / "recomputed"
     for folder, more in ((plain, []), (recomputed, ["--gradient_checkpointing"])):
-        command = ["train", "-m", str(checkpoint_folder), "--data", str(data), "--output", str(folder)]
-        assert command_line.main([*command, *flags, *more]) == 0
+        base = ["train", "-m", str(checkpoint_folder), "--data", str(data), "--output", str(folder)]
+        assert command_line.main([*base, *flags, *more]) == 0
     assert losses(plain) == losses(recomputed)
 
 
@@ -326,6 +328,12 @@ def test_a_kill_near_the_end_leaves_a_run_that_can_be_finished(copy, whole, trai
     (["--adapter", "x"], "training starts from a whole checkpoint"),
     (["--merge"], "nothing is trained with --merge"),
     (["-l", "4"], "responses of"),
+    (["--data", "arithmetic", "-l", "256", "-b", "32", "--too_long", "skip"], "but arithmetic has no end"),
+    (["--dtype", "float16"], "to train, it must be float32 or bfloat16"),
+    (["--eval_limit", "5"], "eval_limit is 5, but nothing is measured without eval_task"),
+    (["--eval_task", "arithmetik-50"], "there is no task 'arithmetik-50'"),
+    (["-p", "0"], "main_process_port is 0"),
+    (["-d", "uniform", "-w", "8", "-nt", "5,0"], "number is 0"),
     (["--num_processes", "100"], "num_processes is 100; it must be at most"),
     (["--eval_limit", "0"], "eval_limit is 0"),
     (["--resume"], "no state to continue from: leave out --resume"),
@@ -336,6 +344,58 @@ def test_what_cannot_be_used_is_one_line(train, tmp_path, flags, message):
     status, said = train(tmp_path / "out", *flags)
     assert status == 2 and len(said) == 1 and message in said[0], said
     assert not (tmp_path / "out").exists()
+
+
+def test_flags_without_an_effect_are_refused(tmp_path, capsys, data, checkpoint_folder):
+    """Guards people against flags that are ignored in silence: of blocks without blocks, of training while merging."""
+    base = ["train", "-m", str(checkpoint_folder), "--output", str(tmp_path / "out")]
+    merge = [*base, "--merge", "--adapter", "x"]
+    for flags in (["--prompt_field", "a"], ["--too_long", "cut"], ["--chat_template", "off"], ["--eval_limit", "3"],
+                  ["--num_processes", "2"], ["-p", "3000"], ["--resume"], ["--data", str(data)], ["--steps", "3"]):
+        assert command_line.main([*merge, *flags]) == 2
+        assert "nothing is trained with --merge; leave it out" in capsys.readouterr().err
+    assert command_line.main([*base, "--data", str(data), "--objective", "full", "-b", "8"]) == 2
+    assert "block_size is 8, but objective full has no blocks" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(train, monkeypatch):
+    """Guards the time that loading takes."""
+    monkeypatch.setattr(command, "load_model", None)
+    for folder in ("/dev/null/out", "/proc/out"):
+        status, said = train(folder)
+        assert status == 2 and "--output is" in said[0]
+
+
+def test_an_interrupted_run_says_how_it_goes_on(train, tmp_path, monkeypatch):
+    """Guards Ctrl-C: one line, with the flag that continues the run."""
+    def interrupt(self, number):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(source.ExampleViews, "step", interrupt)
+    status, said = train(tmp_path / "out")
+    assert status == 130 and "--resume continues from the last saved state" in said[0]
+
+
+def test_small_files_can_be_mixed(train, tmp_path, data):
+    """Guards --held_out of several sources: as many as the smallest can spare."""
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"prompt": "a", "response": "b"}\n')
+    for other, held_out in ((one, False), ("arithmetic", True)):
+        folder = tmp_path / Path(other).stem
+        assert train(folder, "--data", f"{data},{other}", "-l", "256", "-b", "32", "-w", "64", "--steps", "1",
+                     "--held_out", "128")[0] == 0
+        assert any("held_out_loss" in entry for entry in entries(folder)) == held_out
+
+
+def test_a_measurement_decodes_as_the_run_trains():
+    """Guards --eval_task with several strategies: the first one gets the parameters that it has, and no others."""
+    suffix = SuffixMixture(Mixture(("null", "gaussian")), {"window": Mixture((64,))})
+    settings = TrainingSettings(gen_lengths=Mixture((128, 256), (3, 1)), suffix=suffix)
+    assert command.decoding_flags(settings) == ["-l", 128, "-b", 32, "-d", "null"]
+    suffix = SuffixMixture(Mixture(("gaussian", "null")), {"window": Mixture((512,))})
+    settings = TrainingSettings(suffix=suffix)
+    assert command.decoding_flags(settings) == ["-l", 256, "-b", 32, "-d", "gaussian", "-w", 256]
 
 
 def test_answers_that_are_too_long_are_cut_or_skipped_as_asked(train, tmp_path):
@@ -360,7 +420,7 @@ def test_a_folder_that_holds_something_else_is_refused(train, tmp_path, content)
         target.mkdir()
         (target / content).write_text("mine")
     status, said = train(target)
-    assert status == 2 and ("is a file; it must be a folder" in said[0] or "holds other files, such as" in said[0])
+    assert status == 2 and ("is not a folder" in said[0] or "holds other files, such as" in said[0])
     assert (target if content == "file" else target / content).read_text() == "mine"
 
 

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.results import outputs
 from dpad.results.records import cores, environment
 from dpad.training.objective import MaskedLoss
 from dpad.training.settings import TrainingSettings
@@ -120,8 +121,7 @@ def train(job: Job, accelerator: Accelerator, resume: bool = False) -> None:
 def check_folder(folder: Path, resume: bool) -> None:
     """Raise ValueError unless a run can be started or resumed in a folder; nothing that is finished is overwritten."""
     name = f"--output {str(folder)!r}"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{name} is a file; it must be a folder")
+    outputs.check_folder("--output", folder)
     state = State(folder)
     if state.exists and not resume:
         raise ValueError(f"{name} holds an unfinished run: add --resume to continue it, or name another folder")
