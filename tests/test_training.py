@@ -191,8 +191,9 @@ def test_a_resumed_run_equals_one_without_a_break(copy, whole, train):
     assert status == 2 and "holds an unfinished run: add --resume" in said[0] and contents(copy) == before
     assert train(copy, "--resume")[0] == 0
     assert is_like(copy, whole)
-    status, said = train(copy)
-    assert status == 2 and "holds a finished run: name another folder" in said[0]
+    for flags in ([], ["--resume"]):
+        status, said = train(copy, *flags)
+        assert status == 2 and "holds a finished run: name another folder" in said[0]
 
 
 def test_dropout_of_lora_is_resumed_too(train, tmp_path, monkeypatch):

@@ -125,22 +125,21 @@ def check_folder(folder: Path, resume: bool) -> None:
     state = State(folder)
     if state.exists and not resume:
         raise ValueError(f"{name} holds an unfinished run: add --resume to continue it, or name another folder")
+    log = folder / "train.jsonl"
+    if not state.exists and folder.exists():
+        others = sorted(path.name for path in folder.iterdir() if path.name not in (log.name, "train.lock"))
+        if log.exists():
+            try:
+                read_log(log)
+            except ValueError:
+                others.insert(0, log.name)  # somebody's data, and no log
+            else:
+                if others:
+                    raise ValueError(f"{name} holds a finished run: name another folder")
+        if others:
+            raise ValueError(f"{name} holds other files, such as {others[0]}: name a new or an empty folder")
     if resume and not state.exists:
         raise ValueError(f"{name} holds no state to continue from: leave out --resume")
-    if state.exists or not folder.exists():
-        return
-    log = folder / "train.jsonl"
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (log.name, "train.lock"))
-    if log.exists():
-        try:
-            read_log(log)
-        except ValueError:
-            others.insert(0, log.name)  # somebody's data, and no log
-        else:
-            if others:
-                raise ValueError(f"{name} holds a finished run: name another folder")
-    if others:
-        raise ValueError(f"{name} holds other files, such as {others[0]}: name a new or an empty folder")
 
 
 def find_start(job: Job, state: State, resume: bool) -> dict[str, Any] | None:
