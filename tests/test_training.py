@@ -171,6 +171,7 @@ def test_accuracy_on_a_task_is_measured_through_the_harness(train, tmp_path):
     assert (folder / "evaluations" / "step-000002" / "record.json").exists()
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_full_objective_and_checkpointing_run(data, checkpoint_folder, tmp_path):
     """Guards the other objective, and that recomputing layers changes nothing: the same losses."""
     flags = ["-l", "16", "--objective", "full", "--steps", "2", "--precision", "float32", "--log_every", "1"]
@@ -306,6 +307,24 @@ def test_a_kill_near_the_end_leaves_a_run_that_can_be_finished(copy, whole, trai
     status, said = train(copy)
     assert status == 2 and "holds an unfinished run: add --resume" in said[0]
     assert train(copy, "--resume")[0] == 0 and is_like(copy, whole)
+
+
+def test_a_measurement_that_was_interrupted_is_made_up_for(train, tmp_path, monkeypatch):
+    """Guards --eval_task: a run that was killed while it measured has all measurements in the end, each once."""
+    pytest.importorskip("lm_eval")
+    calls = []
+
+    def measure(args, settings, done):
+        calls.append(done)
+        if len(calls) == 2:
+            raise Killed
+        return {"task": args.eval_task, "accuracy": {}}
+
+    monkeypatch.setattr(command, "measure", measure)
+    with pytest.raises(Killed):
+        train(tmp_path / "out", "--eval_task", "arithmetic-50")
+    assert train(tmp_path / "out", "--eval_task", "arithmetic-50", "--resume")[0] == 0
+    assert [entry["step"] for entry in entries(tmp_path / "out") if "task" in entry] == [3, 6] and calls == [3, 6, 6]
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

@@ -198,6 +198,8 @@ class Run:
         losses: list[float] = []
         tokens = 0
         since = time.monotonic()
+        if self.first_step and self._measures(self.first_step):
+            self._measure(self.first_step, bar)  # unless it was done before the run was interrupted
         for done, batches in enumerate(bar, start=self.first_step + 1):
             loss, norm = self._step(done - 1, batches)
             losses.append(loss)
@@ -212,19 +214,28 @@ class Run:
                 bar.set_postfix_str(f"loss {sum(losses) / len(losses):.4f}, {rate:,.0f} tokens/s")
                 losses, tokens, since = [], 0, time.monotonic()
 
-            measures = done % settings.eval_every == 0 or is_last
+            measures = self._measures(done)
             if measures and self.job.held_out:
                 self._note(done, bar, **self._held_out())
             if done % settings.save_every == 0 or is_last or (measures and self.job.measure):
                 self._save(done)
             if measures and self.job.measure:
-                result = self.job.measure(done) if self.leads else {}
-                self.accelerator.wait_for_everyone()
-                self._note(done, bar, **result)
+                self._measure(done, bar)
             if measures:
                 since = time.monotonic()
         if self.leads:
             self.state.remove()  # last: whatever interrupts the lines above, --resume finishes the run
+        self.accelerator.wait_for_everyone()
+
+    def _measures(self, done: int) -> bool:
+        return done % self.settings.eval_every == 0 or done == self.settings.steps
+
+    def _measure(self, done: int, bar: tqdm) -> None:
+        """Call the job's `measure`, if it has one and the log lacks what it says of this step."""
+        if self.job.measure is None:
+            return
+        if self.leads and not any("task" in entry and entry["step"] == done for entry in read_log(self.log.path)):
+            self._note(done, bar, **self.job.measure(done))
         self.accelerator.wait_for_everyone()
 
     def _step(self, step: int, batches: list[Batch]) -> tuple[float, float]:
