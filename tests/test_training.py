@@ -327,6 +327,29 @@ def test_a_measurement_that_was_interrupted_is_made_up_for(train, tmp_path, monk
     assert [entry["step"] for entry in entries(tmp_path / "out") if "task" in entry] == [3, 6] and calls == [3, 6, 6]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_kill_while_the_state_is_written_leaves_nothing_in_the_way(copy, whole, train, monkeypatch, first):
+    """Guards the minutes in which a large state is written: what there is of it is removed by the next start, and a run
+    that had none before it begins anew."""
+    if first:
+        shutil.rmtree(copy)
+
+    def kill(content, file):
+        file.write(b"begun")
+        file.flush()
+        monkeypatch.setattr(Path, "unlink", lambda path, **options: None)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", kill)
+        with pytest.raises(Killed):
+            train(copy, *[] if first else ["--resume"])
+    monkeypatch.undo()
+    assert any(path.suffix == ".part" for path in copy.iterdir())
+    assert train(copy, *[] if first else ["--resume"])[0] == 0
+    assert is_like(copy, whole)
+
+
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 

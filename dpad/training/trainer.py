@@ -38,7 +38,7 @@ from dpad.results import outputs
 from dpad.results.records import cores, environment
 from dpad.training.objective import MaskedLoss
 from dpad.training.settings import TrainingSettings
-from dpad.training.state import Log, State, claim, read_log
+from dpad.training.state import Log, State, claim, leftovers, read_log
 from dpad.training.views import Batch, View, collate, grouped
 
 MAX_WAIT = timedelta(days=7)  # how long processes wait for one that measures or saves
@@ -127,7 +127,8 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise ValueError(f"{name} holds an unfinished run: add --resume to continue it, or name another folder")
     log = folder / "train.jsonl"
     if not state.exists and folder.exists():
-        others = sorted(path.name for path in folder.iterdir() if path.name not in (log.name, "train.lock"))
+        ours = {log, folder / "train.lock", *leftovers(folder)}
+        others = sorted(path.name for path in folder.iterdir() if path not in ours)
         if log.exists():
             try:
                 read_log(log)
@@ -149,6 +150,8 @@ def find_start(job: Job, state: State, resume: bool) -> dict[str, Any] | None:
         ValueError: see `train`.
     """
     check_folder(job.folder, resume)
+    for path in leftovers(job.folder):
+        path.unlink()
     if not resume:
         return None
     saved = state.load()
