@@ -510,6 +510,15 @@ def test_there_are_never_more_processes_than_examples(whole, monkeypatch):
         trainer.train(Job, Many)
 
 
+def test_there_are_never_more_processes_than_gpus(train, tmp_path, monkeypatch):
+    """Guards accelerate's and torchrun's own numbers of processes, which --num_processes does not see."""
+    monkeypatch.setattr(command, "placement", lambda device, dtype: (torch.device("cuda"), torch.float32))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    status, said = train(tmp_path / "out")
+    assert status == 2 and "8 processes were launched on this machine, which has 1 GPU; each needs its own" in said[0]
+
+
 # --- Several processes ------------------------------------------------------------------------------------------------
 
 
