@@ -510,6 +510,16 @@ def test_there_are_never_more_processes_than_examples(whole, monkeypatch):
         trainer.train(Job, Many)
 
 
+def test_memory_that_runs_out_is_one_sentence(train, tmp_path, monkeypatch):
+    """Guards large models: what takes less memory is said."""
+    def fail(self, step, batches):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB.")
+
+    monkeypatch.setattr(trainer.Run, "_step", fail)
+    status, said = train(tmp_path / "out")
+    assert status == 2 and "memory ran out; a smaller --microbatch_tokens" in said[0] and "20 GiB" in said[0]
+
+
 def test_there_are_never_more_processes_than_gpus(train, tmp_path, monkeypatch):
     """Guards accelerate's and torchrun's own numbers of processes, which --num_processes does not see."""
     monkeypatch.setattr(command, "placement", lambda device, dtype: (torch.device("cuda"), torch.float32))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
-from dpad.engine.checks import check_integer
+from dpad.engine.checks import check_integer, one_line
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import load, placement
 from dpad.engine.settings import SAMPLER_SETTINGS, STRATEGY, DecodingSettings, default_parameters
@@ -183,9 +183,14 @@ def run_train(args: argparse.Namespace, argv: Sequence[str], load_libraries: Cal
         if processes.current().rank:
             sys.exit(130)
         raise KeyboardInterrupt(f"interrupted: {WAY_ON}") from None
-    except Exception:  # where one process fails, the others meet its end instead
+    except Exception as error:  # where one process fails, the others meet its end instead
+        import torch
+
         if not processes.is_first_to_fail():
             sys.exit(2)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ValueError("memory ran out; a smaller --microbatch_tokens, --gradient_checkpointing or --lora takes "
+                             f"less ({one_line(error)})") from error
         raise
     finally:
         processes.leave()
@@ -204,7 +209,7 @@ def merge(args: argparse.Namespace, load_libraries: Callable[[], None]) -> None:
     from dpad.training.adapters import check_new_folder, merge_adapter
 
     check_new_folder("output", args.output)
-    device, dtype = placement(args.device or "cpu", args.dtype)
+    device, dtype = placement(args.device or "cpu", args.dtype or "float32")  # rounded once, when it is written
     loaded = load(args.model, device=device, dtype=dtype, adapter=args.adapter)
     merge_adapter(loaded, args.output, None if args.dtype is None else dtype)
     print(f"{args.output}: {args.model} with {args.adapter} merged; run.py takes it as -m {args.output}")
