@@ -251,7 +251,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     from dpad.results.formatting import LAYOUT, printable
 
     settings = settings_from(args)  # wrong flags are reported before a model of 16 GB is loaded
-    check_processes(args)
+    processes.check_flags(args.num_processes, args.main_process_port, note)
     command = shlex.join(["python", "run.py", *argv])
     outputs.check_folder("--output", args.output)
     if args.record is not None:
@@ -309,19 +309,6 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     if args.record is not None:
         files.write_json(args.record, {key: value for key, value in record.items() if key != "folder"})
     print(printable(evaluations.summarize(record), LAYOUT))
-
-
-def check_processes(args: argparse.Namespace) -> None:
-    """Raise ValueError unless the flags about processes fit each other and the launcher of this one, if it has one."""
-    check_integer("num_processes", args.num_processes, 1)
-    count = processes.current().count
-    if count > 1 and args.num_processes not in (1, count):
-        raise ValueError(f"num_processes is {args.num_processes}, but {count} processes have been launched already; "
-                         "leave it out")
-    if args.main_process_port is not None:
-        check_integer("main_process_port", args.main_process_port, 1, 2**16 - 1)
-        if args.num_processes == 1 and processes.current().rank == 0:
-            note(f"main_process_port is {args.main_process_port}, which has no effect without --num_processes")
 
 
 def check_use_of_flags(args: argparse.Namespace, types: set[str]) -> None:

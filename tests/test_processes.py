@@ -301,9 +301,8 @@ def test_weights_are_counted_from_the_configuration(checkpoint_folder):
 def test_somebody_elses_launcher(monkeypatch, number, message):
     """Guards accelerate and torchrun: a number of ours beside theirs is not ignored."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    args = run.parser_of("evaluate").parse_args(["--num_processes", str(number)])
     if message:
         with pytest.raises(ValueError, match=message):
-            run.check_processes(args)
+            processes.check_flags(number, None, print)
     else:
-        run.check_processes(args)
+        processes.check_flags(number, None, print)

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from helpers import ROOT, with_flags
 from safetensors.torch import load_file
 
 import run as command_line
-from dpad.training import output, source, trainer
+from dpad.training import command, output, source, trainer
+from dpad.training.settings import Mixture, SuffixMixture, TrainingSettings
 from dpad.training.state import State, claim
 
 BASE = ["-l", "16", "-b", "4", "-d", "gaussian", "-w", "8", "--steps", "6", "--batch_size", "4", "--log_every", "1",
@@ -177,13 +179,14 @@ def test_accuracy_on_a_task_is_measured_through_the_harness(train, tmp_path):
     assert (folder / "evaluations" / "step-000002" / "record.json").exists()
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_full_objective_and_checkpointing_run(data, checkpoint_folder, tmp_path):
     """Guards the other objective, and that recomputing layers changes nothing: the same losses."""
     flags = ["-l", "16", "--objective", "full", "--steps", "2", "--precision", "float32", "--log_every", "1"]
     plain, recomputed = tmp_path / "plain", tmp_path / "recomputed"
     for folder, more in ((plain, []), (recomputed, ["--gradient_checkpointing"])):
-        command = ["train", "-m", str(checkpoint_folder), "--data", str(data), "--output", str(folder)]
-        assert command_line.main([*command, *flags, *more]) == 0
+        base = ["train", "-m", str(checkpoint_folder), "--data", str(data), "--output", str(folder)]
+        assert command_line.main([*base, *flags, *more]) == 0
     assert losses(plain) == losses(recomputed)
 
 
@@ -197,8 +200,30 @@ def test_a_resumed_run_equals_one_without_a_break(copy, whole, train):
     assert status == 2 and "holds an unfinished run: add --resume" in said[0] and contents(copy) == before
     assert train(copy, "--resume")[0] == 0
     assert is_like(copy, whole)
-    status, said = train(copy)
-    assert status == 2 and "holds a finished run: name another folder" in said[0]
+    for flags in ([], ["--resume"]):
+        status, said = train(copy, *flags)
+        assert status == 2 and "holds a finished run: name another folder" in said[0]
+
+
+def test_dropout_of_lora_is_resumed_too(train, tmp_path, monkeypatch):
+    """Guards runs with random numbers in the model: those of a step are the same after a restart."""
+    flags = ["--lora", "2", "--lora_dropout", "0.5"]
+    assert train(tmp_path / "whole", *flags)[0] == 0
+    step = source.ExampleViews.step
+
+    def stop(self, number):
+        if number == 4:
+            raise Killed
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source.ExampleViews, "step", stop)
+        with pytest.raises(Killed):
+            train(tmp_path / "broken", *flags)
+    assert train(tmp_path / "broken", *flags, "--resume")[0] == 0
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
 
 
 @pytest.mark.slow
@@ -292,6 +317,47 @@ def test_a_kill_near_the_end_leaves_a_run_that_can_be_finished(copy, whole, trai
     assert train(copy, "--resume")[0] == 0 and is_like(copy, whole)
 
 
+def test_a_measurement_that_was_interrupted_is_made_up_for(train, tmp_path, monkeypatch):
+    """Guards --eval_task: a run that was killed while it measured has all measurements in the end, each once."""
+    pytest.importorskip("lm_eval")
+    calls = []
+
+    def measure(args, settings, done):
+        calls.append(done)
+        if len(calls) == 2:
+            raise Killed
+        return {"task": args.eval_task, "accuracy": {}}
+
+    monkeypatch.setattr(command, "measure", measure)
+    with pytest.raises(Killed):
+        train(tmp_path / "out", "--eval_task", "arithmetic-50")
+    assert train(tmp_path / "out", "--eval_task", "arithmetic-50", "--resume")[0] == 0
+    assert [entry["step"] for entry in entries(tmp_path / "out") if "task" in entry] == [3, 6] and calls == [3, 6, 6]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_kill_while_the_state_is_written_leaves_nothing_in_the_way(copy, whole, train, monkeypatch, first):
+    """Guards the minutes in which a large state is written: what there is of it is removed by the next start, and a run
+    that had none before it begins anew."""
+    if first:
+        shutil.rmtree(copy)
+
+    def kill(content, file):
+        file.write(b"begun")
+        file.flush()
+        monkeypatch.setattr(Path, "unlink", lambda path, **options: None)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", kill)
+        with pytest.raises(Killed):
+            train(copy, *[] if first else ["--resume"])
+    monkeypatch.undo()
+    assert any(path.suffix == ".part" for path in copy.iterdir())
+    assert train(copy, *[] if first else ["--resume"])[0] == 0
+    assert is_like(copy, whole)
+
+
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +379,12 @@ def test_a_kill_near_the_end_leaves_a_run_that_can_be_finished(copy, whole, trai
     (["--adapter", "x"], "training starts from a whole checkpoint"),
     (["--merge"], "nothing is trained with --merge"),
     (["-l", "4"], "responses of"),
+    (["--data", "arithmetic", "-l", "256", "-b", "32", "--too_long", "skip"], "but arithmetic has no end"),
+    (["--dtype", "float16"], "to train, it must be float32 or bfloat16"),
+    (["--eval_limit", "5"], "eval_limit is 5, but nothing is measured without eval_task"),
+    (["--eval_task", "arithmetik-50"], "there is no task 'arithmetik-50'"),
+    (["-p", "0"], "main_process_port is 0"),
+    (["-d", "uniform", "-w", "8", "-nt", "5,0"], "number is 0"),
     (["--num_processes", "100"], "num_processes is 100; it must be at most"),
     (["--eval_limit", "0"], "eval_limit is 0"),
     (["--resume"], "no state to continue from: leave out --resume"),
@@ -323,6 +395,58 @@ def test_what_cannot_be_used_is_one_line(train, tmp_path, flags, message):
     status, said = train(tmp_path / "out", *flags)
     assert status == 2 and len(said) == 1 and message in said[0], said
     assert not (tmp_path / "out").exists()
+
+
+def test_flags_without_an_effect_are_refused(tmp_path, capsys, data, checkpoint_folder):
+    """Guards people against flags that are ignored in silence: of blocks without blocks, of training while merging."""
+    base = ["train", "-m", str(checkpoint_folder), "--output", str(tmp_path / "out")]
+    merge = [*base, "--merge", "--adapter", "x"]
+    for flags in (["--prompt_field", "a"], ["--too_long", "cut"], ["--chat_template", "off"], ["--eval_limit", "3"],
+                  ["--num_processes", "2"], ["-p", "3000"], ["--resume"], ["--data", str(data)], ["--steps", "3"]):
+        assert command_line.main([*merge, *flags]) == 2
+        assert "nothing is trained with --merge; leave it out" in capsys.readouterr().err
+    assert command_line.main([*base, "--data", str(data), "--objective", "full", "-b", "8"]) == 2
+    assert "block_size is 8, but objective full has no blocks" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(train, monkeypatch):
+    """Guards the time that loading takes."""
+    monkeypatch.setattr(command, "load_model", None)
+    for folder in ("/dev/null/out", "/proc/out"):
+        status, said = train(folder)
+        assert status == 2 and "--output is" in said[0]
+
+
+def test_an_interrupted_run_says_how_it_goes_on(train, tmp_path, monkeypatch):
+    """Guards Ctrl-C: one line, with the flag that continues the run."""
+    def interrupt(self, number):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(source.ExampleViews, "step", interrupt)
+    status, said = train(tmp_path / "out")
+    assert status == 130 and "--resume continues from the last saved state" in said[0]
+
+
+def test_small_files_can_be_mixed(train, tmp_path, data):
+    """Guards --held_out of several sources: as many as the smallest can spare."""
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"prompt": "a", "response": "b"}\n')
+    for other, held_out in ((one, False), ("arithmetic", True)):
+        folder = tmp_path / Path(other).stem
+        assert train(folder, "--data", f"{data},{other}", "-l", "256", "-b", "32", "-w", "64", "--steps", "1",
+                     "--held_out", "128")[0] == 0
+        assert any("held_out_loss" in entry for entry in entries(folder)) == held_out
+
+
+def test_a_measurement_decodes_as_the_run_trains():
+    """Guards --eval_task with several strategies: the first one gets the parameters that it has, and no others."""
+    suffix = SuffixMixture(Mixture(("null", "gaussian")), {"window": Mixture((64,))})
+    settings = TrainingSettings(gen_lengths=Mixture((128, 256), (3, 1)), suffix=suffix)
+    assert command.decoding_flags(settings) == ["-l", 128, "-b", 32, "-d", "null"]
+    suffix = SuffixMixture(Mixture(("gaussian", "null")), {"window": Mixture((512,))})
+    settings = TrainingSettings(suffix=suffix)
+    assert command.decoding_flags(settings) == ["-l", 256, "-b", 32, "-d", "gaussian", "-w", 256]
 
 
 def test_answers_that_are_too_long_are_cut_or_skipped_as_asked(train, tmp_path):
@@ -347,8 +471,18 @@ def test_a_folder_that_holds_something_else_is_refused(train, tmp_path, content)
         target.mkdir()
         (target / content).write_text("mine")
     status, said = train(target)
-    assert status == 2 and ("is a file; it must be a folder" in said[0] or "holds other files, such as" in said[0])
+    assert status == 2 and ("is not a folder" in said[0] or "holds other files, such as" in said[0])
     assert (target if content == "file" else target / content).read_text() == "mine"
+
+
+def test_data_in_the_output_folder_are_not_taken_for_a_log(train, tmp_path, data):
+    """Guards a person's train.jsonl, a common name of data, alone in the folder that is given as --output."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(data, folder / "train.jsonl")
+    status, said = train(folder, "--data", folder / "train.jsonl")
+    assert status == 2 and "holds other files, such as train.jsonl" in said[0]
+    assert (folder / "train.jsonl").read_bytes() == data.read_bytes()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -384,6 +518,25 @@ def test_there_are_never_more_processes_than_examples(whole, monkeypatch):
         trainer.train(Job, Many)
 
 
+def test_memory_that_runs_out_is_one_sentence(train, tmp_path, monkeypatch):
+    """Guards large models: what takes less memory is said."""
+    def fail(self, step, batches):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB.")
+
+    monkeypatch.setattr(trainer.Run, "_step", fail)
+    status, said = train(tmp_path / "out")
+    assert status == 2 and "memory ran out; a smaller --microbatch_tokens" in said[0] and "20 GiB" in said[0]
+
+
+def test_there_are_never_more_processes_than_gpus(train, tmp_path, monkeypatch):
+    """Guards accelerate's and torchrun's own numbers of processes, which --num_processes does not see."""
+    monkeypatch.setattr(command, "placement", lambda device, dtype: (torch.device("cuda"), torch.float32))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    status, said = train(tmp_path / "out")
+    assert status == 2 and "8 processes were launched on this machine, which has 1 GPU; each needs its own" in said[0]
+
+
 # --- Several processes ------------------------------------------------------------------------------------------------
 
 
@@ -403,15 +556,17 @@ CONFIGS = ROOT / "benchmarks" / "training"
 def test_two_processes_equal_one(way, tmp_path, data, checkpoint_folder, train):
     """Guards several processes, replicated (DDP) and with the weights in parts (FSDP): the run of one, to rounding."""
     alone = tmp_path / "alone"
-    assert train(alone, "--precision", "float32")[0] == 0
+    small = ["--microbatch_tokens", "50"]  # several forwards a step
+    assert train(alone, "--precision", "float32", *small)[0] == 0
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     if way != "torchrun":
         launcher = ["accelerate.commands.launch", "--config_file", str(CONFIGS / f"{way}.yaml"), "--num_processes", "2",
                     "--mixed_precision", "no"]
     shared = tmp_path / "shared"
-    done = launched(shared, data, checkpoint_folder, *launcher)
+    done = launched(shared, data, checkpoint_folder, *launcher, flags=small)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert entries(shared)[0]["processes"] == 2
+    start = entries(shared)[0]
+    assert start["processes"] == 2 and start["sharing"] == ("FSDP" if way == "fsdp" else "MULTI_CPU")
     assert losses(shared) == pytest.approx(losses(alone), rel=1e-3)
     for name, weight in weights(alone).items():
         assert torch.allclose(weight.float(), weights(shared)[name].float(), atol=2e-2, rtol=1e-2), name

@@ -18,13 +18,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
+from dpad.engine.checks import check_integer
 from dpad.engine.loading import family_of, resolve
 from dpad.results.records import cores
 
@@ -141,6 +142,22 @@ def device(processes: Processes) -> str | None:
     return f"cuda:{processes.local_rank % torch.cuda.device_count()}"
 
 
+def check_flags(count: int, port: int | None, note: Callable[[str], None]) -> None:
+    """Raise ValueError unless --num_processes and --main_process_port fit each other and this process's launcher.
+
+    Args:
+        note: says one line to the person who waits: here, that the port has no effect.
+    """
+    check_integer("num_processes", count, 1)
+    launched = current().count
+    if launched > 1 and count not in (1, launched):
+        raise ValueError(f"num_processes is {count}, but {launched} processes have been launched already; leave it out")
+    if port is not None:
+        check_integer("main_process_port", port, 1, 2**16 - 1)
+        if count == 1 and current().rank == 0:
+            note(f"main_process_port is {port}, which has no effect without --num_processes")
+
+
 def check_count(count: int, device: str | None, weight_bytes: int) -> None:
     """Raise ValueError unless this machine can run so many processes: one a GPU, or as cores and memory allow.
 
@@ -213,7 +230,8 @@ def _control_groups() -> Iterator[Path]:
             yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
 
 
-def launch(count: int, port: int | None, arguments: Sequence[str], device: str | None = None) -> None:
+def launch(count: int, port: int | None, arguments: Sequence[str], device: str | None = None,
+           way_on: str = "finished answers are kept, and the same command goes on from there") -> None:
     """Run `run.py` with these arguments in several processes on this machine, each on its own GPU if there are any.
 
     Args:
@@ -221,6 +239,7 @@ def launch(count: int, port: int | None, arguments: Sequence[str], device: str |
         port: the TCP port through which they find each other; None takes a free one.
         arguments: of the command line.
         device: the value of --device among them, if there is one.
+        way_on: what to do after a run that was stopped.
 
     Raises:
         RuntimeError: a process failed; the others have been ended.
@@ -255,11 +274,10 @@ def launch(count: int, port: int | None, arguments: Sequence[str], device: str |
         if failure.exitcode == 2:
             raise SystemExit(2) from None
         reason = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
-        raise RuntimeError(f"process {rank + 1} of {count} {reason}, so the run was stopped; finished answers are "
-                           "kept, and the same command goes on from there") from None
+        raise RuntimeError(f"process {rank + 1} of {count} {reason}, so the run was stopped; "
+                           f"{way_on}") from None
     except SignalException:
-        raise KeyboardInterrupt("interrupted: finished answers are kept, and the same command goes on from "
-                                "there") from None
+        raise KeyboardInterrupt(f"interrupted: {way_on}") from None
     finally:
         del os.environ[LAUNCHER]
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
-from dpad.engine.checks import check_integer
+from dpad.engine.checks import check_integer, one_line
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import load, placement
-from dpad.engine.settings import SAMPLER_SETTINGS, STRATEGY, DecodingSettings
+from dpad.engine.settings import SAMPLER_SETTINGS, STRATEGY, DecodingSettings, default_parameters
 from dpad.evaluation import processes
 from dpad.training.settings import Mixture, SuffixMixture, TrainingSettings
 
@@ -39,6 +39,13 @@ TOO_LONG = ("refuse", "cut", "skip")
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "FSDP_")  # what they set
 PASSES = 3  # through the data, when nobody says how many steps
 SMALL = 100_000_000  # parameters of a model that takes a higher rate
+WAY_ON = "the same command with --resume continues from the last saved state, if there is one"
+# Flags of training that are no settings, and what they are when nobody gives them.
+TRAINING_ALONE = {
+    "data": None, "prompt_field": None, "response_field": None, "hub_config": None, "hub_split": None,
+    "chat_template": "auto", "too_long": "refuse", "resume": False, "eval_task": None, "eval_limit": None,
+    "num_processes": 1, "main_process_port": None,
+}
 # Settings whose default depends on the model, the data or the device, and what it is.
 AUTOMATIC = {
     "steps": f"{PASSES} passes through the data; 500 where it is endless",
@@ -79,7 +86,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eval_task", metavar="TASK", help="also measure accuracy on this task of run.py -t at every "
                        "measurement; decoding with a threshold of 0.9, early termination and the first values of the "
                        "flags below")
-    group.add_argument("--eval_limit", type=int, default=100, metavar="N", help="its documents (default: %(default)s)")
+    group.add_argument("--eval_limit", type=int, metavar="N", help="its documents (default: 100)")
     group.add_argument("--num_processes", type=int, default=1, metavar="N", help="processes that share each step, each "
                        "with its own GPU if there are any (default: %(default)s)")
     group.add_argument("-p", "--main_process_port", type=int, metavar="PORT",
@@ -124,8 +131,11 @@ def settings_from(args: argparse.Namespace, automatic: dict[str, Any]) -> Traini
     lengths = mixtures.pop("gen_length", Mixture((256,)))
     blocks = mixtures.pop("block_length", Mixture((DECODING["block_length"].default,)))
     suffix = SuffixMixture(mixtures.pop(STRATEGY.name, Mixture((STRATEGY.default,))), mixtures)
-    return TrainingSettings(**automatic | read_flags(args, settings_of(TrainingSettings)), gen_lengths=lengths,
-                            block_lengths=blocks, suffix=suffix)
+    settings = TrainingSettings(**automatic | read_flags(args, settings_of(TrainingSettings)), gen_lengths=lengths,
+                                block_lengths=blocks, suffix=suffix)
+    if settings.objective == "full" and args.mixture_block_length is not None:
+        raise ValueError(f"block_size is {blocks}, but objective full has no blocks; leave it out")
+    return settings
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -152,21 +162,35 @@ def run_train(args: argparse.Namespace, argv: Sequence[str], load_libraries: Cal
         raise ValueError("data is missing: a .jsonl file, arithmetic, answer-first, countdown, gsm8k or a data set on "
                          "the hub")
     settings = settings_from(args, {})  # wrong flags are reported before anything is loaded
-    check_integer("num_processes", args.num_processes, 1)
-    check_integer("eval_limit", args.eval_limit, 1)
+    processes.check_flags(args.num_processes, args.main_process_port, note)
+    if args.dtype == "float16":
+        raise ValueError("dtype is 'float16', in which gradients overflow; to train, it must be float32 or bfloat16")
+    if args.eval_limit is not None:
+        check_integer("eval_limit", args.eval_limit, 1)
+        if args.eval_task is None:
+            raise ValueError(f"eval_limit is {args.eval_limit}, but nothing is measured without eval_task")
     if args.eval_task is not None and importlib.util.find_spec("lm_eval") is None:
         raise ValueError(f"eval_task is {args.eval_task!r}, which needs the Python package lm_eval")
     load_libraries()
     if args.num_processes > 1 and processes.current().count == 1:
         weights = processes.weight_bytes(args.model, placement(args.device, "float32")[1])
         processes.check_count(args.num_processes, args.device, 4 * weights)  # with gradients and the optimizer's state
-        processes.launch(args.num_processes, args.main_process_port, argv, args.device)
+        processes.launch(args.num_processes, args.main_process_port, argv, args.device, WAY_ON)
         return
     try:
         _train(args, argv, settings, note)
-    except ValueError:
+    except KeyboardInterrupt:
+        if processes.current().rank:
+            sys.exit(130)
+        raise KeyboardInterrupt(f"interrupted: {WAY_ON}") from None
+    except Exception as error:  # where one process fails, the others meet its end instead
+        import torch
+
         if not processes.is_first_to_fail():
             sys.exit(2)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ValueError("memory ran out; a smaller --microbatch_tokens, --gradient_checkpointing or --lora takes "
+                             f"less ({one_line(error)})") from error
         raise
     finally:
         processes.leave()
@@ -174,18 +198,18 @@ def run_train(args: argparse.Namespace, argv: Sequence[str], load_libraries: Cal
 
 def merge(args: argparse.Namespace, load_libraries: Callable[[], None]) -> None:
     """Write the model with the adapter merged into its weights, as a checkpoint of its own."""
-    unused = [name for name in ("data", "eval_task") if getattr(args, name) is not None]
+    unused = [name for name, default in TRAINING_ALONE.items() if getattr(args, name) != default]
     unused += [entry.label for entry in settings_of(TrainingSettings) if hasattr(args, entry.name)]
     unused += [entry.label for entry, _ in mixture_flags() if getattr(args, f"mixture_{entry.name}") is not None]
-    if unused or args.resume:
-        raise ValueError(f"{', '.join(unused or ['resume'])}: nothing is trained with --merge; leave it out")
+    if unused:
+        raise ValueError(f"{', '.join(unused)}: nothing is trained with --merge; leave it out")
     if args.adapter is None:
         raise ValueError("merge needs --adapter FOLDER, the adapter to merge")
     load_libraries()
     from dpad.training.adapters import check_new_folder, merge_adapter
 
     check_new_folder("output", args.output)
-    device, dtype = placement(args.device or "cpu", args.dtype)
+    device, dtype = placement(args.device or "cpu", args.dtype or "float32")  # rounded once, when it is written
     loaded = load(args.model, device=device, dtype=dtype, adapter=args.adapter)
     merge_adapter(loaded, args.output, None if args.dtype is None else dtype)
     print(f"{args.output}: {args.model} with {args.adapter} merged; run.py takes it as -m {args.output}")
@@ -203,10 +227,18 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
     from dpad.training.trainer import Job, check_folder, make_accelerator, train
 
     device, _ = placement(args.device, None)
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if device.type == "cuda" and here > gpus:
+        raise ValueError(f"{here} processes were launched on this machine, which has {gpus} GPU{'s' * (gpus > 1)}; "
+                         "each needs its own")
     accelerator = make_accelerator(device)
     leads = accelerator.is_main_process
     if leads:
         check_folder(Path(args.output), args.resume)
+        if args.eval_task is not None:
+            from dpad.evaluation import tasks
+
+            tasks.load_tasks(args.eval_task)
     loaded = load_model(args, settings, device, accelerator)
     model = loaded.model
     automatic = {
@@ -218,8 +250,8 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
                "response_field": args.response_field, "hub_config": args.hub_config, "hub_split": args.hub_split}
     examples = fitting(load_examples(args.data, loaded, **options), max(settings.gen_lengths.values),
                        model.max_positions, args.too_long, note if leads else lambda text: None)
-    spared = settings.held_out if examples.size is None else min(settings.held_out, examples.size // 10)
     held_out = None
+    spared = examples.spare(settings.held_out)
     if spared:
         examples, held_out = examples.split(spared)
     if examples.size is not None:
@@ -242,7 +274,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
         command=shlex.join(["python", "run.py", *argv]),
     )
     if leads:
-        count = "endless examples" if examples.size is None else f"{examples.size} examples"
+        count = "endless examples" if examples.size is None else f"{examples.size} example{'s' * (examples.size > 1)}"
         note(f"{count}, {settings.steps} steps of {settings.batch_size}, rate {settings.rate:g}, canvas "
              f"{settings.gen_lengths}, block {settings.block_lengths}, suffix {settings.suffix.strategies}")
     train(job, accelerator, args.resume)
@@ -277,17 +309,24 @@ def default_rate(parameters: int, lora: bool) -> float:
     return 1e-4 if lora else 2e-5
 
 
+def decoding_flags(settings: TrainingSettings) -> list[Any]:
+    """The flags of run.py that decode as a run trains: the commonest canvas, and the first values of its mixtures."""
+    length = max(zip(settings.gen_lengths.shares, settings.gen_lengths.values))[1]
+    strategy = settings.suffix.strategies.values[0]
+    flags = ["-l", length, "-b", settings.block_lengths.values[0], "-d", strategy]
+    for name, mixture in settings.suffix.parameters.items():
+        if name in default_parameters(strategy):
+            value = min(mixture.values[0], length) if name == "window" else mixture.values[0]
+            flags += [SAMPLER_SETTINGS[name].flags[0], value]
+    return flags
+
+
 def measure(args: argparse.Namespace, settings: TrainingSettings, done: int) -> dict[str, Any]:
     """Accuracy of the weights that have just been saved, by run.py in a process of its own."""
     from dpad.results import files
 
-    length = max(zip(settings.gen_lengths.shares, settings.gen_lengths.values))[1]
-    strategy = settings.suffix.strategies.values[0]
-    flags = ["-t", args.eval_task, "--limit", args.eval_limit, "-l", length, "-b", settings.block_lengths.values[0],
-             "-th", 0.9, "-e", "--batch_size", 8, "-d", strategy]
-    for name, mixture in settings.suffix.parameters.items():
-        value = min(mixture.values[0], length) if name == "window" else mixture.values[0]
-        flags += [SAMPLER_SETTINGS[name].flags[0], value]
+    limit = 100 if args.eval_limit is None else args.eval_limit
+    flags = ["-t", args.eval_task, "--limit", limit, "-th", 0.9, "-e", "--batch_size", 8, *decoding_flags(settings)]
     flags += ["-m", args.model, "--adapter", args.output] if settings.lora else ["-m", args.output]
     flags += [] if args.device is None else ["--device", args.device]
     folder = Path(args.output) / "evaluations" / f"step-{done:06}"
@@ -299,5 +338,5 @@ def measure(args: argparse.Namespace, settings: TrainingSettings, done: int) -> 
     if ended.returncode:
         raise ValueError(f"eval_task {args.eval_task} could not be measured: {ended.stderr.strip().splitlines()[-1]}")
     scores = files.read_json(record)["metrics"]
-    return {"task": args.eval_task, "limit": args.eval_limit,
+    return {"task": args.eval_task, "limit": limit,
             "accuracy": {name: score["value"] for name, score in scores.items()}}

@@ -74,6 +74,10 @@ class ExampleSet:
         """
         raise NotImplementedError
 
+    def spare(self, count: int) -> int:
+        """How many of `count` examples can be held out: at most a tenth of those that there are."""
+        return count if self.size is None else min(count, self.size // 10)
+
     def lengths(self) -> Iterator[tuple[int, int]]:
         """The number of tokens of each prompt and answer; of what has no end, of the first SAMPLE."""
         for index in range(SAMPLE if self.size is None else self.size):
@@ -197,6 +201,10 @@ class Mixture(ExampleSet):
             passes, index = divmod(index, part.size)
             index = shuffled(part.size, self.seed, passes)[index]
         return part.get(index)
+
+    def spare(self, count: int) -> int:
+        share = -(-count // len(self.parts))
+        return min(count, len(self.parts) * min(part.spare(share) for part in self.parts))
 
     def lengths(self) -> Iterator[tuple[int, int]]:
         for part in self.parts:

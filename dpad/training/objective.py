@@ -31,6 +31,7 @@ class MaskedLoss(nn.Module):
     def __init__(self, model: nn.Module, bfloat16: bool) -> None:
         super().__init__()
         self.model = model
+        self._no_split_modules = base_of(model)._no_split_modules  # FSDP gathers the weights of one of these at a time
         self.autocast = bfloat16
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -99,8 +99,8 @@ class SuffixMixture:
             if name not in own:
                 raise ValueError(f"{label} is {mixture}, but {STRATEGY.label} {self.strategies} does not use it")
         if "uniform" in {ALIASES.get(name, name) for name in self.strategies.values}:
-            make_sampler({STRATEGY.name: "uniform"} | {name: self.parameters[name].values[0]
-                                                       for name in ("number",) if name in self.parameters}, 1)
+            for number in self.parameters["number"].values if "number" in self.parameters else (0,):
+                make_sampler({STRATEGY.name: "uniform", "number": number}, 1)
 
     def draw(self, rng: random.Random, gen_length: int) -> SuffixSampler:
         """One sampler for an answer of `gen_length` tokens."""
@@ -155,7 +155,8 @@ class TrainingSettings:
     optimizer: str = setting("adamw", "adamw, or muon for the layers' matrices (and adamw for the rest)",
                              choices=OPTIMIZERS)
     seed: int = setting(1234, "seed of the order of the examples and of noise", minimum=0)
-    held_out: int = setting(128, "examples that are kept out of training, to measure the loss on", minimum=0)
+    held_out: int = setting(128, "examples that are kept out of training, to measure the loss on; at most a tenth of a "
+                          "file", minimum=0)
     log_every: int = setting(10, "steps between lines of the log", minimum=1)
     eval_every: int = setting(100, "steps between measurements on the held-out examples and on --eval_task", minimum=1)
     save_every: int = setting(100, "steps between saved states", minimum=1)

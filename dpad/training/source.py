@@ -53,8 +53,11 @@ def fitting(examples: ExampleSet, longest: int, positions: int, too_long: str,
         ValueError: there are such answers or prompts, and they are to be refused, as those of endless sets always are;
             or nothing is left.
     """
-    found = count_too_long(examples, longest, positions)
     endless = examples.size is None
+    if endless and too_long != "refuse":
+        raise ValueError(f"too_long is {too_long!r}, but {examples.name} has no end, and what is too long in it is "
+                         "refused; leave it out")
+    found = count_too_long(examples, longest, positions)
     if found.answers and (too_long == "refuse" or endless):
         raise ValueError(f"{found.answers} of {found.checked} responses of {examples.name} are longer than every "
                          f"canvas (the longest gen_length is {longest}, one EOS included); give a longer one"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,11 @@ def read_log(path: Path) -> list[dict]:
     except files.LineError as error:
         raise ValueError(f"{path}, line {error.number}: not a line of a training log: it {error.reason}") from error
     return entries
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files that a killed run was writing (see files.write_whole)."""
+    return [path for path in folder.iterdir() if re.fullmatch(r"\..+\.[0-9a-f]{8}\.part", path.name)]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ train`) and scratch.py.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,18 +20,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.results import outputs
 from dpad.results.records import cores, environment
 from dpad.training.objective import MaskedLoss
 from dpad.training.settings import TrainingSettings
-from dpad.training.state import Log, State, claim
+from dpad.training.state import Log, State, claim, leftovers, read_log
 from dpad.training.views import Batch, View, collate, grouped
 
 MAX_WAIT = timedelta(days=7)  # how long processes wait for one that measures or saves
@@ -80,8 +88,13 @@ def make_accelerator(device: torch.device) -> Accelerator:
 
     Batches and models are on their devices already: `device` may be a GPU that accelerate would not choose.
     """
-    return Accelerator(cpu=device.type == "cpu", device_placement=False,
-                       kwargs_handlers=[InitProcessGroupKwargs(timeout=MAX_WAIT)])
+    accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False,
+                              kwargs_handlers=[InitProcessGroupKwargs(timeout=MAX_WAIT)])
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate would leave the weights of processes on a CPU whole, without a word.
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # as the environment says
+    return accelerator
 
 
 def train(job: Job, accelerator: Accelerator, resume: bool = False) -> None:
@@ -108,20 +121,26 @@ def train(job: Job, accelerator: Accelerator, resume: bool = False) -> None:
 def check_folder(folder: Path, resume: bool) -> None:
     """Raise ValueError unless a run can be started or resumed in a folder; nothing that is finished is overwritten."""
     name = f"--output {str(folder)!r}"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{name} is a file; it must be a folder")
+    outputs.check_folder("--output", folder)
     state = State(folder)
     if state.exists and not resume:
         raise ValueError(f"{name} holds an unfinished run: add --resume to continue it, or name another folder")
+    log = folder / "train.jsonl"
+    if not state.exists and folder.exists():
+        ours = {log, folder / "train.lock", *leftovers(folder)}
+        others = sorted(path.name for path in folder.iterdir() if path not in ours)
+        if log.exists():
+            try:
+                read_log(log)
+            except ValueError:
+                others.insert(0, log.name)  # somebody's data, and no log
+            else:
+                if others:
+                    raise ValueError(f"{name} holds a finished run: name another folder")
+        if others:
+            raise ValueError(f"{name} holds other files, such as {others[0]}: name a new or an empty folder")
     if resume and not state.exists:
         raise ValueError(f"{name} holds no state to continue from: leave out --resume")
-    if state.exists or not folder.exists():
-        return
-    others = sorted(path.name for path in folder.iterdir() if path.name not in ("train.jsonl", "train.lock"))
-    if "train.jsonl" in {path.name for path in folder.iterdir()} and others:
-        raise ValueError(f"{name} holds a finished run: name another folder")
-    if others:
-        raise ValueError(f"{name} holds other files, such as {others[0]}: name a new or an empty folder")
 
 
 def find_start(job: Job, state: State, resume: bool) -> dict[str, Any] | None:
@@ -131,6 +150,8 @@ def find_start(job: Job, state: State, resume: bool) -> dict[str, Any] | None:
         ValueError: see `train`.
     """
     check_folder(job.folder, resume)
+    for path in leftovers(job.folder):
+        path.unlink()
     if not resume:
         return None
     saved = state.load()
@@ -152,10 +173,10 @@ class Run:
         self.accelerator = accelerator
         self.state = state
         self.leads = accelerator.is_main_process
-        self.device = next(job.model.parameters()).device
 
         module = MaskedLoss(job.model, self.settings.precision == "bfloat16")
         self.module, *self.optimizers = accelerator.prepare(module, *make_optimizers(job.model, self.settings))
+        self.device = next(self.module.parameters()).device  # FSDP has moved them
         self.first_step, seconds = 0, 0.0
         if saved:
             self.first_step, seconds = saved["step"], saved["seconds"]
@@ -180,6 +201,8 @@ class Run:
         losses: list[float] = []
         tokens = 0
         since = time.monotonic()
+        if self.first_step and self._measures(self.first_step):
+            self._measure(self.first_step, bar)  # unless it was done before the run was interrupted
         for done, batches in enumerate(bar, start=self.first_step + 1):
             loss, norm = self._step(done - 1, batches)
             losses.append(loss)
@@ -194,19 +217,28 @@ class Run:
                 bar.set_postfix_str(f"loss {sum(losses) / len(losses):.4f}, {rate:,.0f} tokens/s")
                 losses, tokens, since = [], 0, time.monotonic()
 
-            measures = done % settings.eval_every == 0 or is_last
+            measures = self._measures(done)
             if measures and self.job.held_out:
                 self._note(done, bar, **self._held_out())
             if done % settings.save_every == 0 or is_last or (measures and self.job.measure):
                 self._save(done)
             if measures and self.job.measure:
-                result = self.job.measure(done) if self.leads else {}
-                self.accelerator.wait_for_everyone()
-                self._note(done, bar, **result)
+                self._measure(done, bar)
             if measures:
                 since = time.monotonic()
         if self.leads:
             self.state.remove()  # last: whatever interrupts the lines above, --resume finishes the run
+        self.accelerator.wait_for_everyone()
+
+    def _measures(self, done: int) -> bool:
+        return done % self.settings.eval_every == 0 or done == self.settings.steps
+
+    def _measure(self, done: int, bar: tqdm) -> None:
+        """Call the job's `measure`, if it has one and the log lacks what it says of this step."""
+        if self.job.measure is None:
+            return
+        if self.leads and not any("task" in entry and entry["step"] == done for entry in read_log(self.log.path)):
+            self._note(done, bar, **self.job.measure(done))
         self.accelerator.wait_for_everyone()
 
     def _step(self, step: int, batches: list[Batch]) -> tuple[float, float]:
@@ -216,9 +248,12 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = self.settings.rate_at(step)
 
+        torch.manual_seed(random.Random(f"{self.settings.seed} dropout {step} {self.accelerator.process_index}")
+                          .getrandbits(63))  # LoRA's dropout too is a function of the step
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
-            waits = number < len(batches)  # gradients are summed over the processes once a step
+            # Gradients are summed over the processes once a step, unless each keeps only a part of them.
+            waits = number < len(batches) and not self.accelerator.is_fsdp2
             with self.accelerator.no_sync(self.module) if waits else nullcontext():
                 loss, _ = self.module(_to(batch, self.device))
                 self.accelerator.backward(loss * count)  # accelerate takes the mean over the processes
@@ -252,7 +287,8 @@ class Run:
 
     def _save(self, done: int) -> None:
         """Write the state and the weights, unless a weight is not finite."""
-        bad = sum((~weight.detach().isfinite()).any().long() for weight in self._trained())
+        mine = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in self._trained()]
+        bad = sum((~weight.detach().isfinite()).any().long() for weight in mine)
         if int(self.accelerator.reduce(torch.as_tensor(bad, device=self.device))):
             raise ValueError(f"weights are NaN or infinite after step {done}: a lower --rate may help. "
                              f"{self._what_is_kept()}")
@@ -296,6 +332,7 @@ class Run:
             "command": self.job.command,
             "from_step": self.first_step,
             "processes": self.accelerator.num_processes,
+            "sharing": self.accelerator.distributed_type.value,
             "settings": self.settings.to_json(),
             "identity": self.job.full_identity(),
             "parameters": sum(weight.numel() for weight in self.job.model.parameters()),
