@@ -99,7 +99,7 @@ examples:
   python run.py train --merge -m 1.5 --adapter adapter --output merged       the adapter in the weights
 
 A line of my.jsonl: {"prompt": "...", "response": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}.
-The same command with --resume continues an interrupted run; it ends with the same weights.
+The same command with --resume continues an interrupted run; it ends with the same weights (on a CPU to the bit).
 """
 TABLE_EXAMPLES = """\
 examples:

@@ -498,7 +498,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(train, tm
 
     monkeypatch.setattr(trainer.Accelerator, "backward", poison)
     status, said = train(folder, "--save_every", "1")
-    assert status == 2 and "keeps the weights that were saved last" in said[0] and "a lower --rate may help" in said[0]
+    assert status == 2 and "keeps the weights that were saved last" in said[0] and "a lower --rate" in said[0]
     assert State(folder).load()["step"] == 5
     assert all(weight.isfinite().all() for weight in weights(folder).values())
 

@@ -38,6 +38,7 @@ DECODING = {entry.name: entry for entry in settings_of(DecodingSettings)}
 TOO_LONG = ("refuse", "cut", "skip")
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "FSDP_")  # what they set
 PASSES = 3  # through the data, when nobody says how many steps
+LEAST_STEPS = 200  # then, however few the data are
 SMALL = 100_000_000  # parameters of a model that takes a higher rate
 WAY_ON = "the same command with --resume continues from the last saved state, if there is one"
 # Flags of training that are no settings, and what they are when nobody gives them.
@@ -48,7 +49,7 @@ TRAINING_ALONE = {
 }
 # Settings whose default depends on the model, the data or the device, and what it is.
 AUTOMATIC = {
-    "steps": f"{PASSES} passes through the data; 500 where it is endless",
+    "steps": f"{PASSES} passes through the data, but at least {LEAST_STEPS}; 500 where it is endless",
     "rate": "2e-5; 1e-4 for LoRA; 5e-4 and 2e-3 for a model of less than 0.1 billion parameters",
     "microbatch_tokens": "2048 on the CPU, 8192 on a GPU",
 }
@@ -255,7 +256,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str], settings: TrainingSett
     if spared:
         examples, held_out = examples.split(spared)
     if examples.size is not None:
-        automatic["steps"] = math.ceil(PASSES * examples.size / settings.batch_size)
+        automatic["steps"] = max(LEAST_STEPS, math.ceil(PASSES * examples.size / settings.batch_size))
     settings = settings_from(args, automatic)
 
     torch.manual_seed(settings.seed)

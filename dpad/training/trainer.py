@@ -262,7 +262,7 @@ class Run:
         loss = float(self.accelerator.reduce(total))
         if not (math.isfinite(norm) and math.isfinite(loss)):
             raise ValueError(f"the loss is {loss:g} and the gradient's norm {norm:g} at step {step + 1}: a lower "
-                             f"--rate may help. {self._what_is_kept()}")
+                             f"--rate, in another folder, may help. {self._what_is_kept()}")
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -290,7 +290,8 @@ class Run:
         mine = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in self._trained()]
         bad = sum((~weight.detach().isfinite()).any().long() for weight in mine)
         if int(self.accelerator.reduce(torch.as_tensor(bad, device=self.device))):
-            raise ValueError(f"weights are NaN or infinite after step {done}: a lower --rate may help. "
+            raise ValueError(f"weights are NaN or infinite after step {done}: a lower --rate, in another "
+                             f"folder, may help. "
                              f"{self._what_is_kept()}")
         raw = [optimizer.optimizer for optimizer in self.optimizers]
         weights, optimizers = get_state_dict(self.module, raw, options=FULL)
