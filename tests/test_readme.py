@@ -204,6 +204,7 @@ def test_an_example_of_an_evaluation_runs(command, capsys, monkeypatch, tmp_path
 def test_examples_of_suffix_dropout_use_one_set_of_parameters(command):
     """Guards -k and -sc wherever we choose them: the ones that configurations.py has for the model."""
     words = {"-k": "k_sigma", "-sc": "scale", "-m": "model", "checkpoint": "model"}
-    found = {words.get(word, word): value for word, value in re.findall(r"([\w-]+)[ =]([\w./-]+)", command)}
+    typed = re.split(r"[ =,]+", command)
+    found = {words.get(word, word): value for word, value in zip(typed, typed[1:])}
     parameters = {"k_sigma": float(found.get("k_sigma", 4)), "scale": float(found.get("scale", 2))}
     assert parameters == dpad_parameters(found.get("model", "instruct"))
