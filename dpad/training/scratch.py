@@ -27,6 +27,7 @@ from checkpoints import card, make
 from dpad.engine.checks import check_choice, check_integer, one_line
 from dpad.engine.command_line import MAX_MESSAGE, Parser
 from dpad.engine.loading import FAMILIES, LoadedModel, placement
+from dpad.evaluation import processes
 from dpad.training.curriculum import Curriculum
 from dpad.training.examples import GENERATORS, load_examples
 from dpad.training.output import write_checkpoint
@@ -121,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         card.write_card(folder)
         print(f"{folder}: {options.steps} steps; README.md and curve.png in it describe the run")
-    accelerator.end_training()
+    processes.leave()
 
 
 def integers(text: str) -> Sequence[int]:
