@@ -32,8 +32,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     So `-m fast` covers every file, and a test of several seconds must say that it is slow.
     """
-    # Training first: some of the other tests leave torch or accelerate in a state in which it cannot begin.
-    items.sort(key=lambda item: item.path.name != "test_training.py")
     for item in items:
         if not any(item.get_closest_marker(name) for name in ("slow", "browser", "gpu")):
             item.add_marker("fast")

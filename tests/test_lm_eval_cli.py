@@ -107,6 +107,14 @@ def test_stop_strings_are_honoured_where_the_family_has_them():
         lm_eval_cli.check_gen_kwargs({"pretrained": "dream-tiny"}, {"until": ["\n"]})
 
 
+def test_a_process_alone_leaves_the_environment_alone(monkeypatch, checkpoint_folder):
+    """Guards what runs in the same process later, such as training: accelerate takes LOCAL_RANK for one of several."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    before = dict(os.environ)
+    lm_eval_cli.CommandLineLM(checkpoint=str(checkpoint_folder), gen_length=16, block_length=8)
+    assert dict(os.environ) == before
+
+
 def test_other_flags_that_would_be_ignored_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="max_batch_size is 4; batch_size auto finds"):
         lm_eval_cli.CommandLineLM.create_from_arg_string("checkpoint=tiny", {"max_batch_size": 4})

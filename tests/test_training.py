@@ -503,13 +503,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(train, tm
     assert all(weight.isfinite().all() for weight in weights(folder).values())
 
 
-def test_what_others_did_with_accelerate_does_not_matter(train, tmp_path, monkeypatch):
-    """Guards notebooks and tests: a process in which accelerate's state is of another use, or half made, can train."""
-    monkeypatch.setattr(trainer.PartialState, "_shared_state", {"device": None, "_cpu": True, "backend": None})
-    status, said = train(tmp_path / "out", "--steps", "1")
-    assert status == 0, said
-
-
 def test_there_are_never_more_processes_than_examples(whole, monkeypatch):
     """Guards several processes: each needs an example in every step."""
     class Many:

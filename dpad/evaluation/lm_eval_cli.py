@@ -74,8 +74,10 @@ class CommandLineLM(DiffusionLM):
         if self.processes.count > 1 and device in (None, "cuda", "cuda:0"):
             device = processes.device(self.processes)
         # All processes make all the requests and have all the answers in the end. lm-eval lets the one whose LOCAL_RANK
-        # is 0 report, of which there is one on each machine.
-        os.environ["LOCAL_RANK"] = str(self.processes.rank)
+        # is 0 report, of which there is one on each machine. A process alone sets nothing: accelerate would take it for
+        # one of several, and this process could not train any more.
+        if self.processes.count > 1:
+            os.environ["LOCAL_RANK"] = str(self.processes.rank)
 
         loaded = load(name, device=device, dtype=dtype, revision=revision,
                       adapter=None if adapter is None else str(adapter))

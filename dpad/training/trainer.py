@@ -10,7 +10,6 @@ train`) and scratch.py.
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,6 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
@@ -90,8 +88,6 @@ def make_accelerator(device: torch.device) -> Accelerator:
 
     Batches and models are on their devices already: `device` may be a GPU that accelerate would not choose.
     """
-    if "RANK" not in os.environ:  # alone: whatever else in this process has used accelerate does not matter
-        AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False,
                               kwargs_handlers=[InitProcessGroupKwargs(timeout=MAX_WAIT)])
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
