@@ -74,7 +74,7 @@ MAX_CURVE_ROWS = 24
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md and curve.png of a checkpoint, from its train.jsonl, config.json and records.json alone.
+    """Write README.md and curve.png of a checkpoint, from its config.json, train.jsonl, base.json and records.json.
 
     Raises:
         ValueError: train.jsonl or records.json cannot be read.

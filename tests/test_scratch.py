@@ -151,7 +151,7 @@ def test_a_run_ends_with_a_checkpoint_and_its_card(family, tmp_path, monkeypatch
     text = (folder / "README.md").read_text()
     assert "# made: a small" in text and "This command repeats the run (at the commit behind it):" in text
     assert load(str(folder)).chat_template
-    assert "holds a finished checkpoint: name another folder" in run(folder)
+    assert "holds a finished run: name another folder" in run(folder)
 
     (folder / "README.md").unlink()
     monkeypatch.setattr(sys, "argv", ["card.py", str(folder)])

@@ -183,7 +183,7 @@ class Generated(ExampleSet):
         return self, Subset(held_out, range(count), f"{self.name}, held out")
 
 
-class Mixture(ExampleSet):
+class Mixed(ExampleSet):
     """Sets in turn, each with the same share, without end: a finite one begins anew in another order."""
 
     def __init__(self, parts: Sequence[ExampleSet], seed: int) -> None:
@@ -214,7 +214,7 @@ class Mixture(ExampleSet):
         check_integer("held-out count", count, len(self.parts))
         shares = [count // len(self.parts) + (number < count % len(self.parts)) for number in range(len(self.parts))]
         kept, held_out = zip(*(part.split(share) for part, share in zip(self.parts, shares)))
-        return Mixture(kept, self.seed), Subset(Mixture(held_out, self.seed), range(count), f"{self.name}, held out")
+        return Mixed(kept, self.seed), Subset(Mixed(held_out, self.seed), range(count), f"{self.name}, held out")
 
 
 @functools.lru_cache(maxsize=16)
@@ -484,7 +484,7 @@ def load_examples(
         return Stored(name, _encoded(encoder, name, places, len(rows), columns, wordings), seed)
 
     parts = [load(name) for name in names]
-    return parts[0] if len(parts) == 1 else Mixture(parts, seed)
+    return parts[0] if len(parts) == 1 else Mixed(parts, seed)
 
 
 def _is_of_hub(name: str) -> bool:

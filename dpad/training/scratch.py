@@ -1,9 +1,9 @@
-"""Train a small masked diffusion model from random weights; made checkpoints/llada-tiny and checkpoints/dream-tiny.
+"""Train a small masked diffusion model from random weights. (Those in checkpoints/ have cards that say how they began.)
 
-    python -m dpad.training.scratch --output checkpoints/llada-tiny
-    python -m dpad.training.scratch --family dream --output checkpoints/dream-tiny
-    python -m dpad.training.scratch --output checkpoints/llada-tiny --resume     # continue an interrupted run
-    torchrun --nproc_per_node 2 -m dpad.training.scratch --output ...            # the same run, shared by two processes
+    python -m dpad.training.scratch --output results/llada
+    python -m dpad.training.scratch --family dream --output results/dream
+    python -m dpad.training.scratch --output results/llada --resume       # continue an interrupted run
+    torchrun --nproc_per_node 2 -m dpad.training.scratch --output ...     # the same run, shared by two processes
 
 Most of the run follows curriculum.py, which teaches the problems. The rest trains on what decoding meets (views.py,
 objective blockwise): canvases up to 1024 tokens, and the suffix that dropout leaves. The output folder becomes a
@@ -33,8 +33,7 @@ from dpad.training.examples import GENERATORS, load_examples
 from dpad.training.output import write_checkpoint
 from dpad.training.settings import Mixture, SuffixMixture, TrainingSettings
 from dpad.training.source import ExampleViews, held_out_views
-from dpad.training.state import State
-from dpad.training.trainer import Job, make_accelerator, train
+from dpad.training.trainer import Job, check_folder, make_accelerator, train
 from dpad.training.views import View
 
 CANVASES = Mixture((128, 256, 512, 1024), (0.3, 0.55, 0.1, 0.05))
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     """Train as the flags of `main` say.
 
     Raises:
-        ValueError: see `trainer.train`; or the output folder holds a finished checkpoint.
+        ValueError: naming the flag, its value and what is allowed; see also `trainer.train`.
     """
     tasks = options.tasks.split(",")
     for task in tasks:
@@ -82,8 +81,8 @@ def run(options: argparse.Namespace) -> None:
     disable_progress_bar()  # transformers draws one for every file that it writes
 
     folder = Path(options.output)
-    if (folder / "model.safetensors").exists() and not State(folder).exists:
-        raise ValueError(f"--output {str(folder)!r} holds a finished checkpoint: name another folder")
+    if accelerator.is_main_process:
+        check_folder(folder, options.resume)
     settings = TrainingSettings(
         steps=options.steps, batch_size=EXAMPLES_PER_STEP, rate=options.rate, warmup=0.03, decay=0.4,
         weight_decay=0.05, optimizer="muon", noise_min=0.02, seed=options.seed, gen_lengths=CANVASES,
@@ -102,6 +101,7 @@ def run(options: argparse.Namespace) -> None:
     examples, held_out = load_examples(options.tasks, loaded, seed=options.seed).split(HELD_OUT)
     first_steps = round(CURRICULUM_SHARE * options.steps)
     curriculum = Curriculum(tokenizer, tasks, options.tokens_per_step, options.seed, first_steps, options.blocks)
+
     def save(weights: dict[str, torch.Tensor]) -> None:
         make.save_tokenizer(tokenizer, folder)
         write_checkpoint(model, folder, torch.bfloat16, weights)
@@ -122,7 +122,6 @@ def run(options: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         card.write_card(folder)
         print(f"{folder}: {options.steps} steps; README.md and curve.png in it describe the run")
-    processes.leave()
 
 
 def integers(text: str) -> Sequence[int]:
@@ -162,6 +161,8 @@ def main() -> None:
         print("scratch.py: interrupted: the same command with --resume continues from the last saved state",
               file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        processes.leave()
 
 
 if __name__ == "__main__":

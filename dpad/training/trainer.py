@@ -202,7 +202,7 @@ class Run:
         tokens = 0
         since = time.monotonic()
         if self.first_step and self._measures(self.first_step):
-            self._measure(self.first_step, bar)  # unless it was done before the run was interrupted
+            self._measure(self.first_step)  # unless it was done before the run was interrupted
         for done, batches in enumerate(bar, start=self.first_step + 1):
             loss, norm = self._step(done - 1, batches)
             losses.append(loss)
@@ -212,20 +212,20 @@ class Run:
             if done % settings.log_every == 0 or is_last:
                 spent = time.monotonic() - since
                 rate = tokens / spent
-                self._note(done, bar, loss=sum(losses) / len(losses), rate=settings.rate_at(done - 1), gradient=norm,
+                self._note(done, loss=sum(losses) / len(losses), rate=settings.rate_at(done - 1), gradient=norm,
                            tokens=tokens, step_seconds=spent / len(losses), tokens_per_second=round(rate))
                 bar.set_postfix_str(f"loss {sum(losses) / len(losses):.4f}, {rate:,.0f} tokens/s")
                 losses, tokens, since = [], 0, time.monotonic()
 
+            pause = time.monotonic()
             measures = self._measures(done)
             if measures and self.job.held_out:
-                self._note(done, bar, **self._held_out())
+                self._note(done, **self._held_out())
             if done % settings.save_every == 0 or is_last or (measures and self.job.measure):
                 self._save(done)
             if measures and self.job.measure:
-                self._measure(done, bar)
-            if measures:
-                since = time.monotonic()
+                self._measure(done)
+            since += time.monotonic() - pause  # tokens/s are those of training alone
         if self.leads:
             self.state.remove()  # last: whatever interrupts the lines above, --resume finishes the run
         self.accelerator.wait_for_everyone()
@@ -233,12 +233,12 @@ class Run:
     def _measures(self, done: int) -> bool:
         return done % self.settings.eval_every == 0 or done == self.settings.steps
 
-    def _measure(self, done: int, bar: tqdm) -> None:
+    def _measure(self, done: int) -> None:
         """Call the job's `measure`, if it has one and the log lacks what it says of this step."""
         if self.job.measure is None:
             return
         if self.leads and not any("task" in entry and entry["step"] == done for entry in read_log(self.log.path)):
-            self._note(done, bar, **self.job.measure(done))
+            self._note(done, **self.job.measure(done))
         self.accelerator.wait_for_everyone()
 
     def _step(self, step: int, batches: list[Batch]) -> tuple[float, float]:
@@ -320,7 +320,7 @@ class Run:
             return "Nothing had been saved yet"
         return f"{self.job.folder} keeps the weights that were saved last"
 
-    def _note(self, done: int, bar: tqdm, **values: Any) -> None:
+    def _note(self, done: int, **values: Any) -> None:
         """Write a line of the log."""
         if self.leads:
             rounded = {name: float(f"{value:.5g}") if isinstance(value, float) else value
