@@ -2,7 +2,8 @@ r"""Which suffix positions a block may see: the heart of DPad (arXiv 2508.14148,
 
 Before the first forward of a block, the decoding loop passes every position after the block to the sampler. The sampler
 returns the positions to keep; the model never sees the others. A sampler is pure: no model, no device, no state. A new
-strategy is a subclass with two methods and an entry in SAMPLERS. To see one at work:
+strategy is a subclass with two methods and an entry in SAMPLERS. One kind chooses later, from the scores that the
+block's first forward gives to the whole suffix (ScoredSampler). To see one at work:
 
     python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch \
         --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
@@ -55,6 +56,18 @@ class SuffixSampler(ABC):
         window = getattr(self, "window", None)
         if window is not None and window > gen_length:
             raise ValueError(f"window is {window}; it must be at most gen_length ({gen_length})")
+
+    @property
+    def is_random(self) -> bool:
+        """Whether another seed can keep other positions."""
+        return False
+
+
+def with_last(kept: Tensor, last: bool) -> Tensor:
+    """A mask of kept positions, bool [count], with the answer's last position added where `last` says so."""
+    if last and len(kept):
+        kept[-1] = True
+    return kept
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,8 @@ class GaussianSampler(WindowSampler):
                              flags=("-k", "--k_sigma"), above=0)
     scale: float = setting(2.0, "gaussian: factor on the probability to keep a position; the paper has 1.6 to 2.3",
                            flags=("-sc", "--scale"), above=0)
+    last: bool = setting(False, "gaussian, anchor: keep the answer's last position whatever its distance",
+                         flags=("--keep_last",))
 
     def _density(self, count: int) -> Tensor:
         density = torch.zeros(count)
@@ -118,10 +133,37 @@ class GaussianSampler(WindowSampler):
 
     def indices(self, count: int, generator: Generator) -> Tensor:
         # One draw for every position, those beyond the window included, as in the recordings of the reference.
-        return (torch.rand(count, generator=generator) < self._density(count)).nonzero().squeeze(1)
+        kept = torch.rand(count, generator=generator) < self._density(count)
+        return with_last(kept, self.last).nonzero().squeeze(1)
 
     def retention(self, count: int) -> Tensor:
-        return self._density(count).clamp(max=1)
+        density = self._density(count).clamp(max=1)
+        return torch.maximum(density, with_last(torch.zeros(count), self.last))
+
+    @property
+    def is_random(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class EvenGaussianSampler(GaussianSampler):
+    """The Gaussian sampler's density without its dice: as many positions, spread evenly instead of drawn.
+
+    A position is kept where the sum of the probabilities up to it passes the next half-integer (systematic sampling,
+    Madow and Madow 1944, with its random start replaced by 1/2). So the number kept among the nearest i positions
+    differs from what GaussianSampler keeps there on average by at most 1/2, for every i.
+    """
+
+    def retention(self, count: int) -> Tensor:
+        passed = (self._density(count).clamp(max=1).double().cumsum(0) + 0.5).floor()
+        return with_last(passed.diff(prepend=torch.zeros(1, dtype=torch.float64)).float(), self.last)
+
+    def indices(self, count: int, generator: Generator) -> Tensor:
+        return self.retention(count).nonzero().squeeze(1)
+
+    @property
+    def is_random(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -142,12 +184,108 @@ class UniformSampler(WindowSampler):
         reach = min(count, self.window)
         return (torch.arange(count) < reach) * min(1.0, self.number / reach)
 
+    @property
+    def is_random(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class AnchorSampler(WindowSampler):
+    """Keeps the `window` nearest positions, every `stride`-th position beyond them, and the last one.
+
+    Without a stride this is Streaming-dLLM's suffix (arXiv 2601.17917); with the block's length as the stride it is
+    SSM's (arXiv 2608.23167): the first position of every later block.
+    """
+
+    stride: int = setting(0, "anchor: keep every position whose distance is a multiple of this; 0 keeps none beyond "
+                          "the window", minimum=0, unit="tokens")
+    last: bool = setting(True, "keep the answer's last position whatever its distance", flags=("--keep_last",))
+
+    def retention(self, count: int) -> Tensor:
+        places = torch.arange(count)
+        kept = places < self.window
+        if self.stride:
+            kept |= places % self.stride == 0
+        return with_last(kept, self.last).float()
+
+    def indices(self, count: int, generator: Generator) -> Tensor:
+        return self.retention(count).nonzero().squeeze(1)
+
+
+# --- Chosen by attention ----------------------------------------------------------------------------------------------
+
+
+class ScoredSampler(SuffixSampler):
+    """Chooses after a block's first forward, which sees the whole suffix, by the attention that the block paid to it.
+
+    Not DPad, whose choice needs no scores: for comparison. One forward a block costs as much as without dropout.
+    """
+
+    @abstractmethod
+    def select(self, scores: Tensor) -> Tensor:
+        """Which suffix positions stay for the rest of the block: bool [R, n].
+
+        Args:
+            scores: float32 [R, n], the attention that the block's queries paid to each suffix position in the first
+                forward, averaged over layers, heads and queries.
+        """
+
+    def indices(self, count: int, generator: Generator) -> Tensor:
+        return torch.arange(count)
+
+    def retention(self, count: int) -> Tensor:
+        return torch.ones(count)
+
+
+@dataclass(frozen=True)
+class AttentionSampler(ScoredSampler):
+    """Keeps the `top_k` suffix positions that the block attends to most, and the `window` nearest.
+
+    The pruning that articles about the paper describe. Of equal scores the nearer position comes first.
+    """
+
+    window: int = setting(8, "attention: the nearest suffix tokens, kept whatever their scores", flags=("-w", "--window"),
+                          minimum=0, unit="tokens")
+    top_k: int = setting(64, "attention: suffix tokens to keep by their scores", minimum=0, unit="tokens")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def select(self, scores: Tensor) -> Tensor:
+        best = scores.argsort(dim=-1, descending=True, stable=True)[:, : self.top_k]
+        kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
+        kept[:, : self.window] = True
+        return kept
+
+
+@dataclass(frozen=True)
+class SpotlightSampler(ScoredSampler):
+    """Drops the `removed` most attended positions from `beyond` on, and keeps all others: the paper's lottery-ticket
+    test (table 1), which asks whether the far tokens in the spotlight of attention matter. Here it is made per block.
+    """
+
+    removed: int = setting(10, "spotlight: how many of the most attended far suffix tokens to drop", minimum=0,
+                           unit="tokens")
+    beyond: int = setting(128, "spotlight: suffix tokens from this distance on count as far", minimum=0, unit="tokens")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def select(self, scores: Tensor) -> Tensor:
+        kept = torch.ones_like(scores, dtype=torch.bool)
+        best = scores[:, self.beyond :].argsort(dim=-1, descending=True, stable=True)[:, : self.removed]
+        return kept.scatter_(1, best + self.beyond, False)
+
 
 # By the name that --dropout_strategy takes.
 SAMPLERS: dict[str, type[SuffixSampler]] = {
     "null": FullSuffix,
     "gaussian": GaussianSampler,
+    "gaussian-even": EvenGaussianSampler,
     "uniform": UniformSampler,
     "window": WindowSampler,
+    "anchor": AnchorSampler,
+    "attention": AttentionSampler,
+    "spotlight": SpotlightSampler,
     "block": NoSuffix,
 }

@@ -54,8 +54,8 @@ def test_shapes_are_few(random_llada):
         steps = cuda_graphs._caches[random_llada][cuda_graphs.GraphedCache].steps
     assert len(kept) > 15
     shapes = {shape for shape in steps if shape[0] == 1}
-    assert len({queries for _, queries, _ in shapes}) <= 1 + (max(kept) + 16) // cuda_graphs.QUERY_BUCKET
-    for _, queries, slots in shapes:
+    assert len({queries for _, queries, _, _ in shapes}) <= 1 + (max(kept) + 16) // cuda_graphs.QUERY_BUCKET
+    for _, queries, slots, _ in shapes:
         assert queries % cuda_graphs.QUERY_BUCKET == 0 and slots % cuda_graphs.KEY_BUCKET == 0
 
 

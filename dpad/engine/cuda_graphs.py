@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dpad.engine.checks import check_choice
-from dpad.engine.transformer import MaskedDiffusionModel, SlotCache
+from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
 
 MODES = ("auto", "on", "off")
 QUERY_BUCKET = 16
@@ -77,11 +77,11 @@ def forget() -> None:
 class Step:
     """A step of fixed shape: inputs that are filled before a run, an output that is valid until the next run.
 
-    ids, positions: int64 [R, Q]. places: int64 [Q], the slots that the queries are. key_mask: bool [R, S], the slots
-    that may be attended to. hidden: [R, Q, E]. filled: the cache's `version` that all inputs but ids belong to.
+    inputs: token ids, int64 [R, Q], or embeddings, [R, Q, E]. positions: int64 [R, Q]. places: int64 [Q], the slots that the queries are. key_mask: bool [R, S], the slots
+    that may be attended to. hidden: [R, Q, E]. filled: the cache's `version` that all of them but `inputs` belong to.
     """
 
-    ids: Tensor
+    inputs: Tensor
     positions: Tensor
     places: Tensor
     key_mask: Tensor
@@ -121,7 +121,7 @@ class GraphedCache(ReusedCache):
         super().__init__()
         self.weights: tuple | None = None  # the dtype and addresses that the recordings were made with
         self.stream: torch.cuda.Stream | None = None  # of recordings
-        self.steps: OrderedDict[tuple[int, int, int], Step] = OrderedDict()
+        self.steps: OrderedDict[tuple[int, int, int, bool], Step] = OrderedDict()
         self.version = 0
         self.window: tuple[int, int] | None = None  # rows and slots of the step that is running, both bucketed
         self.pool: Any = None  # of the recordings' memory
@@ -151,13 +151,23 @@ class GraphedCache(ReusedCache):
 
     def begin(self, rows: int, length: int) -> None:
         super().begin(rows, length)
-        self.version += 1
-        # A step reads up to its bucket's end. Slots there are masked by adding -inf, which a NaN would survive.
-        self.buffer[:, :, :rows, :, length : round_up(length, KEY_BUCKET)] = 0
+        self._clear_rest()
 
     def keep(self, rows: list[int]) -> None:
         super().keep(rows)
         self.version += 1
+
+    def keep_slots(self, slots: Tensor) -> None:
+        super().keep_slots(slots)
+        self._clear_rest()
+
+    def _clear_rest(self) -> None:
+        """Make the slots behind the last harmless, up to the end of the bucket that a step reads.
+
+        They are masked by adding -inf, which a NaN would survive.
+        """
+        self.version += 1
+        self.buffer[:, :, : self.rows, :, self.length : round_up(self.length, KEY_BUCKET)] = 0
 
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.window is None:
@@ -169,18 +179,19 @@ class GraphedCache(ReusedCache):
         stored[1].index_copy_(2, start, values)
         return stored[0, :, :, :length], stored[1, :, :, :length]
 
-    def forward(self, model: MaskedDiffusionModel, ids: Tensor, positions: Tensor, key_mask: Tensor | None,
-                start: int) -> Tensor:
+    def forward(self, model: MaskedDiffusionModel, inputs: Tensor, positions: Tensor, key_mask: Tensor | None,
+                start: int, watch: Watch | None = None) -> Tensor:
         if start == 0:  # a block's first step computes every slot: few large kernels, of a new shape in every block
-            return super().forward(model, ids, positions, key_mask, start)
-        rows, count = ids.shape
-        step = self._step(rows, count)
+            return super().forward(model, inputs, positions, key_mask, start, watch)
+        assert watch is None  # a recording has no place for it
+        rows, count = positions.shape
+        step = self._step(inputs)
         if step.filled != self.version:
             self._fill(step, positions, key_mask, start)
-        step.ids[:rows, :count] = ids
+        step.inputs[:rows, :count] = inputs
         if step.replay is not None:
             step.replay()
-        elif step.runs and ids.is_cuda:
+        elif step.runs and inputs.is_cuda:
             self._record(model, step)
         else:
             self._run(model, step)
@@ -188,13 +199,15 @@ class GraphedCache(ReusedCache):
         assert step.hidden is not None
         return step.hidden[:rows, :count]
 
-    def _step(self, rows: int, count: int) -> Step:
-        """The step whose shape is large enough; a new one where there is none yet."""
+    def _step(self, inputs: Tensor) -> Step:
+        """The step whose shape is large enough for inputs [R, Q] or [R, Q, E]; a new one where there is none yet."""
+        rows, count = inputs.shape[:2]
         capacity = self.buffer.shape[4]
         rows = min(power_of_two(rows), self.buffer.shape[2])
         queries = round_up(count, QUERY_BUCKET)
         slots = min(round_up(self.length, KEY_BUCKET), capacity)
-        step = self.steps.get((rows, queries, slots))
+        shape = rows, queries, slots, inputs.is_floating_point()
+        step = self.steps.get(shape)
         if step is None:
             if len(self.steps) == MAX_GRAPHS:
                 self.steps.popitem(last=False)
@@ -202,13 +215,13 @@ class GraphedCache(ReusedCache):
                     self.pool = None  # no recording is left that uses it
             device = self.buffer.device
             with torch.inference_mode(False):  # later calls may not be in that mode
-                step = self.steps[rows, queries, slots] = Step(
-                    ids=torch.zeros(rows, queries, dtype=torch.long, device=device),
+                step = self.steps[shape] = Step(
+                    inputs=torch.zeros(rows, queries, *inputs.shape[2:], dtype=inputs.dtype, device=device),
                     positions=torch.zeros(rows, queries, dtype=torch.long, device=device),
                     places=torch.zeros(queries, dtype=torch.long, device=device),
                     key_mask=torch.zeros(rows, slots, dtype=torch.bool, device=device),
                 )
-        self.steps.move_to_end((rows, queries, slots))
+        self.steps.move_to_end(shape)
         return step
 
     def _fill(self, step: Step, positions: Tensor, key_mask: Tensor | None, start: int) -> None:
@@ -225,13 +238,13 @@ class GraphedCache(ReusedCache):
     def _run(self, model: MaskedDiffusionModel, step: Step) -> None:
         self.window = step.key_mask.shape[0], step.key_mask.shape[1]
         try:
-            step.hidden = model.hidden_states(step.ids, step.positions, step.key_mask, self, step.places)
+            step.hidden = model.hidden_states(step.inputs, step.positions, step.key_mask, self, step.places)
         finally:
             self.window = None
 
     def _record(self, model: MaskedDiffusionModel, step: Step) -> None:
         graph = torch.cuda.CUDAGraph()
-        device = step.ids.device
+        device = step.inputs.device
         if self.stream is None:
             self.stream = torch.cuda.Stream(device)
         # thread_local: what other threads do on the GPU meanwhile does not spoil this recording.

@@ -14,7 +14,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -95,10 +95,10 @@ class SlotCache:
         stored[1, :, :, start : start + keys.shape[2]] = values
         return stored[0, :, :, : self.length], stored[1, :, :, : self.length]
 
-    def forward(self, model: MaskedDiffusionModel, ids: Tensor, positions: Tensor, key_mask: Tensor | None,
-                start: int) -> Tensor:
+    def forward(self, model: MaskedDiffusionModel, inputs: Tensor, positions: Tensor, key_mask: Tensor | None,
+                start: int, watch: Watch | None = None) -> Tensor:
         """The model's `hidden_states` of the slots [start, start + Q), which overwrite their entries."""
-        return model.hidden_states(ids, positions, key_mask, self, start)
+        return model.hidden_states(inputs, positions, key_mask, self, start, watch)
 
     def keep(self, rows: list[int]) -> None:
         """Drop every row but these: the row rows[i] becomes row i, and each moves only onto one no longer needed."""
@@ -106,6 +106,23 @@ class SlotCache:
             if target != source:
                 self.buffer[:, :, target, :, : self.length] = self.buffer[:, :, source, :, : self.length]
         self.rows = len(rows)
+
+    def keep_slots(self, slots: Tensor) -> None:
+        """Drop every slot but these (int64 [kept], ascending), which become the slots 0, 1, ..."""
+        self.buffer[:, :, : self.rows, :, : len(slots)] = self.buffer[:, :, : self.rows].index_select(4, slots)
+        self.length = len(slots)
+
+
+class Watch(Protocol):
+    """Looks at the attention of some queries in one forward: gets it layer by layer.
+
+    queries: which of the forward's Q queries.
+    """
+
+    queries: slice
+
+    def __call__(self, layer: int, weights: Tensor) -> None:
+        """weights: float32 [R, H, watched queries, S], what each of them pays to each slot; a row's sum is 1."""
 
 
 @dataclass
@@ -116,7 +133,8 @@ class Attention:
     add to the scores; None admits all. cache: with one the queries are its slots [start, start + Q), and the others
     come from its buffers. start: the first slot, or (in cuda_graphs.py) the slots themselves, int64 [Q].
     implementation: transformers' names, "sdpa" (torch's kernels) or "eager" (the textbook formula: the oracle, and the
-    faster of the two for training in bfloat16 on a CPU).
+    faster of the two for training in bfloat16 on a CPU). watch: gets the weights of some queries, which are computed
+    for it by the textbook formula beside the layer's own output.
     """
 
     rope: tuple[Tensor, Tensor]
@@ -124,6 +142,7 @@ class Attention:
     cache: SlotCache | None = None
     start: int | Tensor = 0
     implementation: str = "sdpa"
+    watch: Watch | None = None
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Bidirectional attention of Q queries [R, Q, H, D] to all slots, returned as [R, Q, H * D].
@@ -136,6 +155,9 @@ class Attention:
         if self.cache is not None:
             keys, values = self.cache.write(layer, self.start, keys, values)
         groups = queries.shape[1] // keys.shape[1]
+        if self.watch is not None:
+            watched = queries[:, :, self.watch.queries].float()
+            self.watch(layer, _attention_weights(watched, keys.float(), self.key_mask, groups))
         if self.implementation == "eager":
             mixed = _textbook_attention(queries, keys, values, self.key_mask, groups)
         else:
@@ -149,15 +171,22 @@ class Attention:
 
 def _textbook_attention(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None, groups: int) -> Tensor:
     """softmax(q k^T / sqrt(D)) v: queries [R, H, Q, D], keys and values [R, K, S, D] -> [R, H, Q, D]."""
-    if groups > 1:
-        keys = keys.repeat_interleave(groups, dim=1)
-        values = values.repeat_interleave(groups, dim=1)
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)  # [R, H, Q, S]
+    return _attention_weights(queries, keys, key_mask, groups) @ _repeat_heads(values, groups)
+
+
+def _attention_weights(queries: Tensor, keys: Tensor, key_mask: Tensor | None, groups: int) -> Tensor:
+    """softmax(q k^T / sqrt(D)): queries [R, H, Q, D], keys [R, K, S, D] -> [R, H, Q, S]."""
+    scores = (queries * queries.shape[-1] ** -0.5) @ _repeat_heads(keys, groups).transpose(-1, -2)
     if key_mask is not None and key_mask.dtype == torch.bool:
         scores = scores.masked_fill(~key_mask, float("-inf"))
     elif key_mask is not None:
         scores = scores + key_mask
-    return scores.softmax(dim=-1) @ values
+    return scores.softmax(dim=-1)
+
+
+def _repeat_heads(x: Tensor, groups: int) -> Tensor:
+    """Keys or values [R, K, S, D] for every head that shares them, [R, K * groups, S, D]."""
+    return x.repeat_interleave(groups, dim=1) if groups > 1 else x
 
 
 class MaskedDiffusionModel(PreTrainedModel):
@@ -198,20 +227,21 @@ class MaskedDiffusionModel(PreTrainedModel):
         raise NotImplementedError
 
     def hidden_states(
-        self, input_ids: Tensor, position_ids: Tensor, key_mask: Tensor | None = None,
-        cache: SlotCache | None = None, start: int | Tensor = 0,
+        self, inputs: Tensor, position_ids: Tensor, key_mask: Tensor | None = None,
+        cache: SlotCache | None = None, start: int | Tensor = 0, watch: Watch | None = None,
     ) -> Tensor:
-        """The final normalised hidden states [R, Q, E] of the tokens `input_ids` [R, Q] at `position_ids` [R, Q].
+        """The final normalised hidden states [R, Q, E] of what stands at `position_ids` [R, Q].
 
-        key_mask: bool [R, S], True where a slot exists (False at padding). cache, start: see `Attention`.
+        inputs: token ids [R, Q], or embeddings [R, Q, E] in their place. key_mask: bool [R, S], True where a slot
+        exists (False at padding). cache, start, watch: see `Attention`.
         """
         rope = rope_tables(position_ids, self.head_size, self.rope_theta)
         if key_mask is not None:
             key_mask = key_mask[:, None, None, :]
             if key_mask.is_cuda:  # as the kernels take it: or else each layer would convert it
                 key_mask = torch.zeros_like(key_mask, dtype=self.dtype).masked_fill_(~key_mask, float("-inf"))
-        attention = Attention(rope, key_mask, cache, start, self.config._attn_implementation)
-        x = self.embed(input_ids)  # [R, Q, E]
+        attention = Attention(rope, key_mask, cache, start, self.config._attn_implementation, watch)
+        x = inputs if inputs.is_floating_point() else self.embed(inputs)  # [R, Q, E]
         for index, layer in enumerate(self.layers):
             x = layer(x, attention, index)
         return self.final_norm(x)
