@@ -15,9 +15,7 @@ from torch import Generator, Tensor
 
 from dpad.engine.decoding import DecodingOutput, decode
 from dpad.engine.fields import takes_settings
-from dpad.engine.settings import TokenIds
-from dpad.engine.unmasking import (
-    UnmaskingRule,
+from dpad.engine.selection import (
     best_but_mask,
     choose_above,
     choose_most_confident,
@@ -26,6 +24,8 @@ from dpad.engine.unmasking import (
     log_probability,
     without_mask,
 )
+from dpad.engine.settings import TokenIds
+from dpad.engine.unmasking import UnmaskingRule
 from dream.modeling import DreamModel
 from dream.settings import DreamSettings
 

@@ -15,9 +15,7 @@ from torch import Generator, Tensor
 
 from dpad.engine.decoding import DecodingOutput, decode
 from dpad.engine.fields import takes_settings
-from dpad.engine.settings import TokenIds
-from dpad.engine.unmasking import (
-    UnmaskingRule,
+from dpad.engine.selection import (
     best_but_mask,
     choose_above,
     choose_most_confident,
@@ -25,6 +23,8 @@ from dpad.engine.unmasking import (
     log_probability,
     without_mask,
 )
+from dpad.engine.settings import TokenIds
+from dpad.engine.unmasking import UnmaskingRule
 from llada.modeling import LLaDAModelLM
 from llada.settings import LLaDASettings
 
