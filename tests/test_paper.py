@@ -172,7 +172,7 @@ def test_latency_times_tps_is_the_answers_length():
 
 
 def test_lengths_that_follow_from_latency_and_tps_are_possible():
-    """Guards rows without a length: the answers fit to 2 %, and parallel decoding leaves Vanilla's length as it is; only
+    """Guards rows without a length: the answers fit to 2 %, and parallel decoding leaves their length as it is. Only
     Streaming-dLLM's rows of Dream on GSM8K say otherwise."""
     for (source, table, model, benchmark, length, name, _), theirs in ROWS.items():
         if theirs.row.get("latency_s") and theirs.row.get("tps"):
