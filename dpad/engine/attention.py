@@ -92,9 +92,13 @@ class Moments:
         mask_id: the mask token.
         gen_length, block_length: of the answer and its blocks, in tokens.
         on_moment: called after each forward; what it raises ends the decoding.
+
+    Attributes:
+        last: the latest forward.
     """
 
-    def __init__(self, mask_id: int, gen_length: int, block_length: int, on_moment: Callable[[Moment], None]):
+    def __init__(self, mask_id: int, gen_length: int, block_length: int,
+                 on_moment: Callable[[Moment], None] | None = None):
         self.mask_id = mask_id
         self.gen_length = gen_length
         self.block_length = block_length
@@ -118,7 +122,8 @@ class Moments:
             self.last = Moment(block, self.last.step + 1, begin, end, now, self.last.opened, self.last.columns)
         else:
             self.last = Moment(block, 0, begin, end, now, now, columns)
-        self.on_moment(self.last)
+        if self.on_moment is not None:
+            self.on_moment(self.last)
 
     def end(self) -> None:
         """Decoding is over."""

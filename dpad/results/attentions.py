@@ -158,10 +158,12 @@ def describe_rise(layers: Sequence[dict]) -> str:
             f"in {above} of {len(risen)} layers, {times(risen[-1])} in the last)")
 
 
-def describe_last(view: dict, layer: dict) -> str:
+def describe_last(layer: dict) -> str:
     """Whether attention rises again at the last position in one layer, for figures."""
     rise = rise_of([layer])
-    return "" if rise is None else f"last position: {times(rise)} the median of the suffix before it"
+    if rise is None:
+        return "last position: not kept"
+    return f"last position: {times(rise)} the median of the suffix before it"
 
 
 def name_view(view: dict) -> str:

@@ -501,11 +501,11 @@ MIN_RATIO = 100  # of the most to the least weight that they show
 def attention_chart(record: dict, path: str | Path) -> None:
     """Draw what a block attends to, a row for each view of the suffix: on the left the last layer, mean over heads and
     the range from least to most, spikes marked by their distance from the block; on the right every layer."""
+    from matplotlib.patches import Patch
+
     views = record["views"]
     highs = [high for view in views for _, _, _, high in range_of(view, view["layers"][-1])]
     means = [weight for view in views for layer in view["layers"] for weight in layer["mean"] if weight]
-    from matplotlib.patches import Patch
-
     most = max(means, default=1.0)
     least = max(min(means, default=LEAST_WEIGHT), LEAST_WEIGHT)
 
@@ -552,7 +552,7 @@ def _draw_last_layer(axes: Axes, record: dict, view: dict) -> None:
         axes.annotate(f"{spike.distance}", (spike.distance + length - 1, spike.weight), xytext=(0, 10),
                       textcoords="offset points", ha="center", fontsize=9, color=VERMILLION,
                       arrowprops={"arrowstyle": "-", "color": VERMILLION, "linewidth": 0.8})
-    axes.annotate(describe_last(view, layer), (1, 1), xycoords="axes fraction", ha="right", va="top", fontsize=9)
+    axes.annotate(describe_last(layer), (1, 1), xycoords="axes fraction", ha="right", va="top", fontsize=9)
     axes.grid(visible=True, axis="y")
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("attention (%, logarithmic)")
@@ -564,12 +564,13 @@ def _draw_layers(axes: Axes, record: dict, view: dict, least: float, most: float
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import MaxNLocator
 
-    grid = [[math.nan if weight is None else max(weight, least) for weight in layer["mean"]]
-            for layer in view["layers"]]
     first = view["first"]
+    width = len(view["layers"][0]["mean"])
+    grid = [[math.nan if weight is None else max(weight, least) for weight in (layer["mean"] + [None] * width)[:width]]
+            for layer in view["layers"]]
     image = axes.imshow(grid, origin="lower", aspect="auto", cmap="viridis_r", norm=LogNorm(least, most),
                         interpolation="nearest",
-                        extent=(first - 0.5, first + len(grid[0]) - 0.5, -0.5, len(grid) - 0.5))
+                        extent=(first - 0.5, first + width - 0.5, -0.5, len(grid) - 0.5))
     for edge in (-0.5, record["settings"]["block_length"] - 0.5):
         axes.axvline(edge, color=INK, linewidth=0.8, linestyle=":")
     axes.grid(False)
@@ -586,9 +587,9 @@ def _name_places(axes: Axes, record: dict, view: dict) -> None:
     length = record["settings"]["block_length"]
     first = view["first"]
     behind = first + len(view["layers"][0]["mean"]) - length
-    steps = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(first, behind)
-    step = int(min((value for value in steps if value > 0), default=1))
-    distances = [distance for distance in range(step, max(-first, behind) + 1, step)]
+    reach = max(-first, behind, 1)
+    step = max(1, int(MaxNLocator(3, steps=[1, 2, 5, 10], integer=True).tick_values(0, reach)[1]))
+    distances = range(step, reach + 1, step)
     ticks = [(-distance, f"−{distance}") for distance in distances if -distance >= first]
     ticks += [((length - 1) / 2, "block")]
     ticks += [(length - 1 + distance, f"{distance}") for distance in distances if distance <= behind]

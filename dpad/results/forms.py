@@ -115,7 +115,7 @@ STUDY = {
     }],
 }
 SHARE = Leaf("a number from 0 to 1", _number(0, 1))
-SERIES = Several(Leaf("a number from 0 to 1, or null", lambda value: value is None or SHARE.fits(value)))
+SERIES = [Leaf("a number from 0 to 1, or null", lambda value: value is None or SHARE.fits(value))]
 ATTENTION = {
     "model": TEXT, "task?": TEXT, "problems": COUNT, "samples": COUNT, "block?": ZERO_OR_MORE, "step": ZERO_OR_MORE,
     "settings": {"gen_length": LENGTH, "block_length": LENGTH, "dtype?": TEXT, "device?": TEXT},
