@@ -588,7 +588,7 @@ def _name_places(axes: Axes, record: dict, view: dict) -> None:
     first = view["first"]
     behind = first + len(view["layers"][0]["mean"]) - length
     reach = max(-first, behind, 1)
-    step = max(1, int(MaxNLocator(3, steps=[1, 2, 5, 10], integer=True).tick_values(0, reach)[1]))
+    step = max(1, int(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True).tick_values(0, reach)[1]))
     distances = range(step, reach + 1, step)
     ticks = [(-distance, f"−{distance}") for distance in distances if -distance >= first]
     ticks += [((length - 1) / 2, "block")]
