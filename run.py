@@ -28,6 +28,7 @@ from dpad.engine.command_line import Parser, say, waiting_for
 from dpad.engine.configurations import DPAD
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, find_adapter, load, placement, resolve
+from dpad.engine.methods import METHODS, combine
 from dpad.engine.prompts import knows_single_questions_only
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation import processes
@@ -125,7 +126,10 @@ def settings_from(args: argparse.Namespace) -> DecodingSettings:
     """The decoding settings that the flags stand for; ValueError when they clash or the model has no such setting."""
     decoding, dropout = all_settings()
     family = family_of(args.model) if args.model in NAMES else read_family(args)
-    return family.settings.from_choices(read_flags(args, [*decoding, *dropout]))
+    choices = read_flags(args, [*decoding, *dropout])
+    if args.method is not None:
+        choices, _ = combine(METHODS[args.method], choices, {}, family.settings, args.model)
+    return family.settings.from_choices(choices)
 
 
 def read_family(args: argparse.Namespace) -> Family:
@@ -159,7 +163,10 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
                        help="put prompts into the model's chat template; auto: as its published numbers were measured "
                        "(default: %(default)s)")
     decoding, dropout = all_settings()
-    add_flags(parser.add_argument_group("decoding"), decoding)
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--method", choices=METHODS, metavar="NAME", help="a published way of decoding, with all of its "
+                       f"settings: {', '.join(METHODS)}; other flags replace one setting each")
+    add_flags(group, decoding)
     add_flags(parser.add_argument_group("suffix dropout (DPad)"), dropout)
 
 
@@ -322,6 +329,7 @@ def check_use_of_flags(args: argparse.Namespace, types: set[str]) -> None:
         raise ValueError(f"mc_samples is {args.mc_samples}, but task {args.task} asks for no log-likelihoods")
     if "generate_until" not in types:
         unused = [entry.label for entry in (*decoding, *dropout) if hasattr(args, entry.name) and entry.name != "seed"]
+        unused += ["method"] * (args.method is not None)
         if unused:
             raise ValueError(f"{', '.join(unused)}: task {args.task} asks for log-likelihoods alone, for which nothing "
                              "is decoded; leave them out")
