@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpad.engine.configurations import LONG_SEQUENCES, Configuration, classify
-from dpad.results.formatting import Table, count_samples, join_unique, number, seconds, times
+from dpad.results.formatting import Table, count_samples, join_unique, milliseconds, number, seconds, times
 from dpad.results.paper import STAND_INS
 from dpad.results.records import commit_of, hardware_line
 
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
-CONFIGURING = ("cache", "threshold", "factor", "suffix_sampler", "early_termination", "steps", "limit")
+CONFIGURING = ("cache", "threshold", "factor", "rule", "suffix_sampler", "soft_suffix", "early_termination", "steps",
+               "limit")
 OTHER_CONVENTION = {"drop": "with text after EOS", "keep": "without text after EOS"}  # by the record's own
 Z95 = 1.959964  # of the normal distribution, two-sided
 
@@ -101,6 +102,18 @@ def _after_eos(record: dict) -> str:
     return record["settings"].get("after_eos") or "keep"  # as older records were scored
 
 
+def answer_length(record: dict) -> float | None:
+    """Answer tokens per sample; records from before it was written have it in their throughput and latency."""
+    if record.get("answer_length") is None and record.get("tps") is not None:
+        return record["tps"] * record["latency_s"]
+    return record.get("answer_length")
+
+
+def ms_per_token(record: dict) -> float | None:
+    """Milliseconds per answer token."""
+    return 1000 / record["tps"] if record.get("tps") else record.get("ms_per_token")
+
+
 def _sampler_of(record: dict) -> str | None:
     return (record["settings"].get("suffix_sampler") or {}).get("name")
 
@@ -119,7 +132,8 @@ def _baseline_latency(record: dict, comparable: Sequence[dict]) -> float | None:
 
     None where there is none, or several are left that took different times.
     """
-    candidates = [entry for entry in comparable if classify(entry["settings"]).is_baseline]
+    candidates = [entry for entry in comparable
+                  if classify(entry["settings"]).is_baseline and not entry["settings"].get("soft_suffix")]
     for aspect in (_other_settings, commit_of, lambda entry: entry["settings"].get("steps")):
         agreeing = [entry for entry in candidates if aspect(entry) == aspect(record)]
         candidates = agreeing or candidates
@@ -146,6 +160,10 @@ def _details(records: Sequence[dict]) -> list[str]:
         sampler = _sampler_of(record) or "gaussian"
         if sampler != "gaussian":
             parts.append(f"sampler {sampler}")
+        if record["settings"].get("rule"):
+            parts.append(f"rule {record['settings']['rule']['name']}")
+        if record["settings"].get("soft_suffix"):
+            parts.append("soft suffix")
         differing = _differing(record, rivals[key], _flat_settings) or _differing(record, rivals[key], _origin)
         details.append(", ".join(parts + [part for part in differing if part not in parts]))
     return details
@@ -172,10 +190,13 @@ def _given_name(record: dict) -> str:
 
 
 def _flat_settings(record: dict) -> dict[str, Any]:
-    """The settings with the sampler's parameters among them, the sampler itself by its name."""
+    """The settings with the parameters of sampler and rule among them, these themselves by their names; a switch of
+    theirs that is off is as good as none, which older records have."""
     settings = dict(record["settings"])
-    sampler = settings.pop("suffix_sampler", None) or {}
-    return settings | {"sampler" if name == "name" else name: value for name, value in sampler.items()}
+    for key, word in (("suffix_sampler", "sampler"), ("rule", "rule")):
+        part = settings.pop(key, None) or {}
+        settings |= {word if name == "name" else name: value for name, value in part.items() if value is not False}
+    return settings
 
 
 def _metrics(entries: dict[str, dict], samples: int) -> dict[str, Metric]:
@@ -259,8 +280,9 @@ def evaluation_table(
 ) -> Table:
     """A table of evaluations: the configuration, what tells rows of one configuration apart, and the numbers.
 
-    What varies among model, task, few-shot examples, G, samples, hardware, batch size, dtype and the convention for
-    text after EOS has a column. So has a score that would be another one under the other convention.
+    Tokens: of an answer, on average. A method can be faster because it says less, which ms/token (per token of an
+    answer) shows. What varies among model, task, few-shot examples, G, samples, hardware, batch size, dtype and the
+    convention for text after EOS has a column. So has a score that would be another one under the other convention.
 
     Args:
         reported: the authors' rows; where one belongs to a record, their numbers get columns on the right.
@@ -286,8 +308,8 @@ def evaluation_table(
         varying = {"run": [row.detail for row in rows]} | varying
 
     other_labels = _other_labels(rows)
-    headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *_percent(labels),
-                *_percent(other_labels)]
+    headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "ms/token", "tokens", "NFE",
+                *_percent(labels), *_percent(other_labels)]
     compared = any(row.reported for row in rows)
     if compared:
         headings += ["paper: latency (s)", "speedup", *_percent(their_labels)]
@@ -296,7 +318,8 @@ def evaluation_table(
     for index, row in enumerate(rows):
         record = row.record
         line = [row.configuration.name, *(values[index] for values in varying.values())]
-        line += [seconds(record["latency_s"]), times(row.speedup), number(record.get("tps")), number(record.get("nfe"))]
+        line += [seconds(record["latency_s"]), times(row.speedup), number(record.get("tps")),
+                 milliseconds(ms_per_token(record)), number(answer_length(record)), number(record.get("nfe"))]
         line += [_metric_text(row.metrics.get(label, Metric()), intervals) for label in labels]
         line += [_metric_text(row.other_metrics.get(label, Metric()), False) for label in other_labels.values()]
         if compared:
@@ -349,7 +372,11 @@ def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | 
             "latency_s": record["latency_s"],
             "speedup": row.speedup,
             "tps": record.get("tps"),
+            "ms_per_token": ms_per_token(record),
+            "answer_length": answer_length(record),
             "nfe": record.get("nfe"),
+            "slots": record.get("slots"),
+            "kept_suffix": record.get("kept_suffix"),
         }
         for label in labels:
             metric = row.metrics.get(label, Metric())
@@ -389,7 +416,8 @@ def summarize(record: dict) -> str:
         lines.append((OTHER_CONVENTION[_after_eos(record)], ", ".join(scores)))
     lines += [
         ("latency", f"{record['latency_s']:.3f} s per sample (median {record['latency_median_s']:.3f} s)"),
-        ("throughput", f"{record['tps']:.1f} answer tokens/s"),
+        ("answers", f"{number(answer_length(record))} tokens per sample"),
+        ("throughput", f"{record['tps']:.1f} answer tokens/s, {milliseconds(ms_per_token(record))} ms per token"),
         ("NFE", f"{record['nfe']:.1f} forwards per sample"),
     ]
     for label, key in (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")):

@@ -79,7 +79,7 @@ def _explain_columns(records: Sequence[dict], model: str | None) -> str:
 
 
 def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
-    """One table with aligned columns; at most 100 characters wide with the names and metrics of the demo.
+    """One table with aligned columns; at most 112 characters wide with the names and metrics of the demo.
 
     Args:
         names: names of rows still to come, so that the columns stay where they are while a table grows.
