@@ -16,7 +16,7 @@ from helpers import completion_of
 from dpad import ROOT
 from dpad.engine import loading
 from dpad.engine.prompts import cut_prompt
-from dpad.evaluation import adapter, processes, runs
+from dpad.evaluation import adapter, identity, processes, runs
 from dpad.evaluation.journal import digest
 from dpad.evaluation.metrics import metrics_of
 from dpad.evaluation.tasks import load_tasks
@@ -197,20 +197,20 @@ def test_the_same_weights_use_the_same_folder(loaded, checkpoint_folder, tmp_pat
 
 def test_large_files_are_sampled(tmp_path, monkeypatch):
     """Guards 16 GB of weights: their beginning, end and many places between are read, not all of them."""
-    monkeypatch.setattr(runs, "SAMPLED", 1000)
-    monkeypatch.setattr(runs, "SAMPLE", 16)
+    monkeypatch.setattr(identity, "SAMPLED", 1000)
+    monkeypatch.setattr(identity, "SAMPLE", 16)
     path = tmp_path / "model.safetensors"
     content = bytearray(1 << 16)
     path.write_bytes(content)
-    before = runs.sample_hash(path)
-    assert runs.sample_hash(path) == before
+    before = identity.sample_hash(path)
+    assert identity.sample_hash(path) == before
     for place in (0, len(content) - 1):
         changed = bytearray(content)
         changed[place] = 1
         path.write_bytes(changed)
-        assert runs.sample_hash(path) != before
+        assert identity.sample_hash(path) != before
     path.write_bytes(bytes(1 << 15) + b"\1" * 300 + bytes((1 << 15) - 300))  # shorter than a weight matrix
-    assert runs.sample_hash(path) != before
+    assert identity.sample_hash(path) != before
 
 
 def test_a_new_run_beside_an_older_one_says_so(loaded, tmp_path):
