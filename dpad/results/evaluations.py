@@ -222,7 +222,7 @@ def display_factor(metric: dict) -> int:
     return 100 if value is not None and 0 <= value <= 1 else 1
 
 
-def share_interval(share: float, count: int) -> tuple[float, float]:
+def share_interval(share: float, count: float) -> tuple[float, float]:
     """The 95 % interval, in percent, of a share of `count` samples (Wilson 1927).
 
     Unlike the normal approximation it is sensible for few samples and for shares of 0 or 1.

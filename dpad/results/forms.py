@@ -82,6 +82,22 @@ EVALUATION = {
     },
     "adapter?": {"name": TEXT, "sha256": TEXT}, "environment?": ENVIRONMENT,
 }
+RUN_SETTINGS = {  # of a comparison: what all of its methods share
+    "gen_length?": LENGTH, "block_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE,
+    "device?": TEXT, "dtype?": TEXT, "after_eos?": CONVENTION,
+}
+COMPARISON = {
+    "name": TEXT, "task": TEXT, "model": TEXT, "samples": COUNT, "seeds": [ZERO_OR_MORE], "repeats?": COUNT,
+    "settings": RUN_SETTINGS, "processes?": COUNT, "adapter?": {"name": TEXT, "sha256": TEXT},
+    "environment?": ENVIRONMENT,
+    "rows": [{
+        "method": TEXT, "source?": TEXT, "flags?": TEXT, "draws?": FLAG,
+        "runs": [{
+            "seed": ZERO_OR_MORE, "repeat?": ZERO_OR_MORE, **COST, "answer_tokens": ZERO_OR_MORE, "seconds": AMOUNT,
+            "reused?": ZERO_OR_MORE, "metrics": Each({"value?": NUMBER}), "right?": Each(BITS),
+        }],
+    }],
+}
 WORK = {
     "prompt_length": COUNT, "gen_length": LENGTH, "block_length": COUNT, "steps_per_block": COUNT, "threshold?": NUMBER,
     "batch_size": COUNT, "blocks?": COUNT, "dtype": TEXT, "device?": TEXT,

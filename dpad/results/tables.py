@@ -4,8 +4,8 @@
     python run.py table results/main_1.5/1.5 --paper llada-1.5                # beside what the authors report
 
 Every number comes from a record. Evaluations are shown one table for each task, model, answer length, number of samples
-and machine, rows in the paper's order; all other records of one kind share a table. evaluations.py, benchmarks.py,
-studies.py and paper.py make the rows.
+and machine, rows in the paper's order, and each comparison by itself; all other records of one kind share a table.
+evaluations.py, comparisons.py, benchmarks.py, studies.py and paper.py make the rows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 
 from dpad.engine.configurations import VANILLA
-from dpad.results import benchmarks, evaluations, paper, studies
+from dpad.results import benchmarks, comparisons, evaluations, paper, studies
 from dpad.results.formatting import FORMATS, Table, as_columns, as_markdown
 
 TABLES: dict[str, Callable[[Sequence[dict]], Table]] = {
     "evaluation": evaluations.evaluation_table,
+    "comparison": comparisons.comparison_table,
     "benchmark": benchmarks.benchmark_table,
     "growth": benchmarks.growth_table,
     "agreement": benchmarks.agreement_table,
@@ -29,6 +30,7 @@ TABLES: dict[str, Callable[[Sequence[dict]], Table]] = {
 }
 CAPTIONS: dict[str, Callable[[Sequence[dict]], str]] = {
     "evaluation": evaluations.evaluation_caption,
+    "comparison": comparisons.comparison_caption,
     "benchmark": benchmarks.benchmark_caption,
     "growth": benchmarks.benchmark_caption,
     "agreement": benchmarks.agreement_caption,
@@ -39,7 +41,8 @@ CAPTIONS: dict[str, Callable[[Sequence[dict]], str]] = {
 
 
 def render(records: Sequence[dict], model: str | None = None, form: str = "terminal") -> str:
-    """All tables of these records: evaluations by what makes them comparable, other kinds one table each.
+    """All tables of these records: evaluations by what makes them comparable, a table for each comparison and for
+    each other kind.
 
     Args:
         model: the key of a model in benchmarks/paper.json, whose reported numbers stand beside evaluations.
@@ -63,6 +66,11 @@ def render(records: Sequence[dict], model: str | None = None, form: str = "termi
                 table = evaluations.evaluation_table(rows, reported, intervals=True)
                 parts.append(f"{heading}\n{FORMATS[form](*table)}")
             parts.append(_explain_columns(group, model))
+        elif kind == "comparison":
+            for record in group:
+                title = comparisons.comparison_title(record)
+                heading = f"**{title}**\n" if form == "markdown" else title
+                parts += [f"{heading}\n{FORMATS[form](*table_of([record]))}", caption([record])]
         else:
             parts.append(f"{FORMATS[form](*table_of(group))}\n\n{caption(group)}")
     return "\n\n".join(parts)
@@ -95,11 +103,13 @@ def markdown_table(records: Sequence[dict]) -> str:
 def csv_table(records: Sequence[dict], reported: Mapping[tuple, dict] | None = None) -> str:
     """One table as comma-separated values with a heading line.
 
-    Of evaluations: plain numbers in full precision, empty where unknown, the authors' in columns that begin with
-    paper_. Of other kinds: the cells of the table as they are.
+    Of evaluations and comparisons: plain numbers in full precision, empty where unknown, the authors' in columns that
+    begin with paper_. Of other kinds: the cells of the table as they are.
     """
     if _kind_of(records) == "evaluation":
         lines = evaluations.evaluation_values(records, reported)
+    elif _kind_of(records) == "comparison":
+        lines = comparisons.comparison_values(records)
     else:
         headings, cells = table_of(records)
         lines = [headings, *cells]
