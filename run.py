@@ -410,7 +410,7 @@ def run_compare(args: argparse.Namespace, argv: list[str]) -> None:
                  "prompt_limit": args.prompt_limit, "after_eos": args.after_eos}
     checkpoint = resolve(args.model)
     description = compare.describe(
-        entries, task=args.task, model=checkpoint, adapter=args.adapter, seed=seed, seeds=args.seeds,
+        entries, task=args.task, model=args.model, adapter=args.adapter, seed=seed, seeds=args.seeds,
         repeats=args.repeats, device=args.device, dtype=args.dtype, chat_template=args.chat_template, **answering,
     )
     folder = compare.folder_of(args.output, args.name, description)
@@ -440,8 +440,8 @@ def make_comparison(
     with waiting_for(f"the task {args.task}"):
         loaded_tasks = tasks.load_tasks(args.task, args.num_fewshot, description["seeds"][0])
     if tasks.output_types(loaded_tasks) != {"generate_until"}:
-        raise ValueError(f"task {args.task} asks for log-likelihoods, for which nothing is decoded: there are no ways of "
-                         "decoding to compare")
+        raise ValueError(f"task {args.task} asks for log-likelihoods, for which nothing is decoded: there are no ways "
+                         "of decoding to compare")
     isolated = runs.isolation_of(loaded_tasks, args.task, args.isolation)
     if share_work(args, argv):
         return None

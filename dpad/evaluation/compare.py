@@ -166,8 +166,8 @@ def flags_of(settings: DecodingSettings) -> str:
     entries = {entry.name: entry for entry in family.choices()}
     default = family()
     mine = settings.as_choices()
-    # Parameters of a sampler or rule are always said, but for switches.
-    theirs = default.as_choices() | {name: value for name, value in part_defaults(mine).items() if entries[name].kind is bool}
+    switches = {name: value for name, value in part_defaults(mine).items() if entries[name].kind is bool}
+    theirs = default.as_choices() | switches  # the other parameters of a sampler or rule are always said
     words: list[str] = []
     for name, entry in entries.items():
         value = mine.get(name)

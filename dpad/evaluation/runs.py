@@ -58,9 +58,9 @@ def evaluate(
     loaded: LoadedModel, task: str, settings: DecodingSettings, *, tasks: dict[str, Any] | None = None,
     num_fewshot: int = 0, batch_size: int | str = 1, limit: int | None = None, chat_template: bool | None = None,
     output: str | Path = "results", name: str = "", from_scratch: bool = False, command: str | None = None,
-    progress: bool | str | tqdm = True, processes: Processes = ALONE, prompt_limit: int | None = None, mc_samples: int = 128,
-    after_eos: str = "drop", note: Callable[[str], None] | None = None, isolation: str | None = None,
-    rehearse: bool = False, fewshot_seed: int | None = None,
+    progress: bool | str | tqdm = True, processes: Processes = ALONE, prompt_limit: int | None = None,
+    mc_samples: int = 128, after_eos: str = "drop", note: Callable[[str], None] | None = None,
+    isolation: str | None = None, rehearse: bool = False, fewshot_seed: int | None = None,
 ) -> dict[str, Any] | None:
     """Measure a model on a task; write and return the run's record.
 

@@ -21,7 +21,7 @@ import re
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +73,8 @@ MEANINGS = {
     BLUE: "with DPad",
     DARK: "roofline: the matrix products alone",
 }
+
+METHOD_MEANINGS = {GREY: "vanilla decoding", ORANGE: "whole suffix", BLUE: "suffix tokens dropped"}
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -376,10 +378,10 @@ def _name_bars(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.45, -0.55)
 
 
-def _explain_colours(axes: Axes, colours: Sequence[str]) -> None:
+def _explain_colours(axes: Axes, colours: Sequence[str], meanings: Mapping[str, str] = MEANINGS) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=colour, label=meaning) for colour, meaning in MEANINGS.items() if colour in colours]
+    patches = [Patch(color=colour, label=meaning) for colour, meaning in meanings.items() if colour in colours]
     axes.legend(handles=patches, **LEGEND_ABOVE)
 
 
@@ -458,7 +460,7 @@ def pareto_chart(record: dict, path: str | Path) -> None:
     if not labels:
         raise ValueError("a comparison without a metric has nothing to draw")
     label = labels[0]
-    drops = {row["method"]: (row.get("settings") or {}).get("suffix_sampler") is not None for row in record["rows"]}
+    colours = {row["method"]: _colour_of_method(row) for row in record["rows"]}
     points = [entry for entry in summarize(record) if entry.metrics[label].value is not None]
     panels: tuple[tuple[str, Callable[[Summary], tuple[float, float, float] | None]], ...] = (
         ("milliseconds per answer token", lambda entry: entry.ms_per_token),
@@ -467,26 +469,27 @@ def pareto_chart(record: dict, path: str | Path) -> None:
     with picture(path, 12, 5.6) as figure:
         for axes, (title, cost_of) in zip(figure.subplots(1, 2, sharey=True), panels):
             drawn = [(entry, cost) for entry in points if (cost := cost_of(entry)) is not None and cost[0] > 0]
-            _draw_points(axes, drawn, label, drops)
+            _draw_points(axes, drawn, label, colours)
             axes.set_xlabel(title)
             axes.grid(visible=True, axis="y")
         figure.axes[0].set_ylabel(f"{label} (%, 95 % interval)")
+        _explain_colours(figure.axes[0], list(colours.values()), METHOD_MEANINGS)
         figure.suptitle(comparison_title(record), wrap=True)
-        figure.canvas.draw()  # the layout, which the labels need
+        figure.draw_without_rendering()  # the layout, which the labels need
         figure.set_layout_engine("none")
         for axes in figure.axes:
             _place_labels(axes)
 
 
 def _draw_points(
-    axes: Axes, points: Sequence[tuple[Summary, tuple[float, float, float]]], label: str, drops: dict[str, bool],
+    axes: Axes, points: Sequence[tuple[Summary, tuple[float, float, float]]], label: str, colours: Mapping[str, str],
 ) -> None:
     """The points of a panel, and the line over those that no other point beats; names are placed later."""
     for entry, (middle, low, high) in points:
         metric = entry.metrics[label]
         assert metric.value is not None
         below, above = metric.interval or (metric.value - (metric.error or 0), metric.value + (metric.error or 0))
-        colour = GREY if entry.method.startswith(BASELINE) else BLUE if drops[entry.method] else ORANGE
+        colour = colours[entry.method]
         axes.errorbar(
             middle, metric.value, xerr=[[max(0, middle - low)], [max(0, high - middle)]],
             yerr=[[metric.value - below], [above - metric.value]], fmt="o", color=colour, markersize=6.5,
@@ -502,6 +505,12 @@ def _draw_points(
         axes.set_xscale("log")
         _label_logarithms(axes.xaxis, "{x:g}")
     axes.margins(x=0.12, y=0.1)
+
+
+def _colour_of_method(row: dict) -> str:
+    if row["method"] in (BASELINE, f"{BASELINE}-stop"):
+        return GREY
+    return ORANGE if (row.get("settings") or {}).get("suffix_sampler") is None else BLUE
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:
@@ -524,7 +533,8 @@ def _place_labels(axes: Axes) -> None:
     taken = [box_around(place, 9 * unit, 9 * unit) for place, _, _ in points]
     for point, name, colour in sorted(points, key=lambda entry: (-entry[0][1], entry[0][0])):
         text = axes.text(0.5, 0.5, name, fontsize=8.5, color=colour, transform=axes.transAxes, ha="center", va="center",
-                         zorder=5)
+                         zorder=5,
+                         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.75})
         size = text.get_window_extent()
         best = None
         for reach, step in itertools.product(range(9, 170, 5), range(16)):
@@ -542,10 +552,11 @@ def _place_labels(axes: Axes) -> None:
         _, reach, middle, box = best
         taken.append(box)
         text.set_position(axes.transAxes.inverted().transform(middle))
-        if reach > 12:
+        if reach > 9:
             place = axes.transData.inverted().transform(point)
-            axes.annotate("", place, text.get_position(), xycoords="data", textcoords="axes fraction", zorder=1, arrowprops={
-                "arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 5, "shrinkB": 3})
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 5, "shrinkB": 3}
+            axes.annotate("", place, text.get_position(), xycoords="data", textcoords="axes fraction", zorder=6,
+                          arrowprops=line)
 
 
 def _named_points(axes: Axes) -> Iterator[tuple[str, str, tuple[float, float]]]:

@@ -104,7 +104,8 @@ def _pool(runs: Sequence[Mapping[str, Any]], name: str) -> Metric:
     factor = max(map(display_factor, entries))
     errors = [entry["stderr"] for entry in entries if isinstance(entry.get("stderr"), (int, float))]
     # As if the runs of all seeds were one: their answers to a problem are not independent.
-    return Metric(factor * statistics.fmean(entry["value"] for entry in entries), factor * max(errors) if errors else None)
+    value = factor * statistics.fmean(entry["value"] for entry in entries)
+    return Metric(value, factor * max(errors) if errors else None)
 
 
 def pooled_interval(rights: Sequence[str]) -> tuple[float, float, float]:
@@ -223,9 +224,10 @@ def _measured_with(record: Mapping[str, Any]) -> str:
     later = f" {reused} of the answers were timed in an earlier, interrupted session." if reused else ""
     return (f"Model {record['model']}, task {record['task']} ({settings.get('num_fewshot') or 0}-shot), "
             f"{record['samples']} samples, G = {settings.get('gen_length')}, blocks of {settings.get('block_length')}, "
-            f"batch size {settings.get('batch_size') or 1}, {ran}. All rows in {where}, one method after the other in the "
-            f"order of the rows, seed by seed, each warmed up by an answer that does not count.{later} "
-            f"{hardware_line(dict(record))}, {settings.get('dtype') or 'unknown dtype'}, commit {commit_of(dict(record))}.")
+            f"batch size {settings.get('batch_size') or 1}, {ran}. All rows in {where}, one method after the other in "
+            f"the order of the rows, seed by seed, each warmed up by an answer that does not count.{later} "
+            f"{hardware_line(dict(record))}, {settings.get('dtype') or 'unknown dtype'}, commit "
+            f"{commit_of(dict(record))}.")
 
 
 def _flags_text(record: Mapping[str, Any]) -> str:
@@ -239,8 +241,8 @@ def _flags_text(record: Mapping[str, Any]) -> str:
 def _explanation(records: Sequence[dict]) -> str:
     text = (
         "Latency: seconds per sample, over several runs the median [smallest, largest]. Speedup: over vanilla. Slots: "
-        "positions that all forwards of an answer computed. Kept: suffix positions that a block saw, on average. Tokens: "
-        "of an answer. ms/token: all seconds over all answer tokens; a method that says less is not faster for it. "
+        "positions that all forwards of an answer computed. Kept: suffix positions that a block saw, on average. "
+        "Tokens: of an answer. ms/token: all seconds over all answer tokens; a method that says less is not faster for it. "
         "[ ] after an accuracy: 95 % interval (Wilson)"
     )
     if any(len({run["seed"] for run in row["runs"]}) > 1 for record in records for row in record["rows"]):
