@@ -15,15 +15,15 @@ from torch import Generator, Tensor
 
 from dpad.engine.decoding import DecodingOutput, decode
 from dpad.engine.fields import takes_settings
-from dpad.engine.settings import TokenIds
-from dpad.engine.unmasking import (
-    UnmaskingRule,
+from dpad.engine.selection import (
     best_but_mask,
     gumbel_noise,
     in_pieces,
     log_probability,
     without_mask,
 )
+from dpad.engine.settings import TokenIds
+from dpad.engine.unmasking import UnmaskingRule
 from dream.modeling import DreamModel
 from dream.settings import DreamSettings
 

@@ -15,15 +15,15 @@ from torch import Generator, Tensor
 
 from dpad.engine.decoding import DecodingOutput, decode
 from dpad.engine.fields import takes_settings
-from dpad.engine.settings import TokenIds
-from dpad.engine.unmasking import (
-    UnmaskingRule,
+from dpad.engine.selection import (
     best_but_mask,
     gumbel_noise,
     in_pieces,
     log_probability,
     without_mask,
 )
+from dpad.engine.settings import TokenIds
+from dpad.engine.unmasking import UnmaskingRule
 from llada.modeling import LLaDAModelLM
 from llada.settings import LLaDASettings
 
@@ -33,8 +33,8 @@ class LLaDARule(UnmaskingRule):
 
     Confidence is the candidate's probability over the whole vocabulary in float64, another order where `alg` names one,
     or uniform noise when `remasking` is "random". The mask token is never a candidate. `suppress_eos` is what LLaDA's
-    own evaluation does against empty answers: "never" takes EOS out of the vocabulary, "last" decodes EOS and the end of
-    a turn after everything else in a block.
+    own evaluation does against empty answers: "never" takes EOS out of the vocabulary, "last" decodes EOS and the end
+    of a turn after everything else in a block.
     """
 
     settings: LLaDASettings

@@ -1,7 +1,7 @@
-"""Which masked positions of a block are decoded at a step, and to what: the rules' interface, and what they share.
+"""Which masked positions of a block are decoded at a step, and to what: the interface between the loop and a model.
 
-A model family subclasses `UnmaskingRule` in its generate.py. The functions below are pure: confidences in, positions
-out. Imported, never run.
+A model family subclasses `UnmaskingRule` in its generate.py. The functions that these share are in selection.py.
+Imported, never run.
 
 Shapes: R rows of a batch, L block length, M positions that compete (of all rows), V vocabulary.
 """
@@ -15,15 +15,12 @@ import torch
 from torch import Generator, Tensor
 
 from dpad.engine.rules import RuleState
+from dpad.engine.selection import choose_above, choose_most_confident, in_pieces, without_mask
 from dpad.engine.settings import DecodingSettings, TokenIds
 
 # Dream's fixed schedule: how much of a block is masked at its start, and at its end.
 FIRST_TIME = 1.0
 LAST_TIME = 1e-3
-
-# How many logits are turned into float64 at a time (see `in_pieces`): 2 MiB of them, which fit a core's cache; 128 MiB.
-PIECE_ON_CPU = 2**18
-PIECE_ON_GPU = 2**24
 
 
 class UnmaskingRule(ABC):
@@ -80,7 +77,7 @@ class UnmaskingRule(ABC):
         """
 
     def adjust(self, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """What a rule with a memory makes of the logits [M, V] at rows [M] and places [M] of a block, before all else."""
+        """What a rule with a memory makes of the logits [M, V], at rows [M] and places [M] of a block."""
         return logits if self.state is None else self.state.adjust(logits, rows, columns)
 
     @abstractmethod
@@ -172,58 +169,3 @@ def noise_generator(seed: int, block: int, step: int) -> Generator:
     """The noise of one step, the same for a row in any batch: a CPU generator seeded by these three numbers alone."""
     digest = hashlib.blake2b(f"{seed} {block} {step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-# --- Candidates -------------------------------------------------------------------------------------------------------
-
-
-def in_pieces(logits: Tensor) -> list[slice]:
-    """Slices of the rows of logits [M, V], small enough for work in float64 to stay in the processor's cache.
-
-    On a GPU they only bound the memory: the vocabulary in float64 for every masked position of a batch is gigabytes.
-    """
-    size = PIECE_ON_GPU if logits.is_cuda else PIECE_ON_CPU
-    rows = max(1, size // logits.shape[-1])
-    return [slice(first, first + rows) for first in range(0, len(logits), rows)]
-
-
-def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log softmax(logits)[tokens] in float64 over the whole vocabulary: logits [M, V], tokens [M] -> [M]."""
-    totals = [logits[piece].double().logsumexp(-1) for piece in in_pieces(logits)]
-    return logits.gather(-1, tokens[:, None]).squeeze(-1).double() - torch.cat(totals)
-
-
-def best_but_mask(logits: Tensor, mask_id: int) -> Tensor:
-    """The likeliest token that is not the mask, int64 [M] of logits [M, V]. The logits are unchanged on return."""
-    logits_of_mask = logits[:, mask_id].clone()
-    logits[:, mask_id] = float("-inf")  # in place: a copy of the logits costs as much as looking for the largest
-    tokens = logits.argmax(-1)
-    logits[:, mask_id] = logits_of_mask
-    return tokens
-
-
-def without_mask(logits: Tensor, mask_id: int) -> Tensor:
-    """A copy of the logits in which the mask token cannot be chosen (confidence stays that of the originals)."""
-    allowed = logits.clone()
-    allowed[:, mask_id] = float("-inf")
-    return allowed
-
-
-def gumbel_noise(*shape: int, generator: Generator, device: torch.device) -> Tensor:
-    """Standard Gumbel noise in float64: argmax(log p + noise) draws from p (Maddison et al. 2014)."""
-    uniform = torch.rand(*shape, dtype=torch.float64, generator=generator).to(device)  # the same on every device
-    return -torch.log(-torch.log(uniform))
-
-
-# --- Choices ----------------------------------------------------------------------------------------------------------
-
-
-def choose_most_confident(confidence: Tensor, count: int) -> Tensor:
-    """The `count` most confident positions of each row, the leftmost first among equals: bool [R, L]."""
-    order = confidence.argsort(dim=-1, descending=True, stable=True)
-    return torch.zeros_like(confidence, dtype=torch.bool).scatter_(1, order[:, :count], True)
-
-
-def choose_above(confidence: Tensor, threshold: float) -> Tensor:
-    """Every position with confidence >= threshold, and always the most confident one (Fast-dLLM, algorithm 1)."""
-    return (confidence >= threshold) | choose_most_confident(confidence, 1)
