@@ -153,7 +153,8 @@ def combine(
         if part.selector.name in fixed and theirs not in (None, fixed[part.selector.name]):
             applicable = {name: value for name, value in applicable.items()
                           if name not in part.settings or name in _own_settings(family)}
-    useless = _useless(_replace(_replace(base, applicable), own), family)
+    without_steps = {name: value for name, value in applicable.items() if name != "steps"}
+    useless = _useless(_replace(_replace(base, without_steps), own), family)
     applicable = {name: value for name, value in applicable.items() if name not in useless}
     values = _replace(_replace(base, applicable), own)
     return values, {name for name, value in shared.items() if name in values and values[name] == value}

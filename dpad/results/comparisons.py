@@ -242,8 +242,8 @@ def _explanation(records: Sequence[dict]) -> str:
     text = (
         "Latency: seconds per sample, over several runs the median [smallest, largest]. Speedup: over vanilla. Slots: "
         "positions that all forwards of an answer computed. Kept: suffix positions that a block saw, on average. "
-        "Tokens: of an answer. ms/token: all seconds over all answer tokens; a method that says less is not faster for it. "
-        "[ ] after an accuracy: 95 % interval (Wilson)"
+        "Tokens: of an answer. ms/token: all seconds over all answer tokens; a method that says less is not faster for "
+        "it. [ ] after an accuracy: 95 % interval (Wilson)"
     )
     if any(len({run["seed"] for run in row["runs"]}) > 1 for record in records for row in record["rows"]):
         text += (", of all seeds together; answers to one problem under several seeds are not independent, and count "
