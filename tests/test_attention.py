@@ -21,7 +21,7 @@ from dpad.engine.loading import FAMILIES
 from dpad.engine.settings import TokenIds
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.interact import attention
-from dpad.results import attentions, charts, files, records, tables
+from dpad.results import attentions, files, records, tables
 from sampler import AnchorSampler, AttentionSampler, GaussianSampler
 
 
