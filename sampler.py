@@ -122,8 +122,8 @@ class GaussianSampler(WindowSampler):
                              flags=("-k", "--k_sigma"), above=0)
     scale: float = setting(2.0, "gaussian: factor on the probability to keep a position; the paper has 1.6 to 2.3",
                            flags=("-sc", "--scale"), above=0)
-    last: bool = setting(False, "gaussian, anchor: keep the answer's last position whatever its distance",
-                         flags=("--keep_last",))
+    last: bool = setting(False, "gaussian, anchor: keep the answer's last position whatever its distance (default: off "
+                         "for gaussian, on for anchor)", flags=("--keep_last",), negation=("--no_keep_last",))
 
     def _density(self, count: int) -> Tensor:
         density = torch.zeros(count)
@@ -244,8 +244,8 @@ class AttentionSampler(ScoredSampler):
     The pruning that articles about the paper describe. Of equal scores the nearer position comes first.
     """
 
-    window: int = setting(8, "attention: the nearest suffix tokens, kept whatever their scores", flags=("-w", "--window"),
-                          minimum=0, unit="tokens")
+    window: int = setting(8, "attention: the nearest suffix tokens, kept whatever their scores",
+                          flags=("-w", "--window"), minimum=0, unit="tokens")
     top_k: int = setting(64, "attention: suffix tokens to keep by their scores", minimum=0, unit="tokens")
 
     def __post_init__(self) -> None:

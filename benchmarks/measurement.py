@@ -131,9 +131,9 @@ class EndingRule(UnmaskingRule):
         self.block = 0
         self.other_id = next(token for token in range(3) if token not in (rule.tokens.eos, rule.tokens.mask))
 
-    def begin_block(self, block: int) -> None:
+    def begin_block(self, block: int, kept: Tensor | None = None) -> None:
         self.block = block
-        self.rule.begin_block(block)
+        self.rule.begin_block(block, kept)
 
     def opens(self, step: int) -> bool:
         return self.rule.opens(step)
@@ -147,8 +147,9 @@ class EndingRule(UnmaskingRule):
             return torch.full_like(tokens, self.tokens.eos), confidence
         return tokens.masked_fill(tokens == self.tokens.eos, self.other_id), confidence
 
-    def choose(self, confidence: Tensor, quota: int | None, generator: Generator) -> Tensor:
-        return self.rule.choose(confidence, quota, generator)
+    def choose(self, confidence: Tensor, quota: int | None, generator: Generator,
+               entropy: Tensor | None = None) -> Tensor:
+        return self.rule.choose(confidence, quota, generator, entropy)
 
 
 def run(subject: Subject, configuration: Configuration, work: Workload,

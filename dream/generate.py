@@ -15,22 +15,17 @@ from torch import Generator, Tensor
 
 from dpad.engine.decoding import DecodingOutput, decode
 from dpad.engine.fields import takes_settings
-from dpad.engine.settings import TokenIds
-from dpad.engine.unmasking import (
-    UnmaskingRule,
+from dpad.engine.selection import (
     best_but_mask,
-    choose_above,
-    choose_most_confident,
     gumbel_noise,
     in_pieces,
     log_probability,
     without_mask,
 )
+from dpad.engine.settings import TokenIds
+from dpad.engine.unmasking import UnmaskingRule
 from dream.modeling import DreamModel
 from dream.settings import DreamSettings
-
-FIRST_TIME = 1.0  # of the fixed schedule: how much of a block is masked at its start
-LAST_TIME = 1e-3  # and at its end
 
 
 class DreamRule(UnmaskingRule):
@@ -42,10 +37,6 @@ class DreamRule(UnmaskingRule):
 
     settings: DreamSettings
 
-    def __init__(self, settings: DreamSettings, tokens: TokenIds):
-        super().__init__(settings, tokens)
-        self.times = torch.linspace(FIRST_TIME, LAST_TIME, settings.steps_per_block + 1)
-
     def opens(self, step: int) -> bool:
         return self.settings.cache != "none" and step == 0
 
@@ -54,27 +45,27 @@ class DreamRule(UnmaskingRule):
             return None
         if self.opens(step):
             return 1
-        # Steps 1 to s - 1 have the intervals [t_j, t_j+1]; the first interval, t_0 to t_1, is never used.
-        j = step + (not self.opens(0))
-        if j >= self.settings.steps_per_block - 1:
-            return left
-        return int(left * (1 - self.times[j + 1] / self.times[j]))
+        if self.turns is not None:
+            return int((self.turns == step).sum())
+        return int(left * self.share(step))
 
     def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """The confidence is the candidate's probability with a threshold, else the negative entropy."""
+        """The confidence is the candidate's probability with a threshold, else the negative entropy, or as `alg` says.
+        """
         noise = None
         if self.settings.temperature and not self.opens(step):
             shape = self.settings.block_length, logits.shape[-1]
             noise = gumbel_noise(*shape, generator=generator, device=columns.device)[columns]
-        pieces = [(logits[piece], None if noise is None else noise[piece]) for piece in in_pieces(logits)]
+        pieces = [(logits[piece], columns[piece], None if noise is None else noise[piece])
+                  for piece in in_pieces(logits)]
         tokens, confidence = zip(*(self._candidates(*piece) for piece in pieces))
         return torch.cat(tokens), torch.cat(confidence)
 
-    def _candidates(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _candidates(self, logits: Tensor, columns: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         settings = self.settings
         mask_id = self.tokens.mask
         filters = settings.top_p is not None or settings.top_k is not None
-        if noise is None and not filters and settings.threshold is not None:
+        if noise is None and not filters and settings.order == "maskgit_plus":
             tokens = best_but_mask(logits, mask_id)
             return tokens, log_probability(logits, tokens).exp()
 
@@ -85,21 +76,15 @@ class DreamRule(UnmaskingRule):
             only_mask = (allowed == float("-inf")).all(-1, keepdim=True)
             allowed = torch.where(only_mask, without_mask(logits.log_softmax(-1), mask_id), allowed)
         tokens = (allowed if noise is None else allowed + noise).argmax(-1)
+        return tokens, self.order(log_p, tokens, columns)
 
-        if settings.threshold is not None:
-            return tokens, log_p.gather(-1, tokens[:, None]).squeeze(-1).exp()
-        p = log_p.exp()
-        return tokens, (p * torch.log(p + 1e-10)).sum(-1)
-
-    def choose(self, confidence: Tensor, quota: int | None, generator: Generator) -> Tensor:
-        if self.settings.threshold is not None:
-            return choose_above(confidence, self.settings.threshold)
-        assert quota is not None
+    def choose(self, confidence: Tensor, quota: int | None, generator: Generator,
+               entropy: Tensor | None = None) -> Tensor:
         if self.settings.alg_temp:
             # The largest of confidence / alg_temp + Gumbel noise are a draw without replacement from the softmax.
             noise = gumbel_noise(confidence.shape[1], generator=generator, device=confidence.device)
             confidence = confidence / self.settings.alg_temp + noise
-        return choose_most_confident(confidence, quota)
+        return super().choose(confidence, quota, generator, entropy)
 
 
 def keep_top(logits: Tensor, top_p: float | None, top_k: int | None) -> Tensor:
@@ -128,7 +113,10 @@ def generate(
     Args:
         model: a Dream model.
         input_ids: int64 [R, P], the prompts; unequal ones are padded on the left.
-        attention_mask, streamer, mask_id, eos_id, suffix_sampler: as in `llada.generate.generate`.
+        attention_mask, streamer, mask_id, eos_id: as in `llada.generate.generate`.
+        suffix_sampler: which suffix positions a block sees (sampler.py); None: all of them.
+        soft_suffix: SSM's soft suffix (dpad/engine/soft.py); None: suffix positions enter as plain masks.
+        rule: parallel decoding by a rule of dpad/engine/rules.py instead of a threshold.
         {settings}
 
     With the fixed schedule, `steps` counts its points. A point that decodes nothing takes no forward.

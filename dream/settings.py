@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from dpad.engine.fields import setting
 from dpad.engine.settings import DecodingSettings
+from sampler import AttentionSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class DreamSettings(DecodingSettings):
     """Dream's settings: the shared ones, and how tokens and positions are drawn."""
 
     family: ClassVar[str] = "Dream"
+    own_order: ClassVar[str] = "entropy"
 
     top_p: float | None = setting(None, "Dream: draw from the likeliest tokens that have this probability together",
                                   above=0, maximum=1)
@@ -31,3 +33,9 @@ class DreamSettings(DecodingSettings):
         if self.threshold is not None and self.alg_temp:
             raise ValueError(f"alg_temp is {self.alg_temp!r} while threshold is {self.threshold!r}; give one of the "
                              "two")
+        if self.alg_temp and (self.rule is not None or self.alg == "origin"):
+            other = "a rule" if self.alg is None else f"alg {self.alg}"
+            raise ValueError(f"alg_temp is {self.alg_temp!r}, but {other} chooses the positions; give one of the two")
+        if self.top_k is not None and isinstance(self.suffix_sampler, AttentionSampler):
+            raise ValueError(f"top_k is {self.top_k!r}, but with dropout_strategy attention the sampler has this name; "
+                             "leave one out")

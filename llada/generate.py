@@ -15,16 +15,15 @@ from torch import Generator, Tensor
 
 from dpad.engine.decoding import DecodingOutput, decode
 from dpad.engine.fields import takes_settings
-from dpad.engine.settings import TokenIds
-from dpad.engine.unmasking import (
-    UnmaskingRule,
+from dpad.engine.selection import (
     best_but_mask,
-    choose_above,
-    choose_most_confident,
     gumbel_noise,
+    in_pieces,
     log_probability,
     without_mask,
 )
+from dpad.engine.settings import TokenIds
+from dpad.engine.unmasking import UnmaskingRule
 from llada.modeling import LLaDAModelLM
 from llada.settings import LLaDASettings
 
@@ -32,10 +31,10 @@ from llada.settings import LLaDASettings
 class LLaDARule(UnmaskingRule):
     """Decode the most confident positions: a fixed number a step, those above a threshold, or Fast-dLLM's factor rule.
 
-    Confidence is the candidate's probability over the whole vocabulary in float64, or uniform noise when `remasking` is
-    "random". The mask token is never a candidate. `suppress_eos` is what LLaDA's own evaluation does against empty
-    answers: "never" takes EOS out of the vocabulary, "last" decodes EOS and the end of a turn after everything else in
-    a block.
+    Confidence is the candidate's probability over the whole vocabulary in float64, another order where `alg` names one,
+    or uniform noise when `remasking` is "random". The mask token is never a candidate. `suppress_eos` is what LLaDA's
+    own evaluation does against empty answers: "never" takes EOS out of the vocabulary, "last" decodes EOS and the end
+    of a turn after everything else in a block.
     """
 
     settings: LLaDASettings
@@ -43,6 +42,8 @@ class LLaDARule(UnmaskingRule):
     def quota(self, step: int, left: int) -> int | None:
         if self.settings.parallel:
             return None
+        if self.turns is not None:
+            return int((self.turns == step).sum())
         share, rest = divmod(self.settings.block_length, self.settings.steps_per_block)
         return share + (step < rest)
 
@@ -59,7 +60,15 @@ class LLaDARule(UnmaskingRule):
             tokens = allowed.argmax(-1)
         else:
             tokens = best_but_mask(logits, self.tokens.mask)
-        confidence = log_probability(logits, tokens).exp()
+        if settings.order in ("maskgit_plus", "origin"):
+            confidence = log_probability(logits, tokens).exp()
+            if self.turns is not None:
+                confidence = self.by_turns(confidence, columns)
+        else:
+            confidence = torch.cat([
+                self.order(logits[piece].double().log_softmax(-1), tokens[piece], columns[piece])
+                for piece in in_pieces(logits)
+            ])
 
         if settings.remasking == "random":
             noise = torch.rand(settings.block_length, dtype=torch.float64, generator=generator).to(columns.device)
@@ -67,17 +76,16 @@ class LLaDARule(UnmaskingRule):
             confidence = noise[columns] + 0 * confidence
         if settings.suppress_eos == "last":
             # Below every other confidence, in their own order; the most confident is decoded under any rule.
+            behind = 2 if settings.order in ("maskgit_plus", "topk_margin") else 1e6  # entropies and turns are larger
             end_of_turn = self.tokens.eos if self.tokens.end_of_turn is None else self.tokens.end_of_turn
-            confidence = confidence - 2 * ((tokens == self.tokens.eos) | (tokens == end_of_turn))
+            confidence = confidence - behind * ((tokens == self.tokens.eos) | (tokens == end_of_turn))
         return tokens, confidence
 
-    def choose(self, confidence: Tensor, quota: int | None, generator: Generator) -> Tensor:
-        if self.settings.threshold is not None:
-            return choose_above(confidence, self.settings.threshold)
+    def choose(self, confidence: Tensor, quota: int | None, generator: Generator,
+               entropy: Tensor | None = None) -> Tensor:
         if self.settings.factor is not None:
             return choose_by_factor(confidence, self.settings.factor)
-        assert quota is not None
-        return choose_most_confident(confidence, quota)
+        return super().choose(confidence, quota, generator, entropy)
 
 
 def choose_by_factor(confidence: Tensor, factor: float) -> Tensor:
@@ -111,6 +119,8 @@ def generate(
             prompt, then the drafts of each block and the finished block.
         mask_id, eos_id: token ids; None takes those of the model's configuration.
         suffix_sampler: which suffix positions a block sees (sampler.py); None: all of them.
+        soft_suffix: SSM's soft suffix (dpad/engine/soft.py); None: suffix positions enter as plain masks.
+        rule: parallel decoding by a rule of dpad/engine/rules.py instead of a threshold.
         {settings}
 
     Returns:

@@ -32,7 +32,14 @@ class LLaDASettings(DecodingSettings):
         super().__post_init__()
         if self.threshold is not None and self.factor is not None:
             raise ValueError(f"factor is {self.factor!r} while threshold is {self.threshold!r}; give one of the two")
+        if self.factor is not None and self.rule is not None:
+            raise ValueError(f"factor is {self.factor!r}, but there is a rule already; give one of the two")
+        if self.factor is not None and self.alg not in (None, "maskgit_plus"):
+            raise ValueError(f"alg is {self.alg!r}; with a factor it must be maskgit_plus")
+        if self.remasking == "random" and (self.alg is not None or self.rule is not None):
+            other = "a rule" if self.alg is None else f"alg {self.alg}"
+            raise ValueError(f"remasking is 'random', but {other} orders the positions already; give one of the two")
 
     @property
     def parallel(self) -> bool:
-        return self.threshold is not None or self.factor is not None
+        return super().parallel or self.factor is not None

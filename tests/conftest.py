@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import GOLDEN, ROOT
+from hypothesis import settings
 from transformers import AutoTokenizer
 
 from dpad.evaluation import sandbox
@@ -16,9 +17,13 @@ from llada import LLaDAConfig, LLaDAModelLM
 def pytest_configure() -> None:
     """One thread: small models are fastest so, and test processes side by side stay out of each other's way.
 
+    hypothesis sets no deadline for an example: the time that one takes says more about the machine than about the code.
+
     Where a machine cannot isolate programs well, as in many containers, the tests run those of coding tasks anyway.
     """
     torch.set_num_threads(1)
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
     if sandbox.VARIABLE not in os.environ:  # test processes have it from the one that starts them
         is_isolated = sandbox.isolation().level != "none"
         os.environ[sandbox.VARIABLE] = "namespaces" if is_isolated else "none"

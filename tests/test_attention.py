@@ -322,6 +322,7 @@ def test_a_task_is_averaged(command, capsys):
     (["--prompt", "a", "--blok", "1"], "did you mean '--block'?"), (["--prompt", "a", "-k", "3"], "k_sigma is 3.0"),
     (["--prompt", "a", "-d", "gausian"], "did you mean 'gaussian'?"),
     (["--prompt", "a " * 2000], "there is room for"),
+    (["--prompt", "a", "--soft_suffix"], "soft_suffix is on, but attention is shown for a suffix of plain masks"),
 ])
 def test_mistakes_are_one_line(command, capsys, tmp_path, flags, message):
     """Guards every flag of the command: one sentence says what is allowed, and nothing is written."""

@@ -221,7 +221,7 @@ def test_evaluation_prints_and_writes_its_record(model, capsys, tmp_path):
     (["-d", "window", "-w", "64"], "window is 64; it must be at most gen_length (32)"),
     (["-d", "uniform", "-w", "0"], "window is 0"),
     (["-d", "uniform", "-nt", "-1"], "num_tokens is -1"),
-    (["-d", "attention"], "dropout_strategy is 'attention'; it must be one of"),
+    (["-d", "attentive"], "dropout_strategy is 'attentive'; it must be one of"),
     (["-m", "nonsense"], "model is 'nonsense'"),
     (["-m", "./missing"], "model is './missing'"),
     (["--device", "tpu9"], "device is 'tpu9'"),

@@ -11,9 +11,9 @@ from helpers import SAMPLERS, left_padded, name_of, prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpad.engine.selection import choose_above, choose_most_confident, log_probability
 from dpad.engine.settings import CACHE_MODES, TokenIds
 from dpad.engine.transformer import SlotCache, positions_of
-from dpad.engine.unmasking import choose_above, choose_most_confident, log_probability
 from llada.generate import LLaDARule, LLaDASettings, choose_by_factor, generate
 from sampler import GaussianSampler, WindowSampler
 

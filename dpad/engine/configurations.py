@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpad.engine.settings import BLOCK_LENGTH
 from sampler import WINDOW
 
-BLOCK_LENGTH = 32
 # The Gaussian sampler's k and a (--k_sigma, --scale) wherever the choice is ours: examples, benchmark, demo and web UI.
 # The paper has them for every model but LLaDA-8B-Instruct, whose values are the defaults of the published flags.
 DPAD: dict[str, Any] = {"k_sigma": 3.0, "scale": 1.6}

@@ -77,8 +77,9 @@ def forget() -> None:
 class Step:
     """A step of fixed shape: inputs that are filled before a run, an output that is valid until the next run.
 
-    inputs: token ids, int64 [R, Q], or embeddings, [R, Q, E]. positions: int64 [R, Q]. places: int64 [Q], the slots that the queries are. key_mask: bool [R, S], the slots
-    that may be attended to. hidden: [R, Q, E]. filled: the cache's `version` that all of them but `inputs` belong to.
+    inputs: token ids, int64 [R, Q], or embeddings, [R, Q, E]. positions: int64 [R, Q]. places: int64 [Q], the slots
+    that the queries are. key_mask: bool [R, S], the slots that may be attended to. hidden: [R, Q, E]. filled: the
+    cache's `version` that all of them but `inputs` belong to.
     """
 
     inputs: Tensor

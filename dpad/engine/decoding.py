@@ -8,6 +8,11 @@ kept suffix, each at its original position. A cache mode only says which slots a
     prefix   every slot at the block's first step, later the block and the kept suffix
     dual     every slot at the block's first step, later the block alone
 
+Two options go beyond that. A sampler may choose by attention (ScoredSampler): the block's first forward then sees the
+whole suffix, and the steps after it what was chosen. With a soft suffix (soft.py) suffix positions enter as mixtures of
+embeddings; before the first forward of a block in mode dual another one over all slots, which decodes nothing, takes
+their states.
+
 A model adds two things (unmasking.py): which positions compete at a step, and which of them are decoded. Imported,
 never run; `llada.generate.generate(model, input_ids, ...)` calls it.
 
@@ -16,8 +21,8 @@ Shapes: R rows, P prompt columns, G answer columns, L block length, Q slots comp
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,11 +32,13 @@ import torch
 from torch import Generator, Tensor
 from transformers.utils import ModelOutput
 
+from dpad.engine.attention import MeanAttention
 from dpad.engine.cuda_graphs import slot_cache
 from dpad.engine.settings import DecodingSettings, TokenIds
-from dpad.engine.transformer import MaskedDiffusionModel, SlotCache
-from dpad.engine.unmasking import UnmaskingRule
-from sampler import SuffixSampler
+from dpad.engine.soft import SoftStates
+from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
+from dpad.engine.unmasking import UnmaskingRule, noise_generator
+from sampler import ScoredSampler, SuffixSampler
 
 
 @dataclass
@@ -40,8 +47,10 @@ class DecodingOutput(ModelOutput):
 
     sequences: int64 [R, P + G], prompt and answer. forwards: int64 [R], the forwards each row took part in (NFE).
     decided_at: int64 [R, G], the row's own 0-based forward that decoded each token; -1 where early termination filled
-    in EOS. kept_suffix: for each block that was entered, the suffix positions kept, as in a row without padding.
-    tokens_processed: slots computed in all, over rows and forwards; padding is not counted.
+    in EOS. kept_suffix: for each block that was entered, the suffix positions kept, as in a row without padding (by any
+    row, where the sampler chooses by attention). kept: int64 [R], how many each row kept, summed over its blocks.
+    blocks: int64 [R], how many it entered. tokens_processed: slots computed in all, over rows and forwards; padding is
+    not counted.
     """
 
     # ModelOutput wants defaults; every field is always set.
@@ -49,6 +58,8 @@ class DecodingOutput(ModelOutput):
     forwards: Tensor = None  # type: ignore[assignment]
     decided_at: Tensor = None  # type: ignore[assignment]
     kept_suffix: list[list[int]] = None  # type: ignore[assignment]
+    kept: Tensor = None  # type: ignore[assignment]
+    blocks: Tensor = None  # type: ignore[assignment]
     tokens_processed: int = None  # type: ignore[assignment]
 
 
@@ -84,15 +95,17 @@ def decode(
     if streamer is not None:
         streamer.put(input_ids.cpu())
 
+    soft = None
+    if settings.soft_suffix is not None:
+        soft = SoftStates(settings.soft_suffix, model, len(prompts), settings.gen_length, rule.tokens.mask)
     cached = settings.cache != "none"
     with slot_cache(model, *canvas.tokens.shape) if cached else nullcontext() as cache:
         for block in range(settings.blocks):
             end = canvas.prompt + (block + 1) * settings.block_length
             assert settings.suffix_sampler is not None  # the settings put FullSuffix in its place
             kept_suffix = draw_suffix(settings.suffix_sampler, end, canvas.tokens.shape[1], generator)
-            canvas.kept_suffix.append(kept_suffix.tolist())
             slots = _Slots.of_block(canvas, block, settings, kept_suffix)
-            _decode_block(model, rule, canvas, slots, cache, block, streamer, on_forward)
+            _decode_block(model, rule, canvas, slots, cache, soft, block, streamer, on_forward)
 
             if streamer is not None:
                 streamer.put(canvas.tokens[:, slots.begin : slots.end].cpu())
@@ -104,7 +117,8 @@ def decode(
     if streamer is not None:
         streamer.end()
     sequences = torch.cat((prompts[:, :common], canvas.tokens), dim=1)
-    return DecodingOutput(sequences, canvas.forwards, canvas.decided_at, canvas.kept_suffix, canvas.processed)
+    return DecodingOutput(sequences, canvas.forwards, canvas.decided_at, canvas.kept_suffix, canvas.kept, canvas.blocks,
+                          canvas.processed)
 
 
 def draw_suffix(sampler: SuffixSampler, end: int, total: int, generator: Generator) -> Tensor:
@@ -125,14 +139,29 @@ def visible_columns(end: int, kept_suffix: Tensor) -> Tensor:
 
 def _decode_block(
     model: MaskedDiffusionModel, rule: UnmaskingRule, canvas: _Canvas, slots: _Slots, cache: SlotCache | None,
-    block: int, streamer: Any, on_forward: Callable[[int, bool], None] | None,
+    soft: SoftStates | None, block: int, streamer: Any, on_forward: Callable[[int, bool], None] | None,
 ) -> None:
     """Unmask the block of `slots` in all of its rows: compute, choose, write, leave."""
-    rule.begin_block(block)
+    sampler = rule.settings.suffix_sampler
+    has_suffix = len(slots.columns) > slots.end
+    watch = MeanAttention(slice(slots.begin, slots.end)) if isinstance(sampler, ScoredSampler) and has_suffix else None
+    canvas.enter(slots)
+    rule.begin_block(block, slots.kept)
     if cache is not None:
         cache.begin(len(slots.rows), len(slots.columns))
     first = True
     finite = torch.ones((), dtype=torch.bool, device=canvas.tokens.device)
+
+    if soft is not None and rule.settings.cache == "dual" and has_suffix:
+        # The cached steps do not compute the suffix again: a forward of its own takes its states.
+        if on_forward is not None:
+            on_forward(block, True)
+        everything = slice(0, len(slots.columns))
+        _compute(model, canvas, slots, everything, None, soft, opening=True)
+        canvas.count(slots, everything)
+        if streamer is not None:
+            nothing = torch.zeros_like(slots.masked)
+            _report(streamer, canvas, slots, block, everything, nothing, nothing.long(), nothing.double() - math.inf)
 
     for step in itertools.count():
         quota = rule.quota(step, slots.masks[0])
@@ -143,20 +172,26 @@ def _decode_block(
 
         # Compute the slots of this step.
         computed = slots.computed_at(first, rule.settings.cache)
-        first = False
-        hidden = _compute(model, canvas, slots, computed, cache)  # [R, Q, E]
+        hidden = _compute(model, canvas, slots, computed, cache, soft, watch if first else None, first)  # [R, Q, E]
 
         # Choose among the positions that compete.
-        noise = step_generator(rule.settings.seed, block, step)
-        candidates, confidence = _candidates(model, rule, slots, computed, hidden, step, noise)  # [R, L] each
+        noise = noise_generator(rule.settings.seed, block, step)
+        candidates, confidence, entropy = _candidates(model, rule, slots, computed, hidden, step, noise)  # [R, L] each
         finite &= ~confidence.isnan().any()
-        choice = rule.choose(confidence, quota, noise)  # bool [R, L]
+        choice = rule.choose(confidence, quota, noise, entropy)  # bool [R, L]
 
         # Write what was chosen.
         canvas.write(slots, choice, candidates, computed)
         slots.masked &= ~choice
         if streamer is not None:
             _report(streamer, canvas, slots, block, computed, choice, candidates, confidence)
+        if watch is not None and first:
+            assert isinstance(sampler, ScoredSampler)
+            canvas.kept[slots.rows] -= slots.kept
+            slots.choose_suffix(sampler.select(watch.scores()[:, slots.end :]), cache)
+            canvas.kept[slots.rows] += slots.kept
+            rule.change_suffix(slots.kept)
+        first = False
 
         # Leave when nothing is masked. Rows that are complete sit out the rest of the block.
         if quota is not None:
@@ -168,44 +203,72 @@ def _decode_block(
         if not all(slots.masks):
             unfinished = _without_holes([row for row, count in enumerate(slots.masks) if count])
             slots.keep(unfinished)
+            rule.keep(unfinished)
             if cache is not None:
                 cache.keep(unfinished)
 
+    canvas.kept_suffix.append(slots.columns[slots.end :].tolist())
     if not finite:
         raise ValueError(f"the model's logits are NaN or infinite in block {block}: check its weights and its dtype "
                          f"({model.dtype})")
 
 
-def _compute(model: MaskedDiffusionModel, canvas: _Canvas, slots: _Slots, computed: slice,
-             cache: SlotCache | None) -> Tensor:
-    """The hidden states [R, Q, E] of the slots that a step computes."""
-    ids = canvas.tokens[slots.rows[:, None], slots.columns[computed]]  # [R, Q]
+def _compute(
+    model: MaskedDiffusionModel, canvas: _Canvas, slots: _Slots, computed: slice, cache: SlotCache | None,
+    soft: SoftStates | None = None, watch: Watch | None = None, opening: bool = False,
+) -> Tensor:
+    """The hidden states [R, Q, E] of the slots that a step computes.
+
+    soft: takes the states of the suffix, if it is computed. watch: looks at the attention. opening: nothing of the
+    block is decoded yet.
+    """
+    inputs = canvas.tokens[slots.rows[:, None], slots.columns[computed]]  # [R, Q]
     positions = slots.positions[:, computed]
+    if soft is not None:
+        block = slice(slots.begin - canvas.prompt, slots.end - canvas.prompt)
+        inputs = soft.inputs(inputs, slots.rows, slots.columns[computed] - canvas.prompt, block, opening)
     if cache is None:
-        return model.hidden_states(ids, positions, slots.key_mask)
-    return cache.forward(model, ids, positions, slots.key_mask, computed.start)
+        hidden = model.hidden_states(inputs, positions, slots.key_mask, None, 0, watch)
+    else:
+        hidden = cache.forward(model, inputs, positions, slots.key_mask, computed.start, watch)
+    if soft is not None and computed.stop > slots.end:
+        # Where logits predict the next token, a position whose left neighbour was dropped takes what stands in the slot
+        # before it, as in the authors' code.
+        first = slots.end - computed.start - model.prediction_offset
+        predicting = hidden[:, first : hidden.shape[1] - model.prediction_offset]
+        soft.update(predicting, slots.rows, slots.columns[slots.end :] - canvas.prompt, slots.suffix_mask)
+    return hidden
 
 
 def _candidates(model: MaskedDiffusionModel, rule: UnmaskingRule, slots: _Slots, computed: slice, hidden: Tensor,
-                step: int, noise: Generator) -> tuple[Tensor, Tensor]:
-    """The token that each position would become, int64 [R, L], and its confidence, float64 [R, L].
+                step: int, noise: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The token that each position would become, int64 [R, L], its confidence and its entropy, float64 [R, L].
 
-    Only positions that compete at this step have one; the confidence of the others is -inf.
+    Only positions that compete at this step have one; the confidence of the others is -inf. Without a rule that needs
+    entropies there are none.
     """
     masked = slots.masked
-    if rule.opens(step):
+    if rule.opens(step) and not rule.observes:
         rows = torch.arange(len(masked), device=masked.device)
         columns = torch.zeros_like(rows)
     else:
         rows, columns = masked.nonzero_static(size=sum(slots.masks)).unbind(1)  # its size is known without a wait
     places = (columns + slots.begin - computed.start - model.prediction_offset).clamp(min=0)
-    logits = model.head(hidden[rows, places])  # [M, V]
+    logits = rule.adjust(model.head(hidden[rows, places]), rows, columns)  # [M, V]
+    if rule.opens(step) and rule.observes:
+        opening = columns == 0
+        rows, columns, logits = rows[opening], columns[opening], logits[opening]
     tokens, scores = rule.candidates(logits, columns, step, noise)
     candidates = torch.zeros_like(masked, dtype=torch.long)
     candidates[rows, columns] = tokens
     confidence = torch.full(masked.shape, float("-inf"), dtype=torch.float64, device=masked.device)
     confidence[rows, columns] = scores
-    return candidates, confidence
+    entropies = rule.entropy(logits)
+    if entropies is None:
+        return candidates, confidence, None
+    entropy = torch.zeros_like(confidence)
+    entropy[rows, columns] = entropies
+    return candidates, confidence, entropy
 
 
 def _report(streamer: Any, canvas: _Canvas, slots: _Slots, block: int, computed: slice, choice: Tensor,
@@ -215,12 +278,6 @@ def _report(streamer: Any, canvas: _Canvas, slots: _Slots, block: int, computed:
         streamer.put_draft(canvas.tokens[:, slots.begin : slots.end].cpu())
     if hasattr(streamer, "put_step"):
         streamer.put_step(block, slots.columns[computed].cpu(), choice.cpu(), candidates.cpu(), confidence.cpu())
-
-
-def step_generator(seed: int, block: int, step: int) -> Generator:
-    """The noise of one step, the same for a row in any batch: a CPU generator seeded by these three numbers alone."""
-    digest = hashlib.blake2b(f"{seed} {block} {step}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def _without_holes(places: list[int]) -> list[int]:
@@ -238,7 +295,7 @@ class _Canvas:
     """The sequences being written, and what is counted about each row.
 
     tokens: int64 [R, P + G]. prompt: P. padding: int64 [R], padding columns of each row. active: the rows that have not
-    terminated. processed: slots computed so far.
+    terminated. processed: slots computed so far. forwards, decided_at, kept_suffix, kept, blocks: see DecodingOutput.
     """
 
     def __init__(self, input_ids: Tensor, padding: Tensor, settings: DecodingSettings, tokens: TokenIds):
@@ -251,6 +308,8 @@ class _Canvas:
         self.forwards = torch.zeros(rows, dtype=torch.long, device=device)
         self.decided_at = torch.full((rows, settings.gen_length), -1, device=device)
         self.kept_suffix: list[list[int]] = []
+        self.kept = torch.zeros(rows, dtype=torch.long, device=device)
+        self.blocks = torch.zeros(rows, dtype=torch.long, device=device)
         self.processed = 0
         self.active = torch.arange(rows, device=device)
 
@@ -261,15 +320,21 @@ class _Canvas:
         answer = slice(slots.begin - self.prompt, slots.end - self.prompt)
         self.tokens[rows, block] = torch.where(choice, candidates, self.tokens[rows, block])
         self.decided_at[rows, answer] = torch.where(choice, self.forwards[rows, None], self.decided_at[rows, answer])
-        self.forwards[rows] += 1
-        self.processed += self._count_slots(slots, computed)
+        self.count(slots, computed)
 
-    def _count_slots(self, slots: _Slots, computed: slice) -> int:
-        """How many slots a forward over `computed` computes, without padding."""
-        count = len(slots.rows) * (computed.stop - computed.start)
+    def count(self, slots: _Slots, computed: slice) -> None:
+        """Count a forward over the slots `computed`, padding and what is another row's suffix left out."""
+        self.forwards[slots.rows] += 1
+        self.processed += len(slots.rows) * (min(computed.stop, slots.end) - computed.start)
+        if computed.stop > slots.end:
+            self.processed += sum(slots.kept_of_row)
         if self.padding_of_row and computed.start == 0:
-            count -= sum(self.padding_of_row[row] for row in slots.host_rows)
-        return count
+            self.processed -= sum(self.padding_of_row[row] for row in slots.host_rows)
+
+    def enter(self, slots: _Slots) -> None:
+        """Count a block, and the suffix that its rows keep."""
+        self.blocks[slots.rows] += 1
+        self.kept[slots.rows] += slots.kept
 
     def terminate_rows(self, slots: _Slots, eos_id: int) -> None:
         """Early termination: rows with EOS in this block become EOS after it, and leave the batch."""
@@ -285,6 +350,8 @@ class _Slots:
     rows: int64 [R], which rows of the canvas; host_rows: the same numbers, on the host. columns: int64 [S] of the
     canvas. positions: int64 [R, S] of RoPE. key_mask: bool [R, S], False at padding; None without padding. begin, end:
     of the block, both as slots and as columns. masked: bool [R, L]. masks: the masks left in each row, on the host.
+    kept: int64 [R], how many suffix slots each row keeps; kept_of_row: the same numbers, on the host. suffix_mask: bool
+    [R, S - end], which of them are the row's own, where rows keep different ones; None: all.
     """
 
     rows: Tensor
@@ -296,6 +363,9 @@ class _Slots:
     end: int
     masked: Tensor
     masks: list[int]
+    kept: Tensor
+    kept_of_row: list[int]
+    suffix_mask: Tensor | None = None
 
     @classmethod
     def of_block(cls, canvas: _Canvas, block: int, settings: DecodingSettings, kept_suffix: Tensor) -> _Slots:
@@ -314,6 +384,8 @@ class _Slots:
             end=end,
             masked=torch.ones(rows, settings.block_length, dtype=torch.bool, device=canvas.tokens.device),
             masks=[settings.block_length] * rows,
+            kept=torch.full((rows,), len(kept_suffix), device=columns.device),
+            kept_of_row=[len(kept_suffix)] * rows,
         )
 
     def computed_at(self, first: bool, cache: str) -> slice:
@@ -321,6 +393,28 @@ class _Slots:
         if first or cache == "none":
             return slice(0, len(self.columns))
         return slice(self.begin, len(self.columns) if cache == "prefix" else self.end)
+
+    def choose_suffix(self, chosen: Tensor, cache: SlotCache | None) -> None:
+        """Go on with a part of the suffix: bool [R, n], what each row keeps of its n positions.
+
+        Where rows keep different ones, the slots are those of all, and each row attends to its own alone.
+        """
+        left = torch.arange(self.end, device=chosen.device)
+        union = chosen.any(dim=0)
+        slots = torch.cat((left, self.end + union.nonzero().squeeze(1)))
+        self.columns = self.columns[slots]
+        self.positions = self.positions[:, slots]
+        self.kept = chosen.sum(dim=1)
+        self.kept_of_row = self.kept.tolist()
+        if self.key_mask is not None:
+            self.key_mask = self.key_mask[:, slots]
+        if not chosen[:, union].all():
+            self.suffix_mask = chosen[:, union]
+            if self.key_mask is None:
+                self.key_mask = torch.ones_like(self.positions, dtype=torch.bool)
+            self.key_mask[:, self.end :] &= self.suffix_mask
+        if cache is not None:
+            cache.keep_slots(slots)
 
     def keep(self, places: list[int]) -> None:
         """Keep only the rows at these places, in this order."""
@@ -331,6 +425,9 @@ class _Slots:
         self.key_mask = None if self.key_mask is None else self.key_mask[index]
         self.masked = self.masked[index]
         self.masks = [self.masks[place] for place in places]
+        self.kept = self.kept[index]
+        self.kept_of_row = [self.kept_of_row[place] for place in places]
+        self.suffix_mask = None if self.suffix_mask is None else self.suffix_mask[index]
 
 
 # --- Checks -----------------------------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ class Setting:
     """One choice that a person can make: its keyword, its flags and what is allowed.
 
     name: the keyword of `generate` and the key in records. kind: int, float, bool or str. flags: of the command line.
-    shortcuts: values of `choices` that have flags of their own, such as --use_cache for "prefix". minimum, above,
+    negation: flags that turn a switch off which may be on by default. shortcuts: values of `choices` that have flags of
+    their own, such as --use_cache for "prefix". minimum, above,
     maximum: bounds of a number; `above` is not allowed itself. unit: of a number, such as "tokens". optional: None is
     allowed. off: a value that means None, such as a threshold of 0.
     """
@@ -47,6 +48,7 @@ class Setting:
     default: Any
     help: str
     flags: tuple[str, ...]
+    negation: tuple[str, ...] = ()
     shortcuts: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     choices: tuple[str, ...] = ()
     minimum: float | None = None
@@ -153,6 +155,9 @@ def add_flags(parser: argparse._ActionsContainer, settings: Iterable[Setting]) -
             options["type"] = entry.kind
             options["metavar"] = "NAME" if entry.choices else "N" if entry.kind is int else "X"
         parser.add_argument(*entry.flags, **options)
+        if entry.negation:
+            parser.add_argument(*entry.negation, dest=entry.name, default=argparse.SUPPRESS, action="store_false",
+                                help=f"the opposite of {entry.flags[-1]}")
         for value, flags in entry.shortcuts.items():
             included = [names[0] for smaller, names in entry.shortcuts.items()
                         if entry.choices.index(smaller) < entry.choices.index(value)]

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from dpad.engine.checks import check_choice, check_integer
+from dpad.engine.selection import best_but_mask, log_probability
 from dpad.engine.transformer import MaskedDiffusionModel
-from dpad.engine.unmasking import best_but_mask, log_probability
 
 SCHEMES = ("counts", "rates")
 MIN_RATE = 1e-3  # of "rates", as in Dream's evaluation

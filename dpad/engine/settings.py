@@ -17,17 +17,146 @@ from typing import Any, ClassVar, Self
 
 from dpad.engine.checks import check_integer, suggest
 from dpad.engine.fields import Setting, check_settings, setting, settings_of
-from sampler import SAMPLERS, WINDOW, FullSuffix, SuffixSampler, UniformSampler
+from dpad.engine.rules import RULES, ParallelRule
+from dpad.engine.soft import SoftSuffix
+from sampler import SAMPLERS, WINDOW, FullSuffix, NoSuffix, SuffixSampler, UniformSampler
 
+BLOCK_LENGTH = 32
 CACHE_MODES = ("none", "prefix", "dual")
-ALIASES = {"random": "uniform"}  # an old name, which the authors' scripts use
-STRATEGY = Setting(
-    name="dropout_strategy", kind=str, default="null", flags=("-d", "--dropout_strategy"),
-    choices=(*SAMPLERS, *ALIASES),
-    help="the suffix that a block sees: null (all of it), gaussian (DPad), uniform, window, or block (none of it, as "
-    "in block diffusion); random is an old name of uniform",
+# What positions are ordered by, under the names of Dream's own code: the candidate's probability, the entropy of the
+# distribution, the difference of its two largest probabilities, or nothing (a random order).
+ALGS = ("maskgit_plus", "entropy", "topk_margin", "origin")
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """A setting whose value is an object with settings of its own. People choose it by a name.
+
+    field: of DecodingSettings. selector: the setting that holds the name. kinds: the class of each name; None where the
+    name means that there is no object. presets: names for an object with certain parameters: the name of its kind and
+    the parameters; those in CHOOSABLE are defaults, the others stay.
+    """
+
+    field: str
+    selector: Setting
+    kinds: Mapping[Any, type | None]
+    presets: Mapping[str, tuple[str, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """The settings of all kinds by name; of several with one name the first."""
+        found: dict[str, Setting] = {}
+        for kind in self.kinds.values():
+            for entry in settings_of(kind) if kind else ():
+                found.setdefault(entry.name, entry)
+        return found
+
+    def kind(self, values: Mapping[str, Any]) -> type | None:
+        """The class that a person chose, from the choices by name."""
+        name = self.selector.check(values.get(self.selector.name, self.selector.default))
+        return self.kinds[self.presets[name][0] if name in self.presets else name]
+
+    def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that a person may choose beside the name, as they are when nobody chooses them."""
+        kind = self.kind(values)
+        defaults = {entry.name: entry.default for entry in settings_of(kind)} if kind else {}
+        name = values.get(self.selector.name, self.selector.default)
+        preset = self.presets[name][1] if name in self.presets else {}
+        defaults |= preset
+        for key in preset.keys() - CHOOSABLE:
+            del defaults[key]
+        if "window" in defaults:
+            defaults["window"] = min(defaults["window"], values.get("gen_length") or WINDOW)
+        return defaults
+
+    def make(self, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> Any:
+        """The object that a person chose; None where the name means none.
+
+        Args:
+            values: all choices by name.
+            chosen: those among them that are this part's parameters.
+
+        Raises:
+            ValueError: a parameter is not one of the kind's, or its value is not allowed.
+        """
+        kind = self.kind(values)
+        parameters: Mapping[str, Any] = self.defaults(values)
+        name = values.get(self.selector.name, self.selector.default)
+        for key, value in chosen.items():
+            if key not in parameters:
+                names = ", ".join(self.settings[own].label for own in parameters) or "no settings of its own"
+                raise ValueError(f"{key} is {value!r}, but {self.selector.label} {show(name)} does not use it; it has "
+                                 f"{names}")
+        if kind is None:
+            return None
+        if name in self.presets:
+            fixed = {key: values.get("block_length", BLOCK_LENGTH) if value == "block_length" else value
+                     for key, value in self.presets[name][1].items()}
+            parameters = {**fixed, **parameters}
+        made = kind(**{**parameters, **chosen})
+        if isinstance(made, UniformSampler) and made.number == 0:  # the published default, which nobody means
+            raise ValueError(f"number is 0, so that {self.selector.label} {name} would keep no suffix at all; say with "
+                             "-nt how many tokens to keep")
+        return made
+
+    def name_of(self, value: Any) -> Any:
+        """What the selector calls an object; the class's name where it has none there."""
+        names = [name for name, kind in self.kinds.items() if (type(value) is kind if kind else value is None)]
+        return names[0] if names else type(value).__name__
+
+
+CHOOSABLE = {"window"}  # of the presets' parameters
+PRESETS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "random": ("uniform", {}),  # an old name, which the authors' scripts use
+    "streaming": ("anchor", {"window": 96, "stride": 0, "last": True}),
+    "ssm": ("anchor", {"window": 64, "stride": "block_length", "last": True}),
+}
+SAMPLER = Part(
+    field="suffix_sampler",
+    kinds=SAMPLERS,
+    presets=PRESETS,
+    selector=Setting(
+        name="dropout_strategy", kind=str, default="null", flags=("-d", "--dropout_strategy"),
+        choices=(*SAMPLERS, *PRESETS),
+        help="the suffix that a block sees: null (all of it), gaussian (DPad), gaussian-even (the same without dice), "
+        "uniform, window, anchor (a window, every stride-th token, the last one), streaming (Streaming-dLLM's), ssm "
+        "(SSM's), attention (chosen by scores), spotlight (without the most attended far tokens) or block (none of it, "
+        "as in block diffusion); random is an old name of uniform",
+    ),
 )
-SAMPLER_SETTINGS = {entry.name: entry for sampler in SAMPLERS.values() for entry in settings_of(sampler)}
+RULE = Part(
+    field="rule",
+    kinds={"none": None, **RULES},
+    selector=Setting(
+        name="rule", kind=str, default="none", flags=("--rule",), choices=("none", *RULES),
+        help="parallel decoding by another rule than a threshold: falling (Streaming-dLLM's), eb (EB-Sampler), "
+        "localleap, hierarchy, klass or credit",
+    ),
+)
+SOFT = Part(
+    field="soft_suffix",
+    kinds={False: None, True: SoftSuffix},
+    selector=Setting(name="soft_suffix", kind=bool, default=False, flags=("--soft_suffix",),
+                     help="SSM's soft suffix: kept suffix tokens enter as mixtures of mask and likeliest tokens"),
+)
+PARTS = (SAMPLER, RULE, SOFT)
+PART_SETTINGS = {name: entry for part in PARTS for name, entry in part.settings.items()}
+
+
+def part_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that apply to the parts that a person chose, by name, as they are when nobody chooses them."""
+    return {name: default for part in PARTS for name, default in part.defaults(values).items()}
+
+
+def show(value: Any) -> str:
+    """A name or a switch in a message."""
+    return str(value) if not isinstance(value, bool) else "on" if value else "off"
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +168,25 @@ class DecodingSettings:
     """
 
     family: ClassVar[str] = "any family"  # of the subclass, as people call it
+    own_order: ClassVar[str] = "maskgit_plus"  # of ALGS, where neither a rule nor a person says another
 
     gen_length: int = setting(256, "length of the answer", flags=("-l", "--gen_length"), minimum=1, unit="tokens")
-    block_length: int = setting(32, "length of a block, which must divide the answer's length",
+    block_length: int = setting(BLOCK_LENGTH, "length of a block, which must divide the answer's length",
                                 flags=("-b", "--block_size"), minimum=1, unit="tokens")
     steps: int | None = setting(None, "forwards in all, without a threshold (default: one per token)", minimum=1)
     threshold: float | None = setting(None, "parallel decoding: decode every token that is at least this confident; "
                                       "0: a fixed number of tokens per step", flags=("-th", "--threshold"), minimum=0,
                                       maximum=1, off=0)
+    rule: ParallelRule | None = None
+    alg: str | None = setting(None, "what positions are ordered by: maskgit_plus (the candidate's probability), "
+                              "entropy (of the prediction), topk_margin (the lead over the next token) or origin "
+                              "(nothing: a random order) (default: the model's own)", choices=ALGS)
     temperature: float = setting(0.0, "0 takes the likeliest token; higher values draw", minimum=0)
     cache: str = setting("none", "which slots a step recomputes: none (all of them), prefix (block and suffix) or dual "
                          "(the block)", choices=CACHE_MODES,
                          shortcuts={"prefix": ("-c", "--use_cache"), "dual": ("-dc", "--dual_cache")})
     suffix_sampler: SuffixSampler | None = None
+    soft_suffix: SoftSuffix | None = None
     early_termination: bool = setting(False, "stop after the block that holds EOS", flags=("-e", "--early_termination"))
     seed: int = setting(1234, "seed of the suffix draws and of noise", minimum=0)
 
@@ -70,11 +205,50 @@ class DecodingSettings:
             raise ValueError(f"suffix_sampler is {self.suffix_sampler!r}; it must be a SuffixSampler (sampler.py) or "
                              "None for the whole suffix")
         self.suffix_sampler.check(self.gen_length)
+        if self.soft_suffix is not None and not isinstance(self.soft_suffix, SoftSuffix):
+            raise ValueError(f"soft_suffix is {self.soft_suffix!r}; it must be a SoftSuffix (dpad/engine/soft.py) or "
+                             "None")
+        if self.soft_suffix is not None and isinstance(self.suffix_sampler, NoSuffix):
+            raise ValueError("soft_suffix is on, but dropout_strategy block keeps no suffix that could be soft")
+        self._check_rule()
+
+    def _check_rule(self) -> None:
+        """Raise ValueError unless rule, threshold and alg go together."""
+        if self.rule is not None and not isinstance(self.rule, ParallelRule):
+            raise ValueError(f"rule is {self.rule!r}; it must be one of dpad/engine/rules.py, or None")
+        if self.rule is not None and self.threshold is not None:
+            raise ValueError(f"threshold is {self.threshold!r} while rule is {RULE.name_of(self.rule)}, which does not "
+                             "use it; give one of the two")
+        allowed: tuple[str, ...] = ALGS
+        beside = ""
+        if self.rule is not None:
+            allowed = self.rule.orders
+            beside = f"rule {RULE.name_of(self.rule)}"
+        elif self.threshold is not None:
+            allowed = ("maskgit_plus", "topk_margin")
+            beside = "a threshold"
+        if self.alg is not None and self.alg not in allowed:
+            raise ValueError(f"alg is {self.alg!r}; with {beside} it must be {' or '.join(allowed)}")
 
     @property
     def parallel(self) -> bool:
         """Whether the confidences decide how many tokens a step decodes."""
-        return self.threshold is not None
+        return self.threshold is not None or self.rule is not None
+
+    @property
+    def order(self) -> str:
+        """What positions are ordered by, one of ALGS."""
+        if self.alg is not None:
+            return self.alg
+        if self.rule is not None:
+            return self.rule.orders[0]
+        return "maskgit_plus" if self.parallel else self.own_order
+
+    @property
+    def is_random(self) -> bool:
+        """Whether another seed can give another answer."""
+        assert self.suffix_sampler is not None
+        return self.suffix_sampler.is_random or self.temperature > 0 or self.alg == "origin"
 
     @property
     def blocks(self) -> int:
@@ -93,18 +267,22 @@ class DecodingSettings:
 
     @classmethod
     def choices(cls) -> tuple[Setting, ...]:
-        """All settings of the family in order; those of the samplers stand in for `suffix_sampler`."""
-        return (*settings_of(cls), STRATEGY, *SAMPLER_SETTINGS.values())
+        """All settings of the family in order; those of the parts, and what chooses them, stand in for the objects."""
+        own = settings_of(cls)
+        names = {entry.name for entry in own}
+        parts = [entry for part in PARTS for entry in (part.selector, *part.settings.values())]
+        return (*own, *(entry for entry in parts if entry.name not in names))
 
     @classmethod
     def from_choices(cls, values: Mapping[str, Any]) -> Self:
         """The settings that a person chose, by the names of `choices`; the others take their defaults.
 
-        Without a window it is the sampler's default, or `gen_length` where that is shorter.
+        Without a window it is the sampler's default, or `gen_length` where that is shorter. A name that both the family
+        and a chosen part have (the threshold of a rule) is the part's.
 
         Raises:
             ValueError: naming the setting as its flag does, its value and what is allowed; or that the family or the
-                dropout strategy has no such setting.
+                chosen part has no such setting.
         """
         entries = {entry.name: entry for entry in cls.choices()}
         unknown = sorted(values.keys() - entries.keys())
@@ -112,10 +290,20 @@ class DecodingSettings:
             labels = [entry.label for entry in entries.values()]
             raise ValueError(f"{', '.join(unknown)}: not a setting of {cls.family}, which has {', '.join(labels)}"
                              f"{suggest(unknown[0], labels)}")
-        fields = {entry.name: values[entry.name] for entry in settings_of(cls) if entry.name in values}
+        own = {entry.name for entry in settings_of(cls)}
         try:
-            gen_length = entries["gen_length"].check(fields.get("gen_length", entries["gen_length"].default))
-            settings = cls(**fields, suffix_sampler=make_sampler(values, gen_length))
+            gen_length = entries["gen_length"].check(values.get("gen_length", entries["gen_length"].default))
+            values = dict(values) | {"gen_length": gen_length}
+            taken: set[str] = set()
+            parts = {}
+            for part in PARTS:
+                applicable = part.defaults(values).keys()
+                names = [name for name in part.settings if name in values and (name not in own or name in applicable)]
+                taken.update(names)
+                chosen = {name: values[name] for name in names if not (name in own and values[name] is None)}
+                parts[part.field] = part.make(values, chosen)
+            fields = {name: values[name] for name in own if name in values and name not in taken}
+            settings = cls(**fields, **parts)
         except ValueError as error:
             name, _, rest = str(error).partition(" ")
             raise ValueError(f"{entries[name].label if name in entries else name} {rest}") from None
@@ -127,58 +315,30 @@ class DecodingSettings:
     def as_choices(self) -> dict[str, Any]:
         """The inverse of `from_choices`: every setting that applies, by name."""
         values = {entry.name: getattr(self, entry.name) for entry in settings_of(type(self))}
-        return values | {"dropout_strategy": sampler_name(self.suffix_sampler)} | _parameters(self.suffix_sampler)
-
-    def to_json(self) -> dict[str, Any]:
-        """What records keep: every field, the steps filled in, and the sampler by name (None for the whole suffix)."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["steps"] = self.total_steps
-        sampler = values["suffix_sampler"]
-        full = isinstance(sampler, FullSuffix)
-        values["suffix_sampler"] = None if full else {"name": sampler_name(sampler)} | _parameters(sampler)
+        for part in PARTS:
+            value = getattr(self, part.field)
+            values |= {part.selector.name: part.name_of(value)} | _parameters(value)
         return values
 
+    def to_json(self) -> dict[str, Any]:
+        """What records keep: every field, the steps filled in, and the parts by name (None for the whole suffix).
 
-def sampler_name(sampler: SuffixSampler | None) -> str:
-    """What --dropout_strategy calls a sampler; the class's name where it has none there."""
-    for name, kind in SAMPLERS.items():
-        if type(sampler) is kind:
-            return name
-    return type(sampler).__name__
-
-
-def _parameters(sampler: SuffixSampler | None) -> dict[str, Any]:
-    return dataclasses.asdict(sampler) if dataclasses.is_dataclass(sampler) else {}
-
-
-def default_parameters(strategy: str, gen_length: int = WINDOW) -> dict[str, Any]:
-    """The parameters of a dropout strategy, by name, as they are when nobody chooses them."""
-    STRATEGY.check(strategy)
-    cls = SAMPLERS[ALIASES.get(strategy, strategy)]
-    defaults = {entry.name: entry.default for entry in settings_of(cls)}
-    if "window" in defaults:
-        defaults["window"] = min(defaults["window"], gen_length)
-    return defaults
+        Without an `alg`, a rule or a soft suffix the records have none of them, like those from before there were any.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["steps"] = self.total_steps
+        for part in PARTS:
+            value = values[part.field]
+            name = part.name_of(value)
+            values[part.field] = None if name == part.selector.default else {"name": name} | _parameters(value)
+        if self.soft_suffix is not None:
+            values["soft_suffix"] = _parameters(self.soft_suffix)
+        return {name: value for name, value in values.items()
+                if value is not None or name not in ("alg", "rule", "soft_suffix")}
 
 
-def make_sampler(values: Mapping[str, Any], gen_length: int) -> SuffixSampler:
-    """The sampler that a person chose: `dropout_strategy` and its parameters, by name, for answers of `gen_length`.
-
-    Raises:
-        ValueError: a parameter is not one of the strategy's, or its value is not allowed.
-    """
-    strategy = values.get(STRATEGY.name, STRATEGY.default)
-    parameters = default_parameters(strategy, gen_length)
-    chosen = {name: values[name] for name in SAMPLER_SETTINGS if name in values}
-    for name, value in chosen.items():
-        if name not in parameters:
-            names = ", ".join(SAMPLER_SETTINGS[own].label for own in parameters) or "no settings of its own"
-            raise ValueError(f"{name} is {value!r}, but dropout_strategy {strategy} does not use it; it has {names}")
-    sampler = SAMPLERS[ALIASES.get(strategy, strategy)](**parameters | chosen)
-    if isinstance(sampler, UniformSampler) and sampler.number == 0:  # the published default, which nobody means
-        raise ValueError(f"number is 0, so that dropout_strategy {strategy} would keep no suffix at all; say with -nt "
-                         "how many tokens to keep")
-    return sampler
+def _parameters(value: Any) -> dict[str, Any]:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else {}
 
 
 # --- Token ids --------------------------------------------------------------------------------------------------------

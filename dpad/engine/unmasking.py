@@ -1,23 +1,26 @@
-"""Which masked positions of a block are decoded at a step, and to what: the rules' interface, and what they share.
+"""Which masked positions of a block are decoded at a step, and to what: the interface between the loop and a model.
 
-A model family subclasses `UnmaskingRule` in its generate.py. The functions below are pure: confidences in, positions
-out. Imported, never run.
+A model family subclasses `UnmaskingRule` in its generate.py. The functions that these share are in selection.py.
+Imported, never run.
 
 Shapes: R rows of a batch, L block length, M positions that compete (of all rows), V vocabulary.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Generator, Tensor
 
+from dpad.engine.rules import RuleState
+from dpad.engine.selection import choose_above, choose_most_confident, in_pieces, without_mask
 from dpad.engine.settings import DecodingSettings, TokenIds
 
-# How many logits are turned into float64 at a time (see `in_pieces`): 2 MiB of them, which fit a core's cache; 128 MiB.
-PIECE_ON_CPU = 2**18
-PIECE_ON_GPU = 2**24
+# Dream's fixed schedule: how much of a block is masked at its start, and at its end.
+FIRST_TIME = 1.0
+LAST_TIME = 1e-3
 
 
 class UnmaskingRule(ABC):
@@ -30,9 +33,37 @@ class UnmaskingRule(ABC):
     def __init__(self, settings: DecodingSettings, tokens: TokenIds):
         self.settings = settings
         self.tokens = tokens
+        self.times = torch.linspace(FIRST_TIME, LAST_TIME, settings.steps_per_block + 1)
+        self.state: RuleState | None = None  # of the block, with a rule of rules.py
+        self.turns: Tensor | None = None  # of the block, with `alg` origin: int64 [L], the step that decodes each place
 
-    def begin_block(self, block: int) -> None:  # noqa: B027
-        """Called before the first step of each block, which are numbered from 0. For rules that keep a state."""
+    # --- A block: begin_block, then at each step quota, adjust, candidates, entropy and choose ---
+
+    def begin_block(self, block: int, kept: Tensor | None = None) -> None:
+        """Called before the first step of each block.
+
+        block: its number, from 0. kept: int64 [R], how many suffix positions each of its rows keeps.
+        """
+        if self.settings.rule is not None:
+            assert kept is not None
+            self.state = self.settings.rule.begin(kept, self.settings.block_length, self.tokens.mask)
+        if self.settings.order == "origin":
+            self.turns = self._draw_turns(block)
+
+    def change_suffix(self, kept: Tensor) -> None:
+        """Called when the block's rows go on with fewer suffix positions: int64 [R]."""
+        if self.state is not None:
+            self.state.kept = kept
+
+    def keep(self, places: list[int]) -> None:
+        """Called when rows leave the block: those at these places stay, in this order."""
+        if self.state is not None:
+            self.state.keep(places)
+
+    @property
+    def observes(self) -> bool:
+        """Whether `adjust` wants the logits of all masked positions, also of those that do not compete."""
+        return self.state is not None and self.state.observes
 
     def opens(self, step: int) -> bool:
         """Whether the block's first position, still masked, competes alone at this step; else all masked ones do."""
@@ -45,6 +76,10 @@ class UnmaskingRule(ABC):
         A step with a quota of 0 needs no forward and gets none.
         """
 
+    def adjust(self, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """What a rule with a memory makes of the logits [M, V], at rows [M] and places [M] of a block."""
+        return logits if self.state is None else self.state.adjust(logits, rows, columns)
+
     @abstractmethod
     def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """The token that each competing position would become, int64 [M], and its confidence, float64 [M].
@@ -56,64 +91,81 @@ class UnmaskingRule(ABC):
                 `columns`, so that a row gets the same noise in any batch.
         """
 
-    @abstractmethod
-    def choose(self, confidence: Tensor, quota: int | None, generator: Generator) -> Tensor:
+    def entropy(self, logits: Tensor) -> Tensor | None:
+        """The entropy of each position's prediction in nats, float64 [M]; None where the rule does not need it."""
+        if self.settings.rule is None or not self.settings.rule.needs_entropy:
+            return None
+        pieces = (logits[piece].double().softmax(-1) for piece in in_pieces(logits))
+        return torch.cat([torch.special.entr(p).sum(-1) for p in pieces])
+
+    def choose(self, confidence: Tensor, quota: int | None, generator: Generator,
+               entropy: Tensor | None = None) -> Tensor:
         """Which positions to decode: bool [R, L], given confidences float64 [R, L] (-inf where nothing competes).
 
         generator: the one that `candidates` of this step drew from; draws for a block are shared by the rows.
+        entropy: float64 [R, L], where `entropy` gives one.
         """
+        if self.state is not None:
+            return self.state.choose(confidence, entropy)
+        if self.settings.threshold is not None:
+            return choose_above(confidence, self.settings.threshold)
+        assert quota is not None
+        return choose_most_confident(confidence, quota)
+
+    # --- Orders ---
+
+    def order(self, log_p: Tensor, tokens: Tensor, columns: Tensor) -> Tensor:
+        """What the settings order positions by, float64 [M]: the larger, the earlier.
+
+        Args:
+            log_p: float64 [M, V], the logarithms of each position's probabilities.
+            tokens: int64 [M], the candidates. columns: int64 [M], each one's place in its block.
+        """
+        order = self.settings.order
+        confidence = log_p.gather(-1, tokens[:, None]).squeeze(-1).exp()
+        if order == "entropy":
+            p = log_p.exp()
+            return (p * torch.log(p + 1e-10)).sum(-1)
+        if order == "topk_margin":
+            return confidence - without_mask(log_p, self.tokens.mask).scatter(
+                -1, tokens[:, None], float("-inf")).amax(-1).exp()
+        return confidence if self.turns is None else self.by_turns(confidence, columns)
+
+    def by_turns(self, confidence: Tensor, columns: Tensor) -> Tensor:
+        """With `alg` origin: the order that was drawn for the block; a NaN of the model stays visible."""
+        assert self.turns is not None
+        return 0 * confidence - self.turns.to(columns.device)[columns]
+
+    def share(self, step: int) -> Tensor | float:
+        """The part of the masks left that Dream's fixed schedule decodes at a step (as in Dream's code).
+
+        Of the points t_0 = 1 > ... > t_s = 0.001 a block's steps use the intervals from t_1 on; the last takes all.
+        """
+        j = step + (not self.opens(0))
+        if j >= self.settings.steps_per_block - 1:
+            return 1.0
+        return 1 - self.times[j + 1] / self.times[j]
+
+    def _draw_turns(self, block: int) -> Tensor:
+        """The step at which each place is decoded if a mask is decoded with probability `share` (Dream's `origin`).
+
+        The predictions have no part in it, so the turns can be drawn before the block, once for all of its rows.
+        """
+        length = self.settings.block_length
+        generator = noise_generator(self.settings.seed, block, -1)
+        turns = torch.full((length,), -1)
+        step = 0
+        if self.opens(0):
+            turns[0] = 0
+            step = 1
+        while (turns < 0).any():
+            draws = torch.rand(length, generator=generator, dtype=torch.float64)
+            turns[(turns < 0) & (draws < self.share(step))] = step
+            step += 1
+        return turns
 
 
-# --- Candidates -------------------------------------------------------------------------------------------------------
-
-
-def in_pieces(logits: Tensor) -> list[slice]:
-    """Slices of the rows of logits [M, V], small enough for work in float64 to stay in the processor's cache.
-
-    On a GPU they only bound the memory: the vocabulary in float64 for every masked position of a batch is gigabytes.
-    """
-    size = PIECE_ON_GPU if logits.is_cuda else PIECE_ON_CPU
-    rows = max(1, size // logits.shape[-1])
-    return [slice(first, first + rows) for first in range(0, len(logits), rows)]
-
-
-def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log softmax(logits)[tokens] in float64 over the whole vocabulary: logits [M, V], tokens [M] -> [M]."""
-    totals = [logits[piece].double().logsumexp(-1) for piece in in_pieces(logits)]
-    return logits.gather(-1, tokens[:, None]).squeeze(-1).double() - torch.cat(totals)
-
-
-def best_but_mask(logits: Tensor, mask_id: int) -> Tensor:
-    """The likeliest token that is not the mask, int64 [M] of logits [M, V]. The logits are unchanged on return."""
-    logits_of_mask = logits[:, mask_id].clone()
-    logits[:, mask_id] = float("-inf")  # in place: a copy of the logits costs as much as looking for the largest
-    tokens = logits.argmax(-1)
-    logits[:, mask_id] = logits_of_mask
-    return tokens
-
-
-def without_mask(logits: Tensor, mask_id: int) -> Tensor:
-    """A copy of the logits in which the mask token cannot be chosen (confidence stays that of the originals)."""
-    allowed = logits.clone()
-    allowed[:, mask_id] = float("-inf")
-    return allowed
-
-
-def gumbel_noise(*shape: int, generator: Generator, device: torch.device) -> Tensor:
-    """Standard Gumbel noise in float64: argmax(log p + noise) draws from p (Maddison et al. 2014)."""
-    uniform = torch.rand(*shape, dtype=torch.float64, generator=generator).to(device)  # the same on every device
-    return -torch.log(-torch.log(uniform))
-
-
-# --- Choices ----------------------------------------------------------------------------------------------------------
-
-
-def choose_most_confident(confidence: Tensor, count: int) -> Tensor:
-    """The `count` most confident positions of each row, the leftmost first among equals: bool [R, L]."""
-    order = confidence.argsort(dim=-1, descending=True, stable=True)
-    return torch.zeros_like(confidence, dtype=torch.bool).scatter_(1, order[:, :count], True)
-
-
-def choose_above(confidence: Tensor, threshold: float) -> Tensor:
-    """Every position with confidence >= threshold, and always the most confident one (Fast-dLLM, algorithm 1)."""
-    return (confidence >= threshold) | choose_most_confident(confidence, 1)
+def noise_generator(seed: int, block: int, step: int) -> Generator:
+    """The noise of one step, the same for a row in any batch: a CPU generator seeded by these three numbers alone."""
+    digest = hashlib.blake2b(f"{seed} {block} {step}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

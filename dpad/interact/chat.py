@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dpad.engine import completion, prompts
 from dpad.engine.checks import check_text, suggest
 from dpad.engine.fields import Setting
-from dpad.engine.settings import STRATEGY, default_parameters
+from dpad.engine.settings import part_defaults
 from dpad.interact import terminal
 from dpad.interact.canvas import describe_settings
 from dpad.results.formatting import LAYOUT, printable
@@ -192,16 +192,16 @@ class Chat:
 def apply_changes(settings: DecodingSettings, changes: dict[str, object]) -> DecodingSettings:
     """The settings with some choices changed.
 
-    Parameters of the suffix sampler that have their default values keep following the defaults, such as a window that
-    depends on the answer's length. The others stay, unless a new dropout strategy does not have them.
+    Parameters of the sampler, or of another part, that have their default values keep following the defaults, such as a
+    window that depends on the answer's length. The others stay, unless a new dropout strategy does not have them.
 
     Raises:
         ValueError: a value is not allowed, values do not fit together, or the strategy does not have a parameter.
     """
     values = settings.as_choices()
-    defaults = default_parameters(values[STRATEGY.name], settings.gen_length)
+    defaults = part_defaults(values)
     new = {name: changes.get(name, value) for name, value in values.items() if name not in defaults}
-    applicable = default_parameters(str(new[STRATEGY.name]), settings.gen_length)
+    applicable = part_defaults(new)
     parameters = {name: values[name] for name in defaults.keys() & applicable if values[name] != defaults[name]}
     return type(settings).from_choices(new | parameters | changes)
 

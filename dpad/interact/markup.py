@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 
-from dpad.engine.settings import DecodingSettings, sampler_name
+from dpad.engine.settings import SAMPLER, DecodingSettings
 from dpad.interact.canvas import Canvas, Cell, canvas_after, describe_trace, needs_light_text, shade
 from dpad.interact.trace import Trace
 
@@ -125,7 +125,7 @@ def render_curve(settings: DecodingSettings) -> str:
     assert sampler is not None
     probabilities = sampler.retention(length).tolist()
     mean = sum(probabilities)
-    formula = FORMULAS.get(sampler_name(sampler), "").format(**settings.as_choices())
+    formula = FORMULAS.get(SAMPLER.name_of(sampler), "").format(**settings.as_choices())
 
     def x(distance: float) -> float:
         return LEFT + (RIGHT - LEFT) * distance / length

@@ -14,7 +14,7 @@ import gradio as gr
 
 from dpad.engine.configurations import CONFIGURATIONS, dpad_parameters
 from dpad.engine.fields import Setting, settings_of
-from dpad.engine.settings import ALIASES, SAMPLER_SETTINGS, STRATEGY, DecodingSettings, default_parameters
+from dpad.engine.settings import PART_SETTINGS, SAMPLER, DecodingSettings, part_defaults
 from dpad.interact.canvas import canvas_after, describe_trace
 from dpad.interact.denoiser import MAX_GEN_LENGTH, MAX_QUESTION, MAX_VISITORS, AnswerThread, Denoiser, read_uploaded
 from dpad.interact.guard import Streams
@@ -58,7 +58,7 @@ def make_control(setting: Setting, value: Any) -> Any:
         return gr.Checkbox(value=value, **common)
 
     if setting.choices:
-        names = [name for name in setting.choices if setting is not STRATEGY or name not in ALIASES]
+        names = [name for name in setting.choices if name != "random" or setting is not SAMPLER.selector]
         return gr.Radio([OFF, *names] if setting.optional else names, value=value, **common)
 
     minimum, maximum, step = limits(setting)
@@ -116,7 +116,7 @@ class Page:
     def _main_settings(self) -> list[str]:
         """What comes first: the answer's length, the settings of suffix dropout, and those that the presets change."""
         fields = [setting.name for setting in settings_of(self.family)]
-        dropout = [name for name in self.settings if name not in fields]
+        dropout = [SAMPLER.selector.name, *SAMPLER.settings]
         presets = [CONFIGURATIONS[name].choices(MAX_GEN_LENGTH) for name in PRESETS.values()]
         changed = [name for name in fields if len({preset.get(name) for preset in presets}) > 1]
         return ["gen_length", *dropout, *changed]
@@ -129,10 +129,12 @@ class Page:
         return {name: value for name, value in (defaults | values).items() if name in self.main}
 
     def read_choices(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        """What the controls say, without the parameters of other dropout strategies."""
+        """What the controls say, without the parameters of other dropout strategies and rules."""
         choices = {name: read_value(self.settings[name], value) for name, value in zip(self.controls, values)}
-        parameters = default_parameters(choices[STRATEGY.name])
-        return {name: value for name, value in choices.items() if name not in SAMPLER_SETTINGS or name in parameters}
+        parameters = part_defaults(choices)
+        own = {setting.name for setting in settings_of(self.family)}
+        return {name: value for name, value in choices.items()
+                if name not in PART_SETTINGS or name in parameters or name in own}
 
     def vanilla_choices(self, choices: dict[str, Any]) -> dict[str, Any]:
         """Vanilla decoding to compare with: it keeps the choices that all models share, except what presets change."""
@@ -303,7 +305,7 @@ class Page:
             return [settings]
 
         vanilla = self.vanilla_choices(choices)
-        if choices[STRATEGY.name] == vanilla[STRATEGY.name]:
+        if choices[SAMPLER.selector.name] == vanilla[SAMPLER.selector.name]:
             dpad = self.preset_values("DPad", settings.gen_length)
             choices |= {name: value for name, value in dpad.items() if value != vanilla.get(name)}
             settings = self.denoiser.make_settings(choices)

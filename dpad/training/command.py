@@ -25,9 +25,9 @@ from dpad import ROOT
 from dpad.engine.checks import check_integer, one_line
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import load, placement
-from dpad.engine.settings import SAMPLER_SETTINGS, STRATEGY, DecodingSettings, default_parameters
+from dpad.engine.settings import SAMPLER, DecodingSettings
 from dpad.evaluation import processes
-from dpad.training.settings import Mixture, SuffixMixture, TrainingSettings
+from dpad.training.settings import STRATEGY, SUFFIX_SETTINGS, Mixture, SuffixMixture, TrainingSettings
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ def mixture_flags() -> list[tuple[Setting, str]]:
         "block_length": "lengths of a block, in tokens (default: 32)",
         STRATEGY.name: f"{STRATEGY.help} (default: null)",
     }
-    entries = [DECODING["gen_length"], DECODING["block_length"], STRATEGY, *SAMPLER_SETTINGS.values()]
+    entries = [DECODING["gen_length"], DECODING["block_length"], STRATEGY, *SUFFIX_SETTINGS.values()]
     return [(entry, texts.get(entry.name, f"{entry.help} (default: {entry.default})").replace("%", "%%"))
             for entry in entries]
 
@@ -316,9 +316,13 @@ def decoding_flags(settings: TrainingSettings) -> list[Any]:
     strategy = settings.suffix.strategies.values[0]
     flags = ["-l", length, "-b", settings.block_lengths.values[0], "-d", strategy]
     for name, mixture in settings.suffix.parameters.items():
-        if name in default_parameters(strategy):
+        if name in SAMPLER.defaults({STRATEGY.name: strategy}):
             value = min(mixture.values[0], length) if name == "window" else mixture.values[0]
-            flags += [SAMPLER_SETTINGS[name].flags[0], value]
+            entry = SUFFIX_SETTINGS[name]
+            if entry.kind is bool:
+                flags.append((entry.flags if value else entry.negation)[0])
+            else:
+                flags += [entry.flags[0], value]
     return flags
 
 

@@ -16,11 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from dpad.engine.checks import check_number, short
-from dpad.engine.fields import Setting, check_settings, setting
-from dpad.engine.settings import ALIASES, SAMPLER_SETTINGS, STRATEGY, default_parameters, make_sampler
-from sampler import SuffixSampler
+from dpad.engine.fields import Setting, check_settings, setting, settings_of
+from dpad.engine.settings import SAMPLER
+from sampler import SAMPLERS, ScoredSampler, SuffixSampler, UniformSampler
 
 OBJECTIVES = ("blockwise", "full")
+STRATEGY = SAMPLER.selector
+# The parameters of samplers that choose before a forward; the others need the attention of one.
+SUFFIX_SETTINGS: dict[str, Setting] = {}
+for _sampler in SAMPLERS.values():
+    if not issubclass(_sampler, ScoredSampler):
+        SUFFIX_SETTINGS |= {entry.name: entry for entry in settings_of(_sampler) if entry.name not in SUFFIX_SETTINGS}
 PRECISIONS = ("bfloat16", "float32")
 OPTIMIZERS = ("adamw", "muon")
 Value = TypeVar("Value", int, float, str)
@@ -93,25 +99,27 @@ class SuffixMixture:
     parameters: Mapping[str, Mixture] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        own = {name for strategy in self.strategies.values for name in default_parameters(strategy)}
+        kinds = {strategy: SAMPLER.kind({STRATEGY.name: strategy}) for strategy in self.strategies.values}
+        for strategy, kind in kinds.items():
+            if kind is not None and issubclass(kind, ScoredSampler):
+                raise ValueError(f"{STRATEGY.label} is {strategy}, which chooses by the attention of a forward; "
+                                 "training takes the strategies that choose before it")
+        own = {name for strategy in kinds for name in SAMPLER.defaults({STRATEGY.name: strategy})}
         for name, mixture in self.parameters.items():
-            label = SAMPLER_SETTINGS[name].label
+            label = SUFFIX_SETTINGS[name].label
             if name not in own:
                 raise ValueError(f"{label} is {mixture}, but {STRATEGY.label} {self.strategies} does not use it")
-        if "uniform" in {ALIASES.get(name, name) for name in self.strategies.values}:
+        if UniformSampler in kinds.values():
             for number in self.parameters["number"].values if "number" in self.parameters else (0,):
-                make_sampler({STRATEGY.name: "uniform", "number": number}, 1)
+                SAMPLER.make({STRATEGY.name: "uniform"}, {"number": number})
 
-    def draw(self, rng: random.Random, gen_length: int) -> SuffixSampler:
-        """One sampler for an answer of `gen_length` tokens."""
-        strategy = self.strategies.draw(rng)
-        values: dict[str, Any] = {STRATEGY.name: strategy}
-        for name in default_parameters(strategy):
-            if name in self.parameters:
-                values[name] = self.parameters[name].draw(rng)
-        if "window" in values:
-            values["window"] = min(values["window"], gen_length)
-        return make_sampler(values, gen_length)
+    def draw(self, rng: random.Random, gen_length: int, block_length: int) -> SuffixSampler:
+        """One sampler for an answer of `gen_length` tokens in blocks of `block_length`."""
+        values = {STRATEGY.name: self.strategies.draw(rng), "gen_length": gen_length, "block_length": block_length}
+        chosen = {name: self.parameters[name].draw(rng) for name in SAMPLER.defaults(values) if name in self.parameters}
+        if "window" in chosen:
+            chosen["window"] = min(chosen["window"], gen_length)
+        return SAMPLER.make(values, chosen)
 
     def to_json(self) -> dict[str, str]:
         """What logs keep: what a person would have typed, by name."""

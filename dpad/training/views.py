@@ -85,7 +85,7 @@ def draw_view(example: Example, settings: TrainingSettings, tokens: TokenIds, rn
     end = begin + block_length
     # The noise before the suffix: so that runs which differ in the suffix alone mask the same tokens.
     noise = torch.rand(block_length, generator=generator)
-    kept_suffix = draw_suffix(settings.suffix.draw(rng, length), end, len(canvas), generator)
+    kept_suffix = draw_suffix(settings.suffix.draw(rng, length, block_length), end, len(canvas), generator)
     return mask_block(canvas, begin, end, kept_suffix, noise < t, t, importance, tokens)
 
 
