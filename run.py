@@ -28,19 +28,24 @@ from dpad.engine.command_line import Parser, say, waiting_for
 from dpad.engine.configurations import DPAD
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, find_adapter, load, placement, resolve
+from dpad.engine.methods import METHODS, combine
 from dpad.engine.prompts import knows_single_questions_only
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation import processes
 from dpad.evaluation.sandbox import DEFAULT_LEVEL, LEVELS
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from dpad.engine.loading import LoadedModel
+    from dpad.evaluation.compare import Entry
 
 MC_SAMPLES = 128
 CHAT_TEMPLATE = {"auto": None, "on": True, "off": False}
 
 USAGE = """\
 run.py [flags]            measure a model on a task
+       run.py compare [flags]    ways of decoding beside each other, on one task
        run.py generate [flags]   answer prompts
        run.py chat [flags]       talk with a model
        run.py bench [flags]      time decoding
@@ -65,6 +70,18 @@ examples:
 The same command continues an interrupted run. Tasks that need no network: arithmetic-50, arithmetic-500, answer-first
 and countdown (the last two are for models that were trained on them: run.py train).
 """ + NOTE
+COMPARE_EXAMPLES = """\
+examples:
+  python run.py compare -m tiny -t arithmetic-50                       DPad and its rivals, offline
+  python run.py compare -m tiny -t arithmetic-50 --methods dpad,dpad-even,window,ssm-hard,streaming -th 0.9 --limit 10
+  python run.py compare -m tiny -t arithmetic-50 --methods dpad --methods "mine=-d anchor -w 32 --stride 8 -e"
+  python run.py compare -m 1.5 -t gsm8k -s 4 --methods "dpad=-w 128,ssm=-w 72,streaming=--fall 0.4" -th 0.9
+  python -m dpad.engine.methods                                        all published methods
+
+Vanilla decoding, without and with early termination, is always in the table. Decoding flags count for every method that
+does not say otherwise: -th 0.9 is the threshold of all that may have one. A method that draws runs once for each seed.
+The same command continues an interrupted comparison, and shows a complete one again.
+"""
 GENERATE_EXAMPLES = """\
 examples:
   python run.py generate -m tiny --prompt "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?"
@@ -136,7 +153,10 @@ def settings_from(args: argparse.Namespace) -> DecodingSettings:
     """The decoding settings that the flags stand for; ValueError when they clash or the model has no such setting."""
     decoding, dropout = all_settings()
     family = family_of(args.model) if args.model in NAMES else read_family(args)
-    return family.settings.from_choices(read_flags(args, [*decoding, *dropout]))
+    choices = read_flags(args, [*decoding, *dropout])
+    if args.method is not None:
+        choices, _ = combine(METHODS[args.method], choices, {}, family.settings, args.model)
+    return family.settings.from_choices(choices)
 
 
 def read_family(args: argparse.Namespace) -> Family:
@@ -159,8 +179,8 @@ def without_waiting_for_the_hub(name: str, adapter: str | None = None) -> Abstra
     return nullcontext() if is_here else hub.offline_if_unreachable()
 
 
-def add_shared_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model decodes, and how."""
+def add_shared_flags(parser: argparse.ArgumentParser, one_method: bool = True) -> None:
+    """Which model decodes, and how. one_method: whether --method may say it."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
                        help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
@@ -170,7 +190,11 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
                        help="put prompts into the model's chat template; auto: as its published numbers were measured "
                        "(default: %(default)s)")
     decoding, dropout = all_settings()
-    add_flags(parser.add_argument_group("decoding"), decoding)
+    group = parser.add_argument_group("decoding")
+    if one_method:
+        group.add_argument("--method", choices=METHODS, metavar="NAME", help="a published way of decoding, with all of "
+                           f"its settings: {', '.join(METHODS)}; other flags replace one setting each")
+    add_flags(group, decoding)
     add_flags(parser.add_argument_group("suffix dropout (DPad)"), dropout)
 
 
@@ -224,6 +248,14 @@ def note(text: str) -> None:
 
 
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    group = add_task_flags(parser)
+    group.add_argument("--mc_samples", type=int, metavar="N", help="random masks for each log-likelihood, in "
+                       f"multiple-choice tasks (default: {MC_SAMPLES})")
+    add_shared_flags(parser)
+
+
+def add_task_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What is measured, and where it is kept."""
     group = parser.add_argument_group("evaluation")
     group.add_argument("-t", "--task", default="gsm8k", help="a task of this repository (arithmetic-50, "
                        "arithmetic-500, answer-first, countdown), a generation or multiple-choice task of lm-eval, or "
@@ -245,15 +277,13 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
                        "first EOS or end-of-turn token: drop, the answer ends there; keep, it is scored without the "
                        "special tokens, as the published LLaDA numbers were. The record has both scores (default: "
                        "%(default)s)")
-    group.add_argument("--mc_samples", type=int, metavar="N", help="random masks for each log-likelihood, in "
-                       f"multiple-choice tasks (default: {MC_SAMPLES})")
     group.add_argument("--num_processes", type=int, default=1, metavar="N", help="processes that share the work, each "
                        "with its own GPU if there are any (default: %(default)s)")
     group.add_argument("-p", "--main_process_port", type=int, metavar="PORT",
                        help="TCP port at which they meet (default: a free one)")
     group.add_argument("--isolation", choices=LEVELS, help="the least isolation to accept for programs that the model "
                        f"writes (humaneval, mbpp): none accepts any risk (default: {DEFAULT_LEVEL})")
-    add_shared_flags(parser)
+    return group
 
 
 def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
@@ -288,21 +318,12 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
         loaded_tasks = tasks.load_tasks(args.task, args.num_fewshot, settings.seed)
     isolated = runs.isolation_of(loaded_tasks, args.task, args.isolation)
     check_use_of_flags(args, tasks.output_types(loaded_tasks))
-    if args.num_processes > 1 and processes.current().count == 1:
-        with without_waiting_for_the_hub(args.model):
-            weights = processes.weight_bytes(args.model, placement(args.device, args.dtype)[1])
-        processes.check_count(args.num_processes, args.device, weights)
-        processes.launch(args.num_processes, args.main_process_port, argv, args.device)
+    if share_work(args, argv):
         return
 
     here = processes.join()
-    if isolated and here.rank == 0:
-        note(f"programs that the model writes run with {isolated['isolation']}")
     try:
-        if args.num_fewshot and here.rank == 0 and knows_single_questions_only(resolve(args.model)):
-            note(f"{args.model} was trained on single questions; worked examples (-s {args.num_fewshot}) confuse it")
-        if here.count > 1 and args.device in (None, "cuda"):
-            args.device = processes.device(here)
+        announce(args, here, isolated)
         record = runs.evaluate(
             load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot, limit=args.limit,
             chat_template=CHAT_TEMPLATE[args.chat_template], output=args.output, name=args.name,
@@ -322,6 +343,27 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     print(printable(evaluations.summarize(record), LAYOUT))
 
 
+def share_work(args: argparse.Namespace, argv: list[str]) -> bool:
+    """Run the command in several processes if that was asked for and this is none of them; whether it was."""
+    if args.num_processes == 1 or processes.current().count > 1:
+        return False
+    with without_waiting_for_the_hub(args.model):
+        weights = processes.weight_bytes(args.model, placement(args.device, args.dtype)[1])
+    processes.check_count(args.num_processes, args.device, weights)
+    processes.launch(args.num_processes, args.main_process_port, argv, args.device)
+    return True
+
+
+def announce(args: argparse.Namespace, here: processes.Processes, isolated: dict[str, str]) -> None:
+    """Say what may surprise about a run that is about to begin, and take this process's own device."""
+    if isolated and here.rank == 0:
+        note(f"programs that the model writes run with {isolated['isolation']}")
+    if args.num_fewshot and here.rank == 0 and knows_single_questions_only(resolve(args.model)):
+        note(f"{args.model} was trained on single questions; worked examples (-s {args.num_fewshot}) confuse it")
+    if here.count > 1 and args.device in (None, "cuda"):
+        args.device = processes.device(here)
+
+
 def check_use_of_flags(args: argparse.Namespace, types: set[str]) -> None:
     """Raise ValueError for flags that the task has no use for.
 
@@ -333,9 +375,101 @@ def check_use_of_flags(args: argparse.Namespace, types: set[str]) -> None:
         raise ValueError(f"mc_samples is {args.mc_samples}, but task {args.task} asks for no log-likelihoods")
     if "generate_until" not in types:
         unused = [entry.label for entry in (*decoding, *dropout) if hasattr(args, entry.name) and entry.name != "seed"]
+        unused += ["method"] * (args.method is not None)
         if unused:
             raise ValueError(f"{', '.join(unused)}: task {args.task} asks for log-likelihoods alone, for which nothing "
                              "is decoded; leave them out")
+
+
+# --- compare ----------------------------------------------------------------------------------------------------------
+
+
+def add_compare_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--methods", "--method", action="append", default=[], metavar="LIST", help="published methods, "
+                       "all for all of them, or your own as \"mine=FLAGS\", with commas between them; may be given "
+                       f"several times. They are {', '.join(METHODS)}")
+    group.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds a method that draws has, from "
+                       "--seed on (default: %(default)s)")
+    group.add_argument("--repeats", type=int, default=1, metavar="N", help="how often everything is timed (default: "
+                       "%(default)s)")
+    group.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
+                       help="how the table is printed (default: %(default)s)")
+    add_task_flags(parser)
+    add_shared_flags(parser, one_method=False)
+
+
+def run_compare(args: argparse.Namespace, argv: list[str]) -> None:
+    """Evaluate several ways of decoding in turn; print and write their table."""
+    from dpad.evaluation import compare
+    from dpad.results import files, outputs, tables
+
+    processes.check_flags(args.num_processes, args.main_process_port, note)
+    outputs.check_folder("--output", args.output)
+    if args.record is not None:
+        outputs.check("--record", args.record, outputs.COMPARISON)
+    command = shlex.join(["python", "run.py", *argv])
+    decoding, dropout = all_settings()
+    settings = [*decoding, *dropout]
+    shared = read_flags(args, settings)
+    seed = shared.pop("seed", DecodingSettings.seed)
+    is_first = processes.current().rank == 0
+    family = family_of(args.model) if args.model in NAMES else read_family(args)
+    entries = compare.read_methods(args.methods, shared | {"seed": seed}, family.settings, args.model, settings,
+                                   note if is_first else lambda _: None)
+    answering = {"num_fewshot": args.num_fewshot, "limit": args.limit, "batch_size": args.batch_size,
+                 "prompt_limit": args.prompt_limit, "after_eos": args.after_eos}
+    checkpoint = resolve(args.model)
+    description = compare.describe(
+        entries, task=args.task, model=args.model, adapter=args.adapter, seed=seed, seeds=args.seeds,
+        repeats=args.repeats, device=args.device, dtype=args.dtype, chat_template=args.chat_template, **answering,
+    )
+    folder = compare.folder_of(args.output, args.name, description)
+    record = None if args.from_scratch else compare.find_complete(folder, description, checkpoint)
+    if record is None:
+        record = make_comparison(args, argv, entries, description, answering, command)
+    if record is None:  # the first process has it
+        return
+    compare.write(record, folder)
+    if args.record is not None:
+        files.write_json(args.record, record)
+    print(tables.render([record], form=args.format).rstrip("\n"))
+    say("run.py", f"written to {folder}: {', '.join(compare.FILES)}")
+
+
+def make_comparison(
+    args: argparse.Namespace, argv: list[str], entries: list[Entry], description: dict[str, Any],
+    answering: dict[str, Any], command: str,
+) -> dict[str, Any] | None:
+    """The record of a comparison; None in every process but the first, and in one that has launched others."""
+    with waiting_for("lm-eval"):
+        from dpad.evaluation import compare, runs, sandbox, tasks
+
+    runs.check_run(**answering)
+    check_model(args)
+    sandbox.require_level(args.isolation)
+    with waiting_for(f"the task {args.task}"):
+        loaded_tasks = tasks.load_tasks(args.task, args.num_fewshot, description["seeds"][0])
+    if tasks.output_types(loaded_tasks) != {"generate_until"}:
+        raise ValueError(f"task {args.task} asks for log-likelihoods, for which nothing is decoded: there are no ways "
+                         "of decoding to compare")
+    isolated = runs.isolation_of(loaded_tasks, args.task, args.isolation)
+    if share_work(args, argv):
+        return None
+    here = processes.join()
+    try:
+        announce(args, here, isolated)
+        return compare.compare(
+            load_model(args), entries, description, tasks=loaded_tasks, output=args.output, name=args.name,
+            command=command, chat_template=CHAT_TEMPLATE[args.chat_template], from_scratch=args.from_scratch,
+            processes=here, isolation=args.isolation, **answering,
+        )
+    except ValueError:
+        if not processes.is_first_to_fail():
+            sys.exit(2)
+        raise
+    finally:
+        processes.leave()
 
 
 # --- generate and chat ------------------------------------------------------------------------------------------------
@@ -573,6 +707,10 @@ COMMANDS = {
     "evaluate": Command(
         "Measure a masked diffusion language model on a task: accuracy, latency, tokens/s, forwards.",
         USAGE, EVALUATE_EXAMPLES, add_evaluate_flags, run_evaluate,
+    ),
+    "compare": Command(
+        "Ways of decoding beside each other, with one model on one task: cost and accuracy over seeds, and their plot.",
+        "run.py compare [flags]", COMPARE_EXAMPLES, add_compare_flags, run_compare,
     ),
     "generate": Command(
         "Answer prompts: from --prompt, --prompt_file, or standard input.",

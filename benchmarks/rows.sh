@@ -3,6 +3,7 @@
 #     source ".../benchmarks/rows.sh"
 #     begin main_1.5 1.5 llada-1.5            # the script's name, its model, the key of the paper's numbers
 #     measure -n +DPad -t gsm8k -s 4 -l 256 -d gaussian -k 3 -sc 1.6 -w 256 -e         # flags of run.py
+#     compare gsm8k 4 256  3 1.6 256  96 0.4  72 7 0.4       # methods beside each other, see the function
 #     finish                                  # prints the table; passes its arguments to `run.py table`
 #
 # Environment variables, all optional:
@@ -12,6 +13,7 @@
 # NUM_PROCESSES  number of GPUs that share the work (default: 1)
 # BATCH_SIZE     number of problems decoded together (default: 1, as in the paper)
 # DPAD_ISOLATION the least isolation of programs that the model writes (docs/security.md)
+# SEEDS          number of seeds of a method that draws, in comparisons (default: 3)
 # OUTPUT         folder of all results (default: results in the repository); those of a script are in <script>/<model>
 #
 # Complete rows are skipped, and an interrupted row continues where it stopped. The first failure ends the script.
@@ -61,10 +63,20 @@ stand_in() { # FLAG VALUE: the value for an embedded model, in place of the pape
     esac
 }
 
-measure() { # FLAG...: measure one row with run.py, unless its record is complete
+compare() { # TASK SHOTS LENGTH  K SCALE WINDOW  WINDOW FALL  WINDOW K ALPHA: DPad's, Streaming-dLLM's and SSM's settings
+    local dpad="-k $4 -sc $5 -w $6" streaming="-w $7 --fall $8" soft="--soft_k ${10} --soft_alpha ${11}"
+    # One threshold for all; then the same with the prefix cache, which Streaming-dLLM has.
+    measure compare -t "$1" -s "$2" -l "$3" -th 0.9 --seeds "${SEEDS:-3}" \
+        --methods "parallel,dpad-parallel=$dpad,dpad-even=$dpad,dpad-last=$dpad,window,no-suffix" \
+        --methods "streaming-uncached=--method streaming --cache none $streaming,ssm-hard=-w $9,ssm=-w $9 $soft" \
+        --methods "fast-dllm,dpad-parallel-cache=$dpad,streaming=$streaming,ssm-cache=--method ssm -c -w $9 $soft"
+}
+
+measure() { # [compare] FLAG...: measure one row, or a comparison, with run.py, unless its record is complete
     local flags=() name="" task="" length="" log status=0
     while [ $# -gt 0 ]; do
         case "$1" in
+        compare) name=compare ;;
         -n) name="$2" ;;
         -t) task="$2" && set -- -t "$(stand_in -t "$2")" "${@:3}" ;;
         -s) set -- -s "$(stand_in -s "$2")" "${@:3}" ;;

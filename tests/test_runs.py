@@ -16,7 +16,7 @@ from helpers import completion_of
 from dpad import ROOT
 from dpad.engine import loading
 from dpad.engine.prompts import cut_prompt
-from dpad.evaluation import adapter, processes, runs
+from dpad.evaluation import adapter, identity, processes, runs
 from dpad.evaluation.journal import digest
 from dpad.evaluation.metrics import metrics_of
 from dpad.evaluation.tasks import load_tasks
@@ -29,7 +29,8 @@ DECODING = {field.name for field in dataclasses.fields(LLaDASettings)}
 RECORD_FIELDS = {
     "kind", "name", "task", "model", "checkpoint", "command", "settings", "metrics", "samples", "latency_s",
     "latency_median_s", "tps", "nfe", "answer_tokens", "seconds", "tokens_processed", "empty_answers", "reused",
-    "batch_size_used", "cut_prompts", "processes", "environment", "other_metrics",
+    "batch_size_used", "cut_prompts", "processes", "environment", "other_metrics", "answer_length", "ms_per_token",
+    "slots", "kept_suffix",
 }
 SETTINGS = {
     "gen_length", "block_length", "steps", "threshold", "factor", "temperature", "remasking", "cache",
@@ -63,7 +64,8 @@ def test_record_and_samples(loaded, tmp_path):
     folder = record.pop("folder")
     assert record == read_json(Path(folder) / "record.json")
     assert record.keys() == RECORD_FIELDS and record["settings"].keys() == SETTINGS
-    assert record["settings"]["suffix_sampler"] == {"name": "gaussian", "window": 16, "k_sigma": 3.0, "scale": 1.6}
+    assert record["settings"]["suffix_sampler"] == {
+        "name": "gaussian", "window": 16, "k_sigma": 3.0, "scale": 1.6, "last": False}
     assert (record["settings"]["steps"], record["settings"]["limit"], record["settings"]["seed"]) == (2, 5, 1234)
     assert record["metrics"].keys() == {"strict-match", "flexible-extract"}
     samples = samples_of(folder, drop=())
@@ -74,6 +76,13 @@ def test_record_and_samples(loaded, tmp_path):
     assert record["latency_s"] == pytest.approx(record["seconds"] / 5)
     assert record["tps"] == pytest.approx(record["answer_tokens"] / record["seconds"])
     assert record["tokens_processed"] == sum(sample["tokens_processed"] for sample in samples)
+    assert record["slots"] == pytest.approx(record["tokens_processed"] / 5)
+    assert record["answer_length"] == pytest.approx(record["answer_tokens"] / 5)
+    assert record["ms_per_token"] == pytest.approx(1000 * record["seconds"] / record["answer_tokens"])
+    blocks = sum(sample["blocks"] for sample in samples)
+    assert 5 <= blocks <= 10 and 0 < record["kept_suffix"] < 16
+    assert record["kept_suffix"] == pytest.approx(
+        sum(sample["kept_suffix"] * sample["blocks"] for sample in samples) / blocks)
     assert all(sample["correct"].keys() == record["metrics"].keys() for sample in samples)
     assert not list(Path(folder).glob(".*.part")), "temporary files stay behind"
 
@@ -188,20 +197,20 @@ def test_the_same_weights_use_the_same_folder(loaded, checkpoint_folder, tmp_pat
 
 def test_large_files_are_sampled(tmp_path, monkeypatch):
     """Guards 16 GB of weights: their beginning, end and many places between are read, not all of them."""
-    monkeypatch.setattr(runs, "SAMPLED", 1000)
-    monkeypatch.setattr(runs, "SAMPLE", 16)
+    monkeypatch.setattr(identity, "SAMPLED", 1000)
+    monkeypatch.setattr(identity, "SAMPLE", 16)
     path = tmp_path / "model.safetensors"
     content = bytearray(1 << 16)
     path.write_bytes(content)
-    before = runs.sample_hash(path)
-    assert runs.sample_hash(path) == before
+    before = identity.sample_hash(path)
+    assert identity.sample_hash(path) == before
     for place in (0, len(content) - 1):
         changed = bytearray(content)
         changed[place] = 1
         path.write_bytes(changed)
-        assert runs.sample_hash(path) != before
+        assert identity.sample_hash(path) != before
     path.write_bytes(bytes(1 << 15) + b"\1" * 300 + bytes((1 << 15) - 300))  # shorter than a weight matrix
-    assert runs.sample_hash(path) != before
+    assert identity.sample_hash(path) != before
 
 
 def test_a_new_run_beside_an_older_one_says_so(loaded, tmp_path):

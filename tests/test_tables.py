@@ -136,8 +136,9 @@ def test_an_interval_holds_its_share():
 
 def test_markdown_table(pair):
     lines = markdown_table(pair).splitlines()
-    assert lines[0] == "| configuration | latency (s) | speedup | TPS | NFE | flexible (%) | strict (%) |"
-    assert lines[3] == "| +DPad | 0.48 | 4.14× | 12.3 | 256.0 | 82.0 | 50.0 |"
+    assert lines[0] == ("| configuration | latency (s) | speedup | TPS | ms/token | tokens | NFE | flexible (%) "
+                        "| strict (%) |")
+    assert lines[3] == "| +DPad | 0.48 | 4.14× | 12.3 | 81.0 | 6.0 | 256.0 | 82.0 | 50.0 |"
     for part in ("tiny", "arithmetic-50", "50 samples", "G = 256", "Test CPU, 2 cores", "float32", "abc1234", "0-shot"):
         assert part in lines[-1]
 
@@ -146,16 +147,17 @@ def test_columns_follow_the_metrics_and_what_varies():
     records = [evaluation("Vanilla", 2.0, metrics={"pass@1": {"value": 0.25, "stderr": None}}),
                evaluation("Vanilla", 4.0, length=512, metrics={"exact": {"value": None}})]
     lines = markdown_table(records).splitlines()
-    assert lines[0] == "| configuration | G | latency (s) | speedup | TPS | NFE | pass@1 (%) | exact (%) |"
-    assert lines[2] == "| Vanilla | 256 | 2.00 | 1.00× | 12.3 | 256.0 | 25.0 | – |"
-    assert lines[3] == "| Vanilla | 512 | 4.00 | 1.00× | 12.3 | 256.0 | – | – |"
+    assert lines[0] == ("| configuration | G | latency (s) | speedup | TPS | ms/token | tokens | NFE | pass@1 (%) "
+                        "| exact (%) |")
+    assert lines[2] == "| Vanilla | 256 | 2.00 | 1.00× | 12.3 | 81.0 | 24.7 | 256.0 | 25.0 | – |"
+    assert lines[3] == "| Vanilla | 512 | 4.00 | 1.00× | 12.3 | 81.0 | 49.4 | 256.0 | – | – |"
 
 
 def test_terminal_table_is_aligned_and_narrow(pair):
     names = ["Vanilla", "+DPad", "+Parallel+PrefixCache+DPad"]
     table = [evaluation("Vanilla", 127.41, tps=1180.3, nfe=1024.0), evaluation("+Parallel+PrefixCache+DPad", 2.07)]
     lines = terminal_table(table).splitlines()
-    assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 100
+    assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 112
     # A table that grows row by row keeps its columns when it is told the names to come.
     growing = [terminal_table(pair[: count + 1], names).splitlines() for count in range(2)]
     assert growing[0] == growing[1][:3] and "4.14×" in growing[1][3]

@@ -35,7 +35,8 @@ class Completion:
     text: up to its end, without special tokens. full_text: the same with what follows EOS in its block, as the authors
     scored LLaDA. raw: everything that was generated, special tokens included, except the EOS tokens that fill the end.
     forwards, tokens, seconds: see the top of this file; full_tokens: those of full_text. tokens_processed: slots that
-    the model computed for this row, over all forwards (a batch's total is shared evenly).
+    the model computed for this row, over all forwards (a batch's total is shared evenly). blocks: that the row entered;
+    kept_suffix: suffix positions that it kept in them, on average.
     """
 
     text: str
@@ -46,6 +47,8 @@ class Completion:
     full_tokens: int
     seconds: float
     tokens_processed: int
+    kept_suffix: float = 0.0
+    blocks: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -83,12 +86,14 @@ def complete(
     share, rest = divmod(output.tokens_processed, len(prompts))
     answers = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     completions = []
-    for row, (ids, forwards) in enumerate(zip(answers, output.forwards.tolist(), strict=True)):
+    costs = zip(output.forwards.tolist(), output.kept.tolist(), output.blocks.tolist(), strict=True)
+    for row, (ids, (forwards, kept, blocks)) in enumerate(zip(answers, costs, strict=True)):
         text, tokens = loaded.answer_text.cut(ids, until)
         full_text, full_tokens = loaded.answer_text.cut(ids, until, after_eos="keep")
         completions.append(Completion(
             text=text, full_text=full_text, raw=loaded.answer_text.raw(ids), forwards=forwards, tokens=tokens,
             full_tokens=full_tokens, seconds=seconds, tokens_processed=share + (row < rest),
+            kept_suffix=kept / blocks, blocks=blocks,
         ))
     return completions
 

@@ -147,7 +147,7 @@ def classify(settings: Mapping) -> Configuration:
 
     return Configuration(
         dpad=settings.get("suffix_sampler") is not None,
-        parallel=settings.get("threshold") is not None or settings.get("factor") is not None,
+        parallel=any(settings.get(name) is not None for name in ("threshold", "factor", "rule")),
         cache=settings.get("cache") or "none",
         early_termination=bool(settings.get("early_termination")),
     )

@@ -15,6 +15,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,12 +73,14 @@ class DiffusionLM(LM):
         mc_samples: random masks per log-likelihood (engine/likelihood.py).
         after_eos: which of an answer's two texts is scored: one of AFTER_EOS (engine/answer_text.py).
         journal: keeps answers on disk and has those of earlier runs; None keeps answers in memory.
-        progress: whether to show a progress bar on a terminal; a string is shown beside it.
+        progress: whether to show a progress bar on a terminal; a string is shown beside it. A bar is moved on instead.
+        rehearse: give the first answer once without counting it, so that everything is warm when its time is taken.
 
     Attributes:
         batch_size_used: the current batch size; with "auto", what is left after the halvings.
         description: see `describe_settings`.
         answers: dict from (task, doc_id, repeat) to Answer, of all requests that lm-eval has made.
+        fewshot_seed: of the worked examples in the prompts; the settings' seed until somebody sets another.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -86,7 +89,7 @@ class DiffusionLM(LM):
     def __init__(
         self, loaded: LoadedModel, settings: DecodingSettings, *, batch_size: int | str = 1,
         prompt_limit: int | None = None, mc_samples: int = 128, after_eos: str = "drop",
-        journal: Journal | None = None, progress: bool | str = True,
+        journal: Journal | None = None, progress: bool | str | tqdm = True, rehearse: bool = False,
     ) -> None:
         super().__init__()
         check_answering(batch_size, prompt_limit, mc_samples, after_eos)
@@ -98,10 +101,12 @@ class DiffusionLM(LM):
         self.after_eos = after_eos
         self.journal = journal
         self.progress = progress
+        self.rehearse = rehearse
         self.description = describe_settings(
             loaded, settings, batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples
         )
 
+        self.fewshot_seed = settings.seed
         self._device = loaded.model.device
         self.batch_size_used = FIRST_BATCH.get(self._device.type, 16) if batch_size == "auto" else int(batch_size)
         self.answers: dict[tuple[str, int, int], Answer] = {}
@@ -182,13 +187,13 @@ class DiffusionLM(LM):
 
         if kind == GENERATE:
             warm_up(self.loaded, share[0].prompt, self.settings.gen_length)
+            if self.rehearse:
+                self._answer_batch(kind, _first_batch(share, self.batch_size_used))
         finished = len(requests) - len(unanswered) if processes.count == 1 else 0
-        label = self.progress if isinstance(self.progress, str) else None
-        disable = True if hide_progress or not self.progress else None  # None: unless on a terminal
         tokens = 0
         seconds = 0.0
 
-        with tqdm(total=finished + len(share), initial=finished, unit="sample", desc=label, disable=disable) as bar:
+        with self._progress_bar(finished, len(share), hide_progress) as bar:
             while share:
                 batch = _first_batch(share, self.batch_size_used)
                 answers = self._answer_batch(kind, batch)
@@ -202,6 +207,14 @@ class DiffusionLM(LM):
                 bar.set_postfix_str(f"{tokens / seconds:.1f} tokens/s", refresh=False)
                 bar.update(len(batch))
         return requests
+
+    def _progress_bar(self, finished: int, count: int, hide: bool) -> AbstractContextManager[tqdm]:
+        """The bar for `count` answers; the one that was given goes on, and stays open."""
+        if isinstance(self.progress, tqdm):
+            return nullcontext(self.progress)
+        label = self.progress if isinstance(self.progress, str) else None
+        disable = True if hide or not self.progress else None  # None: unless on a terminal
+        return tqdm(total=finished + count, initial=finished, unit="sample", desc=label, disable=disable)
 
     def _respond(self, kind: str, instances: Sequence[Instance], disable_tqdm: bool) -> list:
         requests = self.answer(kind, instances, hide_progress=disable_tqdm)

@@ -32,7 +32,7 @@ class Answer:
     key: names the request, with everything that its answer depends on. task, doc_id, repeat: whose answer it is; a
     document has several when a task asks for several or, in multiple choice, one for each choice. answer: the text, or
     [log-likelihood, whether greedy decoding would write it]. full_answer: the same, with the text after EOS. raw: the
-    text before the cut. forwards, tokens, full_tokens, seconds, tokens_processed: as in engine/completion.py.
+    text before the cut. The others are as in engine/completion.py.
     """
 
     key: str
@@ -47,6 +47,8 @@ class Answer:
     full_tokens: int
     seconds: float
     tokens_processed: int
+    kept_suffix: float = 0.0
+    blocks: int = 0
 
     def scored(self, after_eos: str) -> Any:
         """The answer that is scored under a convention for text after EOS (engine/answer_text.py)."""
@@ -67,7 +69,7 @@ LINE = {  # the form of a line: the fields of Answer, and a checksum of them
     "key": TEXT, "task": TEXT, "doc_id": forms.ZERO_OR_MORE, "repeat": forms.ZERO_OR_MORE, "answer": RATING,
     "full_answer": RATING, "raw": TEXT, "forwards": forms.ZERO_OR_MORE, "tokens": forms.ZERO_OR_MORE,
     "full_tokens": forms.ZERO_OR_MORE, "seconds": forms.AMOUNT, "tokens_processed": forms.ZERO_OR_MORE,
-    "checksum": TEXT,
+    "kept_suffix": forms.AMOUNT, "blocks": forms.ZERO_OR_MORE, "checksum": TEXT,
 }
 
 

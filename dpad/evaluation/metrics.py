@@ -20,8 +20,9 @@ def speed(answers: Sequence[Answer], after_eos: str = "drop") -> dict[str, Any]:
 
     Returns:
         `samples` (number of documents); means over samples: `latency_s` and `latency_median_s` (seconds), `nfe`
-        (forwards); `tps` (answer tokens per second); totals: `answer_tokens`, `seconds`, `tokens_processed`,
-        `empty_answers`. Means of nothing are None.
+        (forwards), `slots` (that these computed), `answer_length` (tokens); `tps` (answer tokens per second) and
+        `ms_per_token`, its inverse; `kept_suffix` (suffix positions, per block that was entered); totals:
+        `answer_tokens`, `seconds`, `tokens_processed`, `empty_answers`. Means of nothing are None.
     """
     seconds: dict[tuple[str, int, int], float] = defaultdict(float)
     forwards: dict[tuple[str, int, int], int] = defaultdict(int)
@@ -33,15 +34,21 @@ def speed(answers: Sequence[Answer], after_eos: str = "drop") -> dict[str, Any]:
 
     tokens = sum(answer.tokens if after_eos == "drop" else answer.full_tokens for answer in answers)
     total_seconds = sum(seconds.values())
+    slots = sum(answer.tokens_processed for answer in answers)
+    blocks = sum(answer.blocks for answer in answers)
     return {
         "samples": len({(answer.task, answer.doc_id) for answer in answers}),
         "latency_s": statistics.fmean(seconds.values()) if seconds else None,
         "latency_median_s": statistics.median(seconds.values()) if seconds else None,
         "tps": tokens / total_seconds if total_seconds else None,
+        "ms_per_token": 1000 * total_seconds / tokens if tokens else None,
         "nfe": statistics.fmean(forwards.values()) if forwards else None,
+        "slots": slots / len(seconds) if seconds else None,
+        "answer_length": tokens / len(seconds) if seconds else None,
+        "kept_suffix": sum(answer.kept_suffix * answer.blocks for answer in answers) / blocks if blocks else None,
         "answer_tokens": tokens,
         "seconds": total_seconds,
-        "tokens_processed": sum(answer.tokens_processed for answer in answers),
+        "tokens_processed": slots,
         "empty_answers": sum(isinstance(text := answer.scored(after_eos), str) and not text.strip()
                              for answer in answers),
     }

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import bisect
 import glob
-import hashlib
 import json
 import re
 import shlex
@@ -27,8 +26,8 @@ from typing import Any
 
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
+from tqdm import tqdm
 
-from dpad import ROOT
 from dpad.engine.adapters import describe_adapter
 from dpad.engine.answer_text import other
 from dpad.engine.checkpoint import relative_to_root
@@ -38,6 +37,7 @@ from dpad.engine.prompts import PromptTooLong, check_chat_template
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation import sandbox
 from dpad.evaluation.adapter import DiffusionLM, check_answering, describe_settings
+from dpad.evaluation.identity import code_version, fingerprint
 from dpad.evaluation.journal import Journal, digest
 from dpad.evaluation.metrics import metrics_of, speed
 from dpad.evaluation.processes import ALONE, Processes
@@ -47,14 +47,6 @@ from dpad.results import files
 from dpad.results.files import write_json
 from dpad.results.records import environment
 
-# The code that an answer and its cost depend on. Changes elsewhere leave old answers usable.
-ANSWERING_CODE = ("sampler.py", "dpad/engine/*.py", "llada/*.py", "dream/*.py")
-
-
-CHECKPOINT_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")
-SAMPLED = 2**26  # bytes; larger files are sampled: the header of a file of weights, and SAMPLES pieces of them
-SAMPLES = 256
-SAMPLE = 2**14
 MAX_DIFFERENCES = 4  # from an earlier run, that a note names
 
 
@@ -66,8 +58,9 @@ def evaluate(
     loaded: LoadedModel, task: str, settings: DecodingSettings, *, tasks: dict[str, Any] | None = None,
     num_fewshot: int = 0, batch_size: int | str = 1, limit: int | None = None, chat_template: bool | None = None,
     output: str | Path = "results", name: str = "", from_scratch: bool = False, command: str | None = None,
-    progress: bool | str = True, processes: Processes = ALONE, prompt_limit: int | None = None, mc_samples: int = 128,
-    after_eos: str = "drop", note: Callable[[str], None] | None = None, isolation: str | None = None,
+    progress: bool | str | tqdm = True, processes: Processes = ALONE, prompt_limit: int | None = None,
+    mc_samples: int = 128, after_eos: str = "drop", note: Callable[[str], None] | None = None,
+    isolation: str | None = None, rehearse: bool = False, fewshot_seed: int | None = None,
 ) -> dict[str, Any] | None:
     """Measure a model on a task; write and return the run's record.
 
@@ -85,12 +78,14 @@ def evaluate(
         name: of the run, in its folder's name and in its record; by default the folder's name.
         from_scratch: ignore the answers of an earlier run with the same settings, finished or not.
         command: what the record says about how to repeat the run; by default this process's command line.
-        progress: whether to show a progress bar on a terminal; a string is shown beside it.
+        progress: whether to show a progress bar on a terminal; a string is shown beside it. A bar is moved on instead.
         processes: this process among those that share the run.
         note: called with a sentence where a new run begins beside an earlier one of other settings, or the run's record
             is replaced by one of fewer samples.
         isolation: the least that is accepted for tasks that run the model's programs, one of sandbox.LEVELS; None is
             the default, sandbox.DEFAULT_LEVEL.
+        rehearse: before the first answer that counts, give it once without counting it, so that everything is warm.
+        fewshot_seed: draws the worked examples; None takes the settings' seed.
 
     Returns:
         The content of record.json, and "folder", the path of the run's folder. None in every process but the first,
@@ -105,10 +100,14 @@ def evaluate(
     description = describe_settings(
         loaded, settings, batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples
     ) | {"num_fewshot": num_fewshot, "limit": limit, "chat_template": chat_template, "after_eos": after_eos}
+    if fewshot_seed not in (None, settings.seed):
+        description["fewshot_seed"] = fewshot_seed
 
     sandbox.require_level(isolation)
     with quiet():
-        tasks = tasks or load_tasks(task, num_fewshot, settings.seed)
+        seed = settings.seed if fewshot_seed is None else fewshot_seed
+        tasks = tasks or load_tasks(task, num_fewshot, seed)
+        draw_examples(tasks, seed)
         isolated = isolation_of(tasks, task, isolation)
         folder = run_folder(output, name, task, loaded, description)
         own = identity(task, loaded, description)
@@ -121,7 +120,9 @@ def evaluate(
             lm = DiffusionLM(
                 loaded, settings, batch_size=batch_size, prompt_limit=prompt_limit, mc_samples=mc_samples,
                 after_eos=after_eos, journal=journal, progress=progress if processes.rank == 0 else False,
+                rehearse=rehearse,
             )
+            lm.fewshot_seed = seed
             try:
                 results = answer_and_score(lm, journal, tasks, processes, limit, chat_template)
             except KeyboardInterrupt:
@@ -234,9 +235,14 @@ def answer_and_score(
 
 def score(lm: DiffusionLM, tasks: dict[str, Any], limit: int | None, chat_template: bool) -> dict[str, Any]:
     """lm-eval's results for the answers that the model has, or gives now."""
-    for task in tasks["tasks"].values():  # the evaluator builds the requests again, from the same few-shot examples
-        task.set_fewshot_seed(seed=lm.settings.seed)
+    draw_examples(tasks, lm.fewshot_seed)  # the evaluator builds the requests again
     return evaluator.evaluate(lm, tasks, limit=limit, apply_chat_template=chat_template, fewshot_as_multiturn=False)
+
+
+def draw_examples(tasks: dict[str, Any], seed: int) -> None:
+    """Let the tasks draw their worked examples anew from this seed, when requests are built next."""
+    for task in tasks["tasks"].values():
+        task.set_fewshot_seed(seed=seed)
 
 
 def count_fitting_examples(
@@ -247,7 +253,7 @@ def count_fitting_examples(
     def fits(count: int) -> bool:
         for task in tasks["tasks"].values():
             task.set_config(key="num_fewshot", value=count)
-            task.set_fewshot_seed(seed=lm.settings.seed)
+        draw_examples(tasks, lm.fewshot_seed)
         try:
             for kind, instances in build_requests(lm, tasks, limit, chat_template).items():
                 lm.prepare(kind, instances)
@@ -304,7 +310,7 @@ def identity(task: str, loaded: LoadedModel, description: dict[str, Any]) -> dic
     return {
         "kind": "run",
         "task": task,
-        "checkpoint": fingerprint(loaded),
+        "checkpoint": fingerprint(loaded.checkpoint, getattr(loaded.model.config, "_commit_hash", None)),
         "settings": {key: value for key, value in description.items() if key not in ("limit", "after_eos")},
         "code": code_version(),
     } | ({"adapter": loaded.adapter.sha256} if loaded.adapter else {})
@@ -361,38 +367,3 @@ def _differences(earlier: Any, own: dict[str, Any]) -> list[str]:
     names = {"task": "another task", "checkpoint": "other files of the checkpoint", "code": "another version of this "
              "program"}
     return words + [text for key, text in names.items() if digest(earlier.get(key)) != digest(own[key])]
-
-
-def fingerprint(loaded: LoadedModel) -> list[Any]:
-    """What identifies a checkpoint: the hub's commit; or of a folder's files the names, sizes and content, but neither
-    their times nor where the folder is."""
-    folder = Path(loaded.checkpoint)
-    if not folder.is_dir():
-        return [loaded.checkpoint, getattr(loaded.model.config, "_commit_hash", None)]
-    paths = sorted(
-        path for path in folder.iterdir()
-        if path.suffix in CHECKPOINT_FILES and path.name != "records.json" and path.is_file()
-    )
-    return [[path.name, path.stat().st_size, sample_hash(path)] for path in paths]
-
-
-def sample_hash(path: Path) -> str:
-    """A hash of a file's content: of all of it up to SAMPLED bytes, of a larger one of its beginning, its end and
-    SAMPLES places between, which are enough to notice weights that were trained further."""
-    size = path.stat().st_size
-    content = hashlib.sha256()
-    with open(path, "rb") as file:
-        if size <= SAMPLED:
-            content.update(file.read())
-        else:
-            for number in range(SAMPLES + 1):
-                file.seek((size - SAMPLE) * number // SAMPLES)
-                content.update(file.read(SAMPLE))
-    return content.hexdigest()[:16]
-
-
-def code_version() -> str:
-    """A hash of the source files that an answer and its cost depend on."""
-    files = sorted({path for pattern in ANSWERING_CODE for path in ROOT.glob(pattern)})
-    content = b"".join(str(path.relative_to(ROOT)).encode() + path.read_bytes() for path in files)
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -16,7 +16,7 @@ from dpad.results.files import write_whole
 
 # What postprocess_code.py needs to know of a coding problem.
 PROBLEM_FIELDS = ("task_id", "prompt", "entry_point", "test", "test_list", "test_imports", "test_setup_code")
-COST_FIELDS = ("raw", "forwards", "tokens", "full_tokens", "seconds", "tokens_processed")
+COST_FIELDS = ("raw", "forwards", "tokens", "full_tokens", "seconds", "tokens_processed", "kept_suffix", "blocks")
 
 
 def write_samples(

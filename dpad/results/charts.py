@@ -1,5 +1,5 @@
-"""Charts of records, as .png or .svg: latency and accuracy, roofline, cost by length, the study of training, what
-blocks attend to, and two of the paper's figures.
+"""Charts of records, as .png or .svg: latency and accuracy, comparisons of methods, roofline, cost by length, the study
+of training, what blocks attend to, and two of the paper's figures.
 
     python run.py table benchmarks/demo-cpu.json --plot bars.png
     python run.py table benchmarks/cpu-small.json --plot roofline.png
@@ -15,13 +15,14 @@ of a benchmark have the names of configurations. What cannot be compared gets a 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,8 @@ from dpad.engine.configurations import CONFIGURATIONS, VANILLA, Configuration, c
 from dpad.results import outputs
 from dpad.results.attentions import describe, describe_last, name_view, range_of, spikes_of
 from dpad.results.benchmarks import batch_sizes, block_ms, speedup_of
+from dpad.results.comparisons import BASELINE, Summary, comparison_title, summarize
+from dpad.results.comparisons import metric_labels as labels_of_comparison
 from dpad.results.evaluations import (
     Row,
     comparison_key,
@@ -72,6 +75,8 @@ MEANINGS = {
     BLUE: "with DPad",
     DARK: "roofline: the matrix products alone",
 }
+
+METHOD_MEANINGS = {GREY: "vanilla decoding", ORANGE: "whole suffix", BLUE: "suffix tokens dropped"}
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -139,7 +144,7 @@ def plan(
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     if figure == "bars":
         studies = [record for record in records if record["kind"] == "study"]
-        pictures = _plan_bars(evaluations) + _plan_benchmarks(records)
+        pictures = _plan_bars(evaluations) + _plan_benchmarks(records) + _plan_comparisons(records)
         left_out = len(group_by_table(evaluations)) + len(records) - len(evaluations) - len(studies) - len(pictures)
         pictures += _plan_studies(studies)
         if pictures and left_out and note:
@@ -147,7 +152,7 @@ def plan(
         if pictures:
             return pictures
         kinds = {record["kind"] for record in records}
-        if not kinds & {"evaluation", "benchmark", "growth", "study", "attention"}:
+        if not kinds & {"evaluation", "comparison", "benchmark", "growth", "study", "attention"}:
             raise ValueError(f"there is no chart of records of the kind {records[0]['kind']!r}")
         raise ValueError("a chart needs at least two rows to compare: two configurations of the same task, model, "
                          "length, samples and machine")
@@ -177,6 +182,13 @@ def _plan_benchmarks(records: Sequence[dict]) -> list[Picture]:
             name = _slug("attention", record["model"], "block", place, "step", record["step"])
             pictures.append(Picture(name, partial(attention_chart, record)))
     return pictures
+
+
+def _plan_comparisons(records: Sequence[dict]) -> list[Picture]:
+    return [
+        Picture(_slug("compare", _name_of(record)), partial(pareto_chart, record), f"{record['samples']}-samples")
+        for record in records if record["kind"] == "comparison" and labels_of_comparison(record)
+    ]
 
 
 def _plan_studies(records: Sequence[dict]) -> list[Picture]:
@@ -372,10 +384,10 @@ def _name_bars(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.45, -0.55)
 
 
-def _explain_colours(axes: Axes, colours: Sequence[str]) -> None:
+def _explain_colours(axes: Axes, colours: Sequence[str], meanings: Mapping[str, str] = MEANINGS) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=colour, label=meaning) for colour, meaning in MEANINGS.items() if colour in colours]
+    patches = [Patch(color=colour, label=meaning) for colour, meaning in meanings.items() if colour in colours]
     axes.legend(handles=patches, **LEGEND_ABOVE)
 
 
@@ -435,6 +447,129 @@ def _scale_lengths(axes: Axes, lengths: set[int]) -> None:
     axes.set_xticks(sorted(lengths), [str(length) for length in sorted(lengths)])
     axes.minorticks_off()
     axes.set_xlabel("answer length G (tokens)")
+
+
+# --- Ways of decoding beside each other -------------------------------------------------------------------------------
+
+
+def pareto_chart(record: dict, path: str | Path) -> None:
+    """Draw a comparison: accuracy against milliseconds per answer token and against slots per answer, a point for each
+    method, with the 95 % interval of its accuracy and the range of its runs.
+
+    The line leads over the methods that no other one beats in both. Vanilla decoding is grey, other methods without
+    suffix dropout orange, those with it blue.
+
+    Raises:
+        ValueError: the record has no metric; see `picture`.
+    """
+    labels = labels_of_comparison(record)
+    if not labels:
+        raise ValueError("a comparison without a metric has nothing to draw")
+    label = labels[0]
+    colours = {row["method"]: _colour_of_method(row) for row in record["rows"]}
+    points = [entry for entry in summarize(record) if entry.metrics[label].value is not None]
+    panels: tuple[tuple[str, Callable[[Summary], tuple[float, float, float] | None]], ...] = (
+        ("milliseconds per answer token", lambda entry: entry.ms_per_token),
+        ("slots computed per answer", lambda entry: None if entry.slots is None else (entry.slots,) * 3),
+    )
+    with picture(path, 12, 5.6) as figure:
+        for axes, (title, cost_of) in zip(figure.subplots(1, 2, sharey=True), panels):
+            drawn = [(entry, cost) for entry in points if (cost := cost_of(entry)) is not None and cost[0] > 0]
+            _draw_points(axes, drawn, label, colours)
+            axes.set_xlabel(title)
+            axes.grid(visible=True, axis="y")
+        figure.axes[0].set_ylabel(f"{label} (%, 95 % interval)")
+        _explain_colours(figure.axes[0], list(colours.values()), METHOD_MEANINGS)
+        figure.suptitle(comparison_title(record), wrap=True)
+        figure.draw_without_rendering()  # the layout, which the labels need
+        figure.set_layout_engine("none")
+        for axes in figure.axes:
+            _place_labels(axes)
+
+
+def _draw_points(
+    axes: Axes, points: Sequence[tuple[Summary, tuple[float, float, float]]], label: str, colours: Mapping[str, str],
+) -> None:
+    """The points of a panel, and the line over those that no other point beats; names are placed later."""
+    for entry, (middle, low, high) in points:
+        metric = entry.metrics[label]
+        assert metric.value is not None
+        below, above = metric.interval or (metric.value - (metric.error or 0), metric.value + (metric.error or 0))
+        colour = colours[entry.method]
+        axes.errorbar(
+            middle, metric.value, xerr=[[max(0, middle - low)], [max(0, high - middle)]],
+            yerr=[[metric.value - below], [above - metric.value]], fmt="o", color=colour, markersize=6.5,
+            elinewidth=0.8, ecolor=(*_rgb(colour), 0.55), label=entry.method,
+        )
+    best: list[tuple[float, float]] = []
+    for cost, value in sorted((cost[0], -(entry.metrics[label].value or 0)) for entry, cost in points):
+        if not best or -value > best[-1][1]:
+            best.append((cost, -value))
+    axes.plot(*zip(*best), color=DARK, linewidth=1, linestyle=":", zorder=1)
+    costs = [cost[0] for _, cost in points]
+    if costs and max(costs) > LOG_SPREAD / 2 * min(costs):
+        axes.set_xscale("log")
+        _label_logarithms(axes.xaxis, "{x:g}")
+    axes.margins(x=0.12, y=0.1)
+
+
+def _colour_of_method(row: dict) -> str:
+    if row["method"] in (BASELINE, f"{BASELINE}-stop"):
+        return GREY
+    return ORANGE if (row.get("settings") or {}).get("suffix_sampler") is None else BLUE
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(colour)
+
+
+def _place_labels(axes: Axes) -> None:
+    """Write every point's name beside it, where it covers no other point and no other name if there is such a place
+    near by; a thin line leads to a name that stands farther away."""
+    from matplotlib.transforms import Bbox
+
+    def box_around(place: Sequence[float], width: float, height: float) -> Bbox:
+        return Bbox.from_bounds(place[0] - width / 2, place[1] - height / 2, width, height)
+
+    unit = axes.figure.dpi / 72  # pixels in a point
+    room = axes.get_window_extent()
+    points = [(tuple(axes.transData.transform(place)), name, colour) for name, colour, place in _named_points(axes)]
+    taken = [box_around(place, 9 * unit, 9 * unit) for place, _, _ in points]
+    for point, name, colour in sorted(points, key=lambda entry: (-entry[0][1], entry[0][0])):
+        text = axes.text(0.5, 0.5, name, fontsize=8.5, color=colour, transform=axes.transAxes, ha="center", va="center",
+                         zorder=5,
+                         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.75})
+        size = text.get_window_extent()
+        best = None
+        for reach, step in itertools.product(range(9, 170, 5), range(16)):
+            angle = math.tau * step / 16
+            middle = (point[0] + math.cos(angle) * (reach * unit + size.width / 2),
+                      point[1] + math.sin(angle) * (reach * unit + size.height / 2))
+            box = box_around(middle, size.width, size.height)
+            cost = sum(map(box.overlaps, taken)) + 9 * (not room.contains(box.x0, box.y0)
+                                                        or not room.contains(box.x1, box.y1))
+            if best is None or cost < best[0]:
+                best = cost, reach, middle, box
+            if not best[0]:
+                break
+        assert best is not None
+        _, reach, middle, box = best
+        taken.append(box)
+        text.set_position(tuple(axes.transAxes.inverted().transform(middle)))
+        if reach > 9:
+            place = tuple(axes.transData.inverted().transform(point))
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 5, "shrinkB": 3}
+            axes.annotate("", place, text.get_position(), xycoords="data", textcoords="axes fraction", zorder=6,
+                          arrowprops=line)
+
+
+def _named_points(axes: Axes) -> Iterator[tuple[str, str, tuple[float, float]]]:
+    """The name, the colour and the place of every point of a panel."""
+    for handle, name in zip(*axes.get_legend_handles_labels()):
+        line = handle[0]  # type: ignore[index]
+        yield name, line.get_color(), (line.get_xdata()[0], line.get_ydata()[0])
 
 
 # --- The study of training with dropout -------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 from dpad.engine.configurations import LONG_SEQUENCES, Configuration, classify
 from dpad.results import paper
-from dpad.results.formatting import Table, count_samples, join_unique, number, ratio, seconds, times
+from dpad.results.formatting import Table, count_samples, join_unique, milliseconds, number, ratio, seconds, times
 from dpad.results.paper import STAND_INS, Reported
 from dpad.results.records import commit_of, hardware_line
 
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
-CONFIGURING = ("cache", "threshold", "factor", "suffix_sampler", "early_termination", "steps", "limit")
+CONFIGURING = ("cache", "threshold", "factor", "rule", "suffix_sampler", "soft_suffix", "early_termination", "steps",
+               "limit")
 MEASURED = "measured"  # whose a row is, beside those of papers
 OTHER_CONVENTION = {"drop": "with text after EOS", "keep": "without text after EOS"}  # by the record's own
 Z95 = 1.959964  # of the normal distribution, two-sided
@@ -54,16 +55,6 @@ class Row(NamedTuple):
         """What charts call the row."""
         return self.configuration.name + (f" ({self.detail})" if self.detail else "")
 
-    @property
-    def answer_tokens(self) -> float | None:
-        """The mean answer length, in tokens; None where an older record does not say."""
-        total = self.record.get("answer_tokens")
-        return None if total is None else total / self.record["samples"]
-
-    @property
-    def ms_per_token(self) -> float | None:
-        """Milliseconds per answer token."""
-        return 1000 * self.record["latency_s"] / self.answer_tokens if self.answer_tokens else None
 
 
 def evaluation_rows(records: Sequence[dict]) -> list[Row]:
@@ -110,6 +101,18 @@ def _after_eos(record: dict) -> str:
     return record["settings"].get("after_eos") or "keep"  # as older records were scored
 
 
+def answer_length(record: dict) -> float | None:
+    """Answer tokens per sample; records from before it was written have it in their throughput and latency."""
+    if record.get("answer_length") is None and record.get("tps") is not None:
+        return record["tps"] * record["latency_s"]
+    return record.get("answer_length")
+
+
+def ms_per_token(record: dict) -> float | None:
+    """Milliseconds per answer token."""
+    return 1000 / record["tps"] if record.get("tps") else record.get("ms_per_token")
+
+
 def _sampler_of(record: dict) -> str | None:
     return (record["settings"].get("suffix_sampler") or {}).get("name")
 
@@ -128,7 +131,8 @@ def _baseline(record: dict, comparable: Sequence[dict]) -> dict:
 
     Empty where there is none, or several are left that took different times.
     """
-    candidates = [entry for entry in comparable if classify(entry["settings"]).is_baseline]
+    candidates = [entry for entry in comparable
+                  if classify(entry["settings"]).is_baseline and not entry["settings"].get("soft_suffix")]
     for aspect in (_other_settings, commit_of, lambda entry: entry["settings"].get("steps")):
         agreeing = [entry for entry in candidates if aspect(entry) == aspect(record)]
         candidates = agreeing or candidates
@@ -154,6 +158,10 @@ def _details(records: Sequence[dict]) -> list[str]:
         sampler = _sampler_of(record) or "gaussian"
         if sampler != "gaussian":
             parts.append(f"sampler {sampler}")
+        if record["settings"].get("rule"):
+            parts.append(f"rule {record['settings']['rule']['name']}")
+        if record["settings"].get("soft_suffix"):
+            parts.append("soft suffix")
         differing = _differing(record, rivals[key], _flat_settings) or _differing(record, rivals[key], _origin)
         details.append(", ".join(parts + [part for part in differing if part not in parts]))
     return details
@@ -180,10 +188,13 @@ def _given_name(record: dict) -> str:
 
 
 def _flat_settings(record: dict) -> dict[str, Any]:
-    """The settings with the sampler's parameters among them, the sampler itself by its name."""
+    """The settings with the parameters of sampler and rule among them, these themselves by their names; a switch of
+    theirs that is off is as good as none, which older records have."""
     settings = dict(record["settings"])
-    sampler = settings.pop("suffix_sampler", None) or {}
-    return settings | {"sampler" if name == "name" else name: value for name, value in sampler.items()}
+    for key, word in (("suffix_sampler", "sampler"), ("rule", "rule")):
+        part = settings.pop(key, None) or {}
+        settings |= {word if name == "name" else name: value for name, value in part.items() if value is not False}
+    return settings
 
 
 def _metrics(entries: dict[str, dict], samples: int) -> dict[str, Metric]:
@@ -209,7 +220,7 @@ def display_factor(metric: dict) -> int:
     return 100 if value is not None and 0 <= value <= 1 else 1
 
 
-def share_interval(share: float, count: int) -> tuple[float, float]:
+def share_interval(share: float, count: float) -> tuple[float, float]:
     """The 95 % interval, in percent, of a share of `count` samples (Wilson 1927).
 
     Unlike the normal approximation it is sensible for few samples and for shares of 0 or 1.
@@ -267,8 +278,9 @@ def evaluation_table(
 ) -> Table:
     """A table of evaluations: the configuration, what tells rows of one configuration apart, and the numbers.
 
-    What varies among model, task, few-shot examples, G, samples, hardware, batch size, dtype and the convention for
-    text after EOS has a column. So has a score that would be another one under the other convention.
+    Tokens: of an answer, on average. A method can be faster because it says less, which ms/token (per token of an
+    answer) shows. What varies among model, task, few-shot examples, G, samples, hardware, batch size, dtype and the
+    convention for text after EOS has a column. So has a score that would be another one under the other convention.
 
     Args:
         reported: what papers report, see `paper.reported`. Rows of the same benchmark and length stand between ours, by
@@ -300,11 +312,11 @@ def evaluation_table(
         varying = {"run": [row.detail for row in rows]} | varying
 
     other_labels = _other_labels(rows)
-    headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "NFE", *_percent(labels),
-                *_percent(other_labels)]
+    costs = ["latency (s)", "speedup", "TPS", "ms/token", "tokens", "NFE"]
+    headings = ["configuration", *varying, *costs, *_percent(labels), *_percent(other_labels)]
     if theirs:
-        headings = ["configuration", "source", "table", *varying, "latency (s)", "speedup", "TPS", "TPS ratio", "NFE",
-                    "answer tokens", "ms per token", *_percent(labels), *_percent(other_labels)]
+        headings[1:1] = ["source", "table"]
+        headings.insert(headings.index("TPS") + 1, "TPS ratio")
 
     lines = []
     for index, row in enumerate(rows):
@@ -317,8 +329,8 @@ def evaluation_table(
             "TPS": number(record.get("tps")),
             "TPS ratio": times(row.tps_ratio),
             "NFE": number(record.get("nfe")),
-            "answer tokens": number(row.answer_tokens, 0),
-            "ms per token": number(row.ms_per_token),
+            "tokens": number(answer_length(record)),
+            "ms/token": milliseconds(ms_per_token(record)),
         } | {name: values[index] for name, values in varying.items()}
         line |= {f"{label} (%)": _metric_text(metric, intervals) for label, metric in row.metrics.items()}
         line |= {
@@ -382,9 +394,11 @@ def evaluation_values(records: Sequence[dict], reported: Sequence[Reported] = ()
             "speedup": row.speedup,
             "tps": record.get("tps"),
             "tps_ratio": row.tps_ratio,
+            "ms_per_token": ms_per_token(record),
+            "answer_length": answer_length(record),
             "nfe": record.get("nfe"),
-            "answer_tokens": row.answer_tokens,
-            "ms_per_answer_token": row.ms_per_token,
+            "slots": record.get("slots"),
+            "kept_suffix": record.get("kept_suffix"),
         }
         for label in labels:
             metric = row.metrics.get(label, Metric())
@@ -421,7 +435,8 @@ def summarize(record: dict) -> str:
         lines.append((OTHER_CONVENTION[_after_eos(record)], ", ".join(scores)))
     lines += [
         ("latency", f"{record['latency_s']:.3f} s per sample (median {record['latency_median_s']:.3f} s)"),
-        ("throughput", f"{record['tps']:.1f} answer tokens/s"),
+        ("answers", f"{number(answer_length(record))} tokens per sample"),
+        ("throughput", f"{record['tps']:.1f} answer tokens/s, {milliseconds(ms_per_token(record))} ms per token"),
         ("NFE", f"{record['nfe']:.1f} forwards per sample"),
     ]
     for label, key in (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")):

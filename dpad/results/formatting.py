@@ -59,6 +59,11 @@ def seconds(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
+def milliseconds(value: float | None) -> str:
+    """A time per token, with two digits at least: 41.8, 4.2, 0.59."""
+    return number(value, 2 if value is not None and value < 1 else 1)
+
+
 def count_samples(samples: int | str) -> str:
     return f"{samples} sample{'s' * (samples != 1)}"
 

@@ -55,6 +55,7 @@ SECONDS = Leaf("a time above 0", _number(1e-12, 1e12))
 COUNT = Leaf("an integer of at least 1", _integer(1, 2**53))
 ZERO_OR_MORE = Leaf("an integer of at least 0", _integer(0, 2**53))
 LENGTH = Leaf("an integer from 1 to 2^30", _integer(1, 2**30))
+SPAN = Leaf("an integer from 0 to 2^30", _integer(0, 2**30))
 FLAG = Leaf("true or false", lambda value: isinstance(value, bool))
 BITS = Leaf("text of 0 and 1", lambda value: isinstance(value, str) and re.fullmatch("[01]+", value) is not None)
 SIZE = Leaf("an integer of at least 1, or text", lambda value: COUNT.fits(value) or TEXT.fits(value))
@@ -66,17 +67,36 @@ ENVIRONMENT = {
         "gpus?": Several({"name": TEXT, "memory_gb?": AMOUNT}),
     },
 }
+COST = {  # of a run: means over its samples, and what a token of an answer took
+    "latency_s": AMOUNT, "tps?": AMOUNT, "nfe?": AMOUNT, "answer_length?": AMOUNT, "ms_per_token?": AMOUNT,
+    "slots?": AMOUNT, "kept_suffix?": AMOUNT, "tokens_processed?": AMOUNT,
+}
 EVALUATION = {
-    "name": TEXT, "task": TEXT, "model": TEXT, "samples": COUNT, "latency_s": AMOUNT, "tps?": AMOUNT, "nfe?": AMOUNT,
-    "answer_tokens?": ZERO_OR_MORE,
+    "name": TEXT, "task": TEXT, "model": TEXT, "samples": COUNT, **COST, "answer_tokens?": ZERO_OR_MORE,
     "metrics": Each({"value?": NUMBER}), "other_metrics?": {"metrics": Each({"value?": NUMBER})},
     "settings": {
         "gen_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE, "steps?": COUNT,
         "threshold?": NUMBER, "factor?": NUMBER, "cache?": TEXT, "early_termination?": FLAG, "device?": TEXT,
         "dtype?": TEXT, "after_eos?": CONVENTION,
-        "suffix_sampler?": {"name": TEXT, "window?": LENGTH, "number?": ZERO_OR_MORE},
+        "suffix_sampler?": {"name": TEXT, "window?": SPAN, "number?": ZERO_OR_MORE}, "rule?": {"name": TEXT},
     },
     "adapter?": {"name": TEXT, "sha256": TEXT}, "environment?": ENVIRONMENT,
+}
+RUN_SETTINGS = {  # of a comparison: what all of its methods share
+    "gen_length?": LENGTH, "block_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE,
+    "device?": TEXT, "dtype?": TEXT, "after_eos?": CONVENTION,
+}
+COMPARISON = {
+    "name": TEXT, "task": TEXT, "model": TEXT, "samples": COUNT, "seeds": [ZERO_OR_MORE], "repeats?": COUNT,
+    "settings": RUN_SETTINGS, "processes?": COUNT, "adapter?": {"name": TEXT, "sha256": TEXT},
+    "environment?": ENVIRONMENT,
+    "rows": [{
+        "method": TEXT, "source?": TEXT, "flags?": TEXT, "draws?": FLAG,
+        "runs": [{
+            "seed": ZERO_OR_MORE, "repeat?": ZERO_OR_MORE, **COST, "answer_tokens": ZERO_OR_MORE, "seconds": AMOUNT,
+            "reused?": ZERO_OR_MORE, "metrics": Each({"value?": NUMBER}), "right?": Each(BITS),
+        }],
+    }],
 }
 WORK = {
     "prompt_length": COUNT, "gen_length": LENGTH, "block_length": COUNT, "steps_per_block": COUNT, "threshold?": NUMBER,

@@ -25,6 +25,7 @@ from dpad.results.formatting import printable
 # Kinds of records, who writes them, and the form that one must have (see forms.py).
 KINDS: dict[str, dict[str, Any]] = {
     "evaluation": forms.EVALUATION,  # run.py, the demo
+    "comparison": forms.COMPARISON,  # run.py compare
     "benchmark": forms.BENCHMARK,  # run.py bench
     "growth": forms.GROWTH,  # run.py bench --gen_lengths
     "agreement": forms.AGREEMENT,  # benchmarks/agreement.py

@@ -4,8 +4,8 @@
     python run.py table results/main_1.5/1.5 --paper llada-1.5                # beside what papers report
 
 Every number comes from a record. Evaluations are shown one table for each task, model, answer length, number of samples
-and machine, rows in the paper's order; all other records of one kind share a table. evaluations.py, benchmarks.py,
-studies.py, attentions.py and paper.py make the rows.
+and machine, rows in the paper's order, and each comparison by itself; all other records of one kind share a table.
+evaluations.py, comparisons.py, benchmarks.py, studies.py, attentions.py and paper.py make the rows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import io
 from collections.abc import Callable, Sequence
 
 from dpad.engine.configurations import VANILLA
-from dpad.results import attentions, benchmarks, evaluations, paper, studies
+from dpad.results import attentions, benchmarks, comparisons, evaluations, paper, studies
 from dpad.results.formatting import FORMATS, Table, as_columns, as_markdown
 
 TABLES: dict[str, Callable[[Sequence[dict]], Table]] = {
     "evaluation": evaluations.evaluation_table,
+    "comparison": comparisons.comparison_table,
     "benchmark": benchmarks.benchmark_table,
     "growth": benchmarks.growth_table,
     "agreement": benchmarks.agreement_table,
@@ -30,6 +31,7 @@ TABLES: dict[str, Callable[[Sequence[dict]], Table]] = {
 }
 CAPTIONS: dict[str, Callable[[Sequence[dict]], str]] = {
     "evaluation": evaluations.evaluation_caption,
+    "comparison": comparisons.comparison_caption,
     "benchmark": benchmarks.benchmark_caption,
     "growth": benchmarks.benchmark_caption,
     "agreement": benchmarks.agreement_caption,
@@ -41,7 +43,8 @@ CAPTIONS: dict[str, Callable[[Sequence[dict]], str]] = {
 
 
 def render(records: Sequence[dict], model: str | None = None, form: str = "terminal") -> str:
-    """All tables of these records: evaluations by what makes them comparable, other kinds one table each.
+    """All tables of these records: evaluations by what makes them comparable, a table for each comparison and for
+    each other kind.
 
     Args:
         model: what of benchmarks/paper.json stands beside evaluations: "llada-1.5", "llada-1.5/gsm8k/1024"; of records
@@ -65,6 +68,9 @@ def render(records: Sequence[dict], model: str | None = None, form: str = "termi
             for rows, title in zip(groups, evaluations.describe_tables(groups)):
                 parts.append(_titled(title, evaluations.evaluation_table(rows, reported, intervals=True), form))
             parts.append(_explain_columns(group, reported))
+        elif kind == "comparison":
+            for record in group:
+                parts += [_titled(comparisons.comparison_title(record), table_of([record]), form), caption([record])]
         else:
             if not (kind == "paper" and model):
                 parts.append(f"{FORMATS[form](*table_of(group))}\n\n{caption(group)}")
@@ -100,7 +106,7 @@ def _reported_tables(records: Sequence[dict], model: str | None, form: str) -> l
 
 
 def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
-    """One table with aligned columns; at most 100 characters wide with the names and metrics of the demo.
+    """One table with aligned columns; at most 112 characters wide with the names and metrics of the demo.
 
     Args:
         names: names of rows still to come, so that the columns stay where they are while a table grows.
@@ -116,12 +122,15 @@ def markdown_table(records: Sequence[dict]) -> str:
 def csv_table(records: Sequence[dict], reported: Sequence[paper.Reported] = (), model: str | None = None) -> str:
     """One table as comma-separated values with a heading line.
 
-    Of evaluations, and of what papers report: plain numbers in full precision, empty where unknown; `source` says whose
-    a row is. Of other kinds: the cells of the table as they are.
+    Of evaluations, comparisons, and what papers report: plain numbers in full precision, empty where unknown; `source`
+    says whose a row is. Of other kinds: the cells of the table as they are.
     """
     kind = _kind_of(records)
     if kind == "evaluation":
         values = evaluations.evaluation_values(records, reported)
+    elif kind == "comparison":
+        headings, *cells = comparisons.comparison_values(records)
+        values = [dict(zip(headings, line)) for line in cells]
     elif kind == "paper":
         values = [paper.values(row) for record in records for row in paper.reported(model, record)]
     else:
