@@ -174,6 +174,9 @@ def test_a_sampler_that_chooses_by_attention(loaded):
     best = series(whole).mean(0)[16:].argsort(descending=True)[:5].tolist()
     seen = [place for place, count in enumerate(kept["counts"][16:]) if count]
     assert seen == sorted({0, 1, *best}) and kept["kept_suffix"] == len(seen)
+    inputs = loaded.encode_text([PROMPT])["input_ids"]
+    decided = loaded.generate(inputs, settings).kept_suffix[0]
+    assert [place + inputs.shape[1] + 16 for place in seen] == decided, "it is what decoding selects"
     with pytest.raises(ValueError, match="step is 2, but cache prefix beside dropout_strategy attention is shown at"):
         attention.check_place(settings_of(loaded, cache="prefix", suffix_sampler=AttentionSampler()), "0", 2, 0)
 
