@@ -127,12 +127,12 @@ examples:
   python run.py table record.json --format csv > table.csv
   python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
 """
-ATTENTION_EXAMPLES = f"""\
+ATTENTION_EXAMPLES = """\
 examples:
   python run.py attention -m tiny --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?" --plot attention.png
-  python run.py attention -m tiny -t arithmetic-50 --limit 20 -d gaussian {DPAD_FLAGS} --plot attention.png \\
+  python run.py attention -m tiny -t arithmetic-50 --limit 20 -d gaussian -k 3 -sc 1.6 --plot attention.png \\
       --record attention.json                              averaged over 20 problems, with and without suffix dropout
-  python run.py attention -m 1.5 -t gsm8k -s 4 --limit 100 -l 512 -d gaussian {DPAD_FLAGS} -th 0.9 --plot figure-3.svg
+  python run.py attention -m 1.5 -t gsm8k -s 4 --limit 100 -l 512 -d gaussian -k 3 -sc 1.6 -th 0.9 --plot figure-3.svg
   python run.py attention -m tiny -t arithmetic-50 --block all --step 4     all blocks, in their fifth forward
 
 Blocks, steps and layers count from 0. The record draws again: run.py table attention.json --plot attention.svg

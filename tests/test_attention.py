@@ -174,6 +174,9 @@ def test_a_sampler_that_chooses_by_attention(loaded):
     best = series(whole).mean(0)[16:].argsort(descending=True)[:5].tolist()
     seen = [place for place, count in enumerate(kept["counts"][16:]) if count]
     assert seen == sorted({0, 1, *best}) and kept["kept_suffix"] == len(seen)
+    inputs = loaded.encode_text([PROMPT])["input_ids"]
+    decided = loaded.generate(inputs, settings).kept_suffix[0]
+    assert [place + inputs.shape[1] + 16 for place in seen] == decided, "it is what decoding selects"
     with pytest.raises(ValueError, match="step is 2, but cache prefix beside dropout_strategy attention is shown at"):
         attention.check_place(settings_of(loaded, cache="prefix", suffix_sampler=AttentionSampler()), "0", 2, 0)
 
@@ -323,6 +326,7 @@ def test_a_task_is_averaged(command, capsys):
     (["--prompt", "a", "--blok", "1"], "did you mean '--block'?"), (["--prompt", "a", "-k", "3"], "k_sigma is 3.0"),
     (["--prompt", "a", "-d", "gausian"], "did you mean 'gaussian'?"),
     (["--prompt", "a " * 2000], "there is room for"),
+    (["--prompt", "a", "--soft_suffix"], "soft_suffix is on, but attention is shown for a suffix of plain masks"),
 ])
 def test_mistakes_are_one_line(command, capsys, tmp_path, flags, message):
     """Guards every flag of the command: one sentence says what is allowed, and nothing is written."""

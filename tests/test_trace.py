@@ -16,6 +16,7 @@ from dpad.engine import completion, loading
 from dpad.interact import trace as trace_module
 from dpad.interact.attention import measure
 from dpad.interact.canvas import canvas_after, summarize
+from dpad.interact.denoiser import Denoiser
 from dpad.interact.gif import write_gif
 from dpad.interact.markup import render_canvas
 from dpad.interact.trace import Tracer, read_trace
@@ -100,6 +101,13 @@ def test_attention_is_that_of_each_blocks_first_forward(loaded, tmp_path):
         assert canvas_after(trace, count, layer).attention == mean, "it stays for the whole block"
     assert canvas_after(trace, forwards, 9).attention == canvas_after(trace, forwards, 2).attention
     assert canvas_after(trace, forwards).attention is None and canvas_after(plain, forwards, 0).attention is None
+
+
+def test_attention_of_a_soft_suffix_is_refused(loaded):
+    """Guards against showing what decoding did not compute: the page says it in a sentence."""
+    settings = loaded.family.settings.from_choices({"soft_suffix": True})
+    with pytest.raises(ValueError, match="soft_suffix is on, but attention is shown for a suffix of plain masks"):
+        Denoiser(loaded).start(PROMPT, settings, attention=True)
 
 
 def test_attention_is_left_out_of_the_clock(loaded, monkeypatch):

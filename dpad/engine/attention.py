@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpad.engine.settings import DecodingSettings
 from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
 
 # --- Watches ----------------------------------------------------------------------------------------------------------
@@ -127,6 +128,12 @@ class Moments:
 
     def end(self) -> None:
         """Decoding is over."""
+
+
+def check_plain(settings: DecodingSettings) -> None:
+    """Raise ValueError where the suffix does not consist of the plain masks that a `Moment` has."""
+    if settings.soft_suffix is not None:
+        raise ValueError("soft_suffix is on, but attention is shown for a suffix of plain masks; leave one of them out")
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpad.engine.adapters import describe_adapter
-from dpad.engine.attention import MeanAttention, Moment, Moments, heads_at
+from dpad.engine.attention import MeanAttention, Moment, Moments, check_plain, heads_at
 from dpad.engine.checks import check_integer, short, suggest
 from dpad.engine.command_line import waiting_for
 from dpad.engine.loading import LoadedModel
@@ -48,8 +48,7 @@ def check_place(settings: DecodingSettings, block: str, step: int, before: int) 
     """
     check_integer("step", step, 0, settings.block_length - 1)
     check_integer("before", before, 0)
-    if getattr(settings, "soft_suffix", None) is not None:
-        raise ValueError("soft_suffix is on, but attention is shown for a suffix of plain masks; leave it out")
+    check_plain(settings)
     if isinstance(settings.suffix_sampler, ScoredSampler) and step and settings.cache != "none":
         raise ValueError(f"step is {step}, but cache {settings.cache} beside dropout_strategy "
                          f"{SAMPLER.name_of(settings.suffix_sampler)} is shown at step 0 alone; leave the cache out")

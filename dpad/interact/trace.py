@@ -115,8 +115,9 @@ class Tracer:
         self.paused = 0.0  # seconds that attention took
         self.moments: Moments | None = None
         if attention:
-            from dpad.engine.attention import Moments  # reading a trace does not wait for torch
+            from dpad.engine.attention import Moments, check_plain  # reading a trace does not wait for torch
 
+            check_plain(settings)
             self.moments = Moments(loaded.model.config.mask_token_id, settings.gen_length, settings.block_length)
 
     def put(self, value: Tensor) -> None:
