@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpad.engine.completion import synchronize
-from dpad.engine.transformer import MaskedDiffusionModel, SlotCache
+from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
 
 MAX_TIMED = 64  # forwards of one kind; more of them are extrapolated from these
 COPY_BYTES = 2**30  # size of the copy that measures a GPU's bandwidth
@@ -52,11 +52,11 @@ class ObservedModel:
         return getattr(self.model, name)
 
     def hidden_states(self, ids: Tensor, positions: Tensor, key_mask: Tensor | None = None,
-                      cache: SlotCache | None = None, start: int | Tensor = 0) -> Tensor:
+                      cache: SlotCache | None = None, start: int | Tensor = 0, watch: Watch | None = None) -> Tensor:
         rows, queries = ids.shape
         self._slots = rows * queries
         self._keys = rows * (queries if cache is None else cache.length)
-        return self.model.hidden_states(ids, positions, key_mask, cache, start)
+        return self.model.hidden_states(ids, positions, key_mask, cache, start, watch)
 
     def head(self, hidden: Tensor) -> Tensor:
         logits = hidden.numel() // hidden.shape[-1]

@@ -27,9 +27,9 @@ METHODS = [
     {"suffix_sampler": AnchorSampler(20, 16), "soft_suffix": SoftSuffix(k=3, alpha=0.4, warm=0.7)},
     {"suffix_sampler": AttentionSampler(window=2, top_k=9), "soft_suffix": SoftSuffix()},
     {"suffix_sampler": GaussianSampler(48, 3, 1.6, last=True), "alg": "topk_margin", "threshold": 0.02},
-    {"alg": "origin", "steps": 24}, {"alg": "entropy", "steps": 12}, {"alg": "maskgit_plus", "steps": 12},
+    {"alg": "origin", "steps": 25}, {"alg": "entropy", "steps": 15}, {"alg": "maskgit_plus", "steps": 15},
     *({"rule": rule(), "suffix_sampler": AttentionSampler(window=2, top_k=9)} for rule in RULES.values()),
-    {"rule": RULES["klass"](threshold=0.001, max_kl=5.0, history=1)},
+    {"rule": RULES["klass"](threshold=0.001, max_kl=5.0, kl_history=1)},
     {"rule": RULES["eb"](gamma=9.0), "alg": "topk_margin"},
 ]
 

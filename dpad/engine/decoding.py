@@ -232,10 +232,8 @@ def _compute(
     else:
         hidden = cache.forward(model, inputs, positions, slots.key_mask, computed.start, watch)
     if soft is not None and computed.stop > slots.end:
-        # Where logits predict the next token, a position whose left neighbour was dropped takes what stands in the slot
-        # before it, as in the authors' code.
-        first = slots.end - computed.start - model.prediction_offset
-        predicting = hidden[:, first : hidden.shape[1] - model.prediction_offset]
+        places = slots.predicting_suffix(model.prediction_offset) - computed.start  # [R, n]
+        predicting = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
         soft.update(predicting, slots.rows, slots.columns[slots.end :] - canvas.prompt, slots.suffix_mask)
     return hidden
 
@@ -415,6 +413,19 @@ class _Slots:
             self.key_mask[:, self.end :] &= self.suffix_mask
         if cache is not None:
             cache.keep_slots(slots)
+
+    def predicting_suffix(self, offset: int) -> Tensor:
+        """The slots whose logits predict the suffix slots, int64 [R, n]: each itself, or with offset 1 the one before.
+
+        The one before is the row's own: where the left neighbour of a position was dropped, what predicts another token
+        takes its place, as in the authors' code.
+        """
+        suffix = torch.arange(self.end, len(self.columns), device=self.columns.device).expand(len(self.rows), -1)
+        if not offset or not suffix.shape[1]:
+            return suffix
+        own = suffix if self.suffix_mask is None else suffix.where(self.suffix_mask, suffix.new_tensor(0))
+        before = torch.nn.functional.pad(own[:, :-1], (1, 0), value=self.end - 1)
+        return before.cummax(dim=1).values
 
     def keep(self, places: list[int]) -> None:
         """Keep only the rows at these places, in this order."""

@@ -312,7 +312,7 @@ class Klass(ParallelRule):
     threshold: float = _threshold()
     max_kl: float = setting(0.01, "klass: a prediction is stable while its divergence from the one before is below "
                             "this", above=0, unit="nats")
-    history: int = setting(2, "klass: for how many forwards in a row a prediction must be stable", minimum=1)
+    kl_history: int = setting(2, "klass: for how many forwards in a row a prediction must be stable", minimum=1)
 
     def begin(self, kept: Tensor, length: int, mask_id: int) -> RuleState:
         return _Stability(self, kept, length)
@@ -340,7 +340,7 @@ class _Stability(_Remembering):
         return logits
 
     def choose(self, confidence: Tensor, entropy: Tensor | None) -> Tensor:
-        return choose_rested(confidence, self.rested[self.homes], self.rule.threshold, self.rule.history)
+        return choose_rested(confidence, self.rested[self.homes], self.rule.threshold, self.rule.kl_history)
 
 
 def divergence(p: Tensor, previous: Tensor) -> Tensor:
