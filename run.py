@@ -121,7 +121,7 @@ The same command with --resume continues an interrupted run; it ends with the sa
 TABLE_EXAMPLES = """\
 examples:
   python run.py table results                                         all runs, compared where they can be
-  python run.py table results/main_1.5/1.5 --paper llada-1.5          measured, and beside it what the authors report
+  python run.py table results/main_1.5/1.5 --paper llada-1.5          measured, and beside it what papers report
   python run.py table benchmarks/cpu-small.json                       a record of run.py bench
   python run.py table record.json --format csv > table.csv
   python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
@@ -544,8 +544,10 @@ def add_table_flags(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("paths", nargs="+", metavar="RECORD", help="record files, or folders, which are "
                         "searched with all their subfolders")
-    parser.add_argument("--paper", metavar="MODEL", help="put the authors' numbers for llada-instruct, llada-1.5 or "
-                        "dream-base beside the measured ones")
+    parser.add_argument("--paper", metavar="MODEL", help="put what papers report for llada-instruct, llada-1.5 or "
+                        "dream-base beside the measured rows: DPad's authors, SSM and its rerun of DPad, Streaming-"
+                        "dLLM; MODEL/TASK or MODEL/TASK/LENGTH for less of it. With benchmarks/paper.json as the "
+                        "record they stand by themselves")
     parser.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal",
                         help="how tables are written (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="also draw a figure into this .png or .svg; several get "

@@ -42,17 +42,30 @@ def test_document_is_renewed_and_checked(tmp_path, pair, capsys):
 
 
 def test_document_with_the_authors_numbers_beside(tmp_path, pair):
-    """Guards `beside`: the paper's numbers stand in columns of their own, named as the authors'."""
+    """Guards `beside`: the papers' numbers stand in rows of their own, which say whose they are."""
     for record in pair:
         record |= {"task": "arithmetic-50", "settings": record["settings"] | {"gen_length": 1024}}
     files.write_json(tmp_path / "a.json", pair)
     text, changes = render_document("<!-- table: a.json beside llada-1.5 -->\n<!-- /table -->", tmp_path)
-    assert changes == ["a.json"] and "| paper: latency (s) |" in text and "as reported by the authors" in text
-    dpad = next(line for line in text.splitlines() if line.startswith("| +DPad |"))
-    assert "6.28" in dpad and caption(pair) in text
+    assert changes == ["a.json"] and "NVIDIA A100-PCIe-80GB, batch size 1" in text and caption(pair) in text
+    ours, theirs = [line for line in text.splitlines() if line.startswith("| +DPad |")]
+    assert ours.startswith("| +DPad | measured | – | 0 | 0.48 |")
+    assert theirs.startswith("| +DPad | DPad (authors, A100) | long | 1 | 6.28 | 20.22× |")
     assert render_document(text, tmp_path) == (text, [])
     with pytest.raises(ValueError, match="model is 'llada-9'; the paper has llada-instruct, llada-1.5, dream-base"):
         render_document(text.replace("beside llada-1.5", "beside llada-9"), tmp_path)
+
+
+def test_document_with_what_papers_report():
+    """Guards `of`: reported numbers by themselves, without a record of ours or the table of scripts."""
+    text, changes = render_document(
+        "<!-- table: benchmarks/paper.json of llada-1.5/gsm8k/1024 -->\n<!-- /table -->", ROOT)
+    assert changes == ["benchmarks/paper.json"] and "hours" not in text and "measured" not in text
+    for source in ("DPad (authors, A100)", "SSM's rerun of DPad (A800)", "Streaming-dLLM (authors, A800)"):
+        assert source in text
+    assert render_document(text, ROOT) == (text, [])
+    with pytest.raises(ValueError, match="gen_length is '2000'; for llada-1.5/gsm8k papers report 256, 512, 1024, 204"):
+        render_document(text.replace("/1024", "/2000"), ROOT)
 
 
 def test_values_in_prose_are_renewed_and_checked(tmp_path, pair, capsys):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import run
 from dpad import ROOT
-from dpad.results import charts, evaluations, files, tables
+from dpad.results import charts, evaluations, files, paper, tables
 from dpad.results.evaluations import evaluation_rows, share_interval
 from dpad.results.records import load
 from dpad.results.tables import markdown_table, terminal_table
@@ -94,22 +94,23 @@ def test_the_baseline_is_known_by_its_settings(pair):
 
 
 def test_rows_are_called_what_they_are(pair, capsys, tmp_path):
-    """Guards runs without -n, which are called after their folder: they appear as their configuration, with its row of
-    the paper; a name that a person gave stands beside it, and so do settings that tell rows apart."""
+    """Guards runs without -n, which are called after their folder: they appear as their configuration, with its rows
+    of papers; a name that a person gave stands beside it, and so do settings that tell rows apart."""
     pair[0]["name"], pair[1]["name"] = "arithmetic-50-tiny-0a1b2c3d4e", "Vanilla"
     files.write_json(tmp_path / "a.json", pair)
     assert run.main(["table", str(tmp_path), "--paper", "llada-1.5"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3].split()[:3] == ["Vanilla", "2.00", "1.00×"] and "27.61" in lines[3]
-    assert lines[4].split()[:4] == ["+DPad", "Vanilla", "0.48", "4.14×"] and "18.26" in lines[4]
+    assert lines[3].split()[:6] == ["Vanilla", "measured", "–", "0", "2.00", "1.00×"]
+    assert lines[4].split()[:6] == ["Vanilla", "DPad", "(authors,", "A100)", "main", "–"] and "27.61" in lines[4]
+    [ours, theirs] = [line for line in lines if line.startswith("+DPad ")]
+    assert ours.split()[:6] == ["+DPad", "measured", "–", "Vanilla", "0", "0.48"] and "18.26" in theirs
 
     narrow = evaluation("+DPad", 0.4, sampler={"name": "gaussian", "window": 64, "k_sigma": 3, "scale": 1.6})
     wide = evaluation("+DPad", 0.5)
     other = evaluation("+DPad", 0.6, sampler={"name": "uniform", "window": 64, "number": 32})
     assert [row.label for row in evaluation_rows([pair[0], narrow, wide])] == [
         "Vanilla", "+DPad (window 64)", "+DPad (window 256)"]
-    [row] = evaluation_rows([other], {("gsm8k", 256, "+DPad"): {"speedup": 1}})
-    assert row.label == "+DPad (sampler uniform)" and row.reported is None
+    assert [row.label for row in evaluation_rows([other])] == ["+DPad (sampler uniform)"]
     again = evaluation("Vanilla", 3.0)
     again["environment"] |= {"commit": "def5678", "date": "2026-11-26"}
     assert [row.label for row in evaluation_rows([evaluation("Vanilla", 2.0), again])] == [
@@ -135,9 +136,8 @@ def test_an_interval_holds_its_share():
 
 def test_markdown_table(pair):
     lines = markdown_table(pair).splitlines()
-    assert lines[0] == ("| configuration | latency (s) | speedup | TPS | ms/token | tokens | NFE | flexible (%) "
-                        "| strict (%) |")
-    assert lines[3] == "| +DPad | 0.48 | 4.14× | 12.3 | 81.0 | 6.0 | 256.0 | 82.0 | 50.0 |"
+    assert lines[0] == "| configuration | latency (s) | speedup | TPS | NFE | flexible (%) | strict (%) |"
+    assert lines[3] == "| +DPad | 0.48 | 4.14× | 12.3 | 256.0 | 82.0 | 50.0 |"
     for part in ("tiny", "arithmetic-50", "50 samples", "G = 256", "Test CPU, 2 cores", "float32", "abc1234", "0-shot"):
         assert part in lines[-1]
 
@@ -146,10 +146,9 @@ def test_columns_follow_the_metrics_and_what_varies():
     records = [evaluation("Vanilla", 2.0, metrics={"pass@1": {"value": 0.25, "stderr": None}}),
                evaluation("Vanilla", 4.0, length=512, metrics={"exact": {"value": None}})]
     lines = markdown_table(records).splitlines()
-    assert lines[0] == ("| configuration | G | latency (s) | speedup | TPS | ms/token | tokens | NFE | pass@1 (%) "
-                        "| exact (%) |")
-    assert lines[2] == "| Vanilla | 256 | 2.00 | 1.00× | 12.3 | 81.0 | 24.7 | 256.0 | 25.0 | – |"
-    assert lines[3] == "| Vanilla | 512 | 4.00 | 1.00× | 12.3 | 81.0 | 49.4 | 256.0 | – | – |"
+    assert lines[0] == "| configuration | G | latency (s) | speedup | TPS | NFE | pass@1 (%) | exact (%) |"
+    assert lines[2] == "| Vanilla | 256 | 2.00 | 1.00× | 12.3 | 256.0 | 25.0 | – |"
+    assert lines[3] == "| Vanilla | 512 | 4.00 | 1.00× | 12.3 | 256.0 | – | – |"
 
 
 def test_terminal_table_is_aligned_and_narrow(pair):
@@ -179,7 +178,7 @@ def test_records_of_different_kinds_do_not_make_one_table(pair):
 @pytest.fixture
 def folder(tmp_path):
     """Four evaluations with LLaDA-1.5's settings, for the paper's main table and its long-sequence figure."""
-    more = {"task": "gsm8k", "model": "1.5", "tps": 10.0, "nfe": 32.0}
+    more = {"task": "gsm8k", "model": "1.5", "tps": 10.0, "nfe": 32.0, "answer_tokens": 1500}
     for number, entry in enumerate([
         evaluation("Vanilla", 20.0, flexible=0.5, strict=0.25, **more),
         evaluation("+DPad", 8.0, flexible=0.6, strict=0.3, **more),
@@ -191,16 +190,25 @@ def folder(tmp_path):
 
 
 def test_measured_rows_stand_beside_the_authors(folder, capsys):
-    """Each row gets the authors' row of the same benchmark, length and configuration, and its own speedup."""
+    """Below each row stand those of the same benchmark, length and configuration that papers report, with their own
+    speedup; methods that were not measured follow in order."""
     assert run.main(["table", str(folder), "--paper", "llada-1.5"]) == 0
     output = capsys.readouterr().out
     first, second = output.split("\n\n")[:2]
     assert "G = 256" in first and "G = 1024" in second
-    [line] = [line for line in first.splitlines() if line.startswith("+DPad")]
-    assert line.split() == ["+DPad", "8.00", "2.50×", "10.0", "100.0", "80.0", "32.0", "60.0", "[46.2,", "72.4]",
-                            "30.0", "[19.1,", "43.8]", "18.26", "1.51×", "80.14", "78.47"]
-    assert "90.00×" in second and "61.35×" in second
-    assert "as reported by the authors for LLaDA-1.5 on an NVIDIA A100-PCIe-80GB" in output
+    ours, theirs = [line for line in first.splitlines() if line.startswith("+DPad ")]
+    assert ours.split() == ["+DPad", "measured", "–", "0", "8.00", "2.50×", "10.0", "1.00×", "32.0", "30", "266.7",
+                            "60.0", "[46.2,", "72.4]", "30.0", "[19.1,", "43.8]", "–"]
+    assert theirs.split() == ["+DPad", "DPad", "(authors,", "A100)", "main", "4", "18.26", "1.51×", "–", "–", "–", "–",
+                              "–", "80.14", "78.47", "–"]
+    names = [line.split("  ")[0] for line in second.splitlines()[3:]]
+    assert names == sorted(names, key=paper.name_order) and names[-1] == "+Parallel+PrefixCache+SSM"
+    fastest = [line for line in second.splitlines() if line.startswith("+Parallel+PrefixCache+DPad")]
+    assert [text in line for text, line in zip(("90.00×", "61.35×", "59.89×"), fastest)] == [True] * 3
+    assert "SSM's rerun of DPad (A800)" in fastest[2] and "≈ 141" in fastest[2]
+    assert "no soft states" not in output, "parts of a method stand in benchmarks/paper.json alone"
+    for text in ("NVIDIA A100-PCIe-80GB", "arXiv 2608.23167 v1; NVIDIA A800 40 GB", "(a): does not agree with TPS"):
+        assert text in output
 
 
 def test_a_metric_that_is_no_share_stays_as_it_is(tmp_path, capsys):
@@ -253,11 +261,16 @@ def test_rows_come_in_the_papers_order():
 def test_csv_and_markdown(folder, capsys):
     assert run.main(["table", str(folder), "--paper", "llada-1.5", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert len(rows) == 4 and float(rows[1]["paper_latency_s"]) == 18.26 and float(rows[1]["speedup"]) == 2.5
+    measured = [row for row in rows if row["source"] == "measured"]
+    assert rows[:4] == measured and float(rows[1]["speedup"]) == 2.5 and float(rows[1]["answer_tokens"]) == 30
+    [rerun] = [row for row in rows if "rerun of DPad" in row["source"] and "Cache" in row["configuration"]]
+    assert float(rerun["latency_s"]) == 2.14 and rerun["hardware"] == "NVIDIA A800 40 GB" and rerun["nfe"] == ""
+    assert float(rerun["answer_tokens"]) == pytest.approx(141.2, abs=0.1)
+    assert rerun["answer_tokens_from"] == "tps * latency_s"
     assert float(rows[1]["flexible_low"]) < 60 < float(rows[1]["flexible_high"])
     assert run.main(["table", str(folder), "--format", "markdown"]) == 0
     output = capsys.readouterr().out
-    assert "| +DPad | 8.00 | 2.50× |" in output and "paper" not in output
+    assert "| +DPad | 8.00 | 2.50× |" in output and "source" not in output
 
 
 def test_stand_ins_are_compared_with_what_they_stand_for(tmp_path, capsys):
@@ -274,7 +287,8 @@ def test_every_kind_of_record_is_shown(tmp_path, form, part, capsys):
     paths = [str(ROOT / "benchmarks" / name) for name in names]
     assert run.main(["table", *paths, str(tmp_path / "agreement.json"), "--format", form]) == 0
     output = capsys.readouterr().out
-    for text in (part, "latency", "roofline (s)", "+DPad growth", "hours on an A100", "bfloat16"):
+    reported = "61.33" if form == "csv" else "hours on an A100"
+    for text in (part, "latency", "roofline (s)", "+DPad growth", "SSM's rerun of DPad (A800)", reported, "bfloat16"):
         assert text in output
 
 
@@ -422,6 +436,32 @@ def test_flags_are_not_ignored(tmp_path, capsys, flags, message):
     assert output == "" and message in error
     assert run.main(["table", str(ROOT / "benchmarks" / "cpu-small.json"), "--paper", "llada-1.5"]) == 2
     assert "stand beside evaluations, and there are none" in capsys.readouterr().err
+
+
+def test_what_papers_report_without_a_record(capsys):
+    """Guards `run.py table benchmarks/paper.json`: in each format all reported numbers, or a part, with sources."""
+    path = str(ROOT / "benchmarks" / "paper.json")
+    assert run.main(["table", path, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == sum(len(source["rows"]) for source in paper.read()["sources"].values())
+    assert {row["source"] for row in rows} == {
+        "DPad (authors, A100)", "SSM (authors, A800)", "SSM's rerun of DPad (A800)",
+        "SSM's rerun of Streaming-dLLM (A800)", "Streaming-dLLM (authors, A800)"}
+    assert run.main(["table", path, "--paper", "llada-instruct/humaneval", "--format", "markdown"]) == 0
+    output = capsys.readouterr().out
+    assert "**LLaDA-8B-Instruct, humaneval, 0-shot, G = 256, as reported**" in output and "hours" not in output
+    assert "| +Parallel+SSM (no soft states) | SSM (authors, A800) | 2 | 4.26 |" in output
+    assert "| 43.4 (d) |" in output and "- (d): no number of right answers" in output and "- (a):" not in output
+    assert run.main(["table", path]) == 0
+    output = capsys.readouterr().out
+    assert "hours on an A100" in output and output.count("as reported\n") == 30
+
+
+def test_nothing_reported_is_said(tmp_path, capsys):
+    """Guards answer lengths and tasks that no paper has: the flag is not ignored in silence."""
+    files.write_json(tmp_path / "a.json", evaluation("Vanilla", 1.0, length=384))
+    assert run.main(["table", str(tmp_path), "--paper", "llada-1.5"]) == 0
+    assert "Nothing is reported for LLaDA-1.5 on these tasks and answer lengths." in capsys.readouterr().out
 
 
 def test_benchmarks_of_other_machines_and_work_are_told_apart():

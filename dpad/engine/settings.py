@@ -179,8 +179,8 @@ class DecodingSettings:
                                       maximum=1, off=0)
     rule: ParallelRule | None = None
     alg: str | None = setting(None, "what positions are ordered by: maskgit_plus (the candidate's probability), "
-                              "entropy (of the prediction), topk_margin (the lead over the next token) or origin (nothing: a "
-                              "random order) (default: the model's own)", choices=ALGS)
+                              "entropy (of the prediction), topk_margin (the lead over the next token) or origin "
+                              "(nothing: a random order) (default: the model's own)", choices=ALGS)
     temperature: float = setting(0.0, "0 takes the likeliest token; higher values draw", minimum=0)
     cache: str = setting("none", "which slots a step recomputes: none (all of them), prefix (block and suffix) or dual "
                          "(the block)", choices=CACHE_MODES,

@@ -116,7 +116,7 @@ class Page:
     def _main_settings(self) -> list[str]:
         """What comes first: the answer's length, the settings of suffix dropout, and those that the presets change."""
         fields = [setting.name for setting in settings_of(self.family)]
-        dropout = [name for name in self.settings if name not in fields]
+        dropout = [SAMPLER.selector.name, *SAMPLER.settings]
         presets = [CONFIGURATIONS[name].choices(MAX_GEN_LENGTH) for name in PRESETS.values()]
         changed = [name for name in fields if len({preset.get(name) for preset in presets}) > 1]
         return ["gen_length", *dropout, *changed]

@@ -11,8 +11,9 @@ Marks are comments, which readers do not see. Paths count from the document's fo
 
     DPad alone makes it <!-- value: benchmarks/demo-cpu.json +DPad speedup -->6.06×<!-- /value --> faster.
 
-A table mark names files or folders of records of one kind. With `benchmarks/long-cpu.json beside llada-1.5` it is the
-table that `run.py table --paper llada-1.5` shows, with the authors' numbers. A value mark names a file, a row and a
+A table mark names files or folders of records of one kind. With `benchmarks/long-cpu.json beside llada-1.5` it is what
+`run.py table --paper llada-1.5` shows, with the numbers of papers. `benchmarks/paper.json of llada-1.5/gsm8k/1024` are
+those numbers by themselves. A value mark names a file, a row and a
 column of its table. Where several rows have the same name, the next cells follow after commas: `+DPad,8`.
 """
 
@@ -29,7 +30,7 @@ from dpad.results import tables
 from dpad.results.files import read_text, write_text
 from dpad.results.records import load
 
-TABLE_MARK = re.compile(r"(?P<start><!-- table: *(?P<paths>[^>]*?)(?: beside (?P<model>[\w.-]+))? *-->)"
+TABLE_MARK = re.compile(r"(?P<start><!-- table: *(?P<paths>[^>]*?)(?: (?:beside|of) (?P<model>[\w./-]+))? *-->)"
                         r"(?P<body>.*?)(?P<end><!-- /table -->|\Z)", re.DOTALL)
 VALUE_MARK = re.compile(r"(?P<start><!-- value: *(?P<place>[^>]*?) *-->)(?P<body>[^<]*)(?P<end><!-- /value -->)?")
 
@@ -115,11 +116,12 @@ def render_document(text: str, folder: str | Path) -> tuple[str, list[str]]:
 
 
 def render_table(paths: Sequence[str], model: str | None, folder: str | Path) -> str:
-    """What stands between the marks of a table; with a `model` of the paper beside the authors' numbers."""
+    """What stands between the marks of a table; with a `model`, see `tables.render`, it has what papers report."""
     records = load(paths, folder)
-    if model:
-        return f"{tables.render(records, model, 'markdown')}\n\n{tables.caption(records)}"
-    return tables.markdown_table(records)
+    if not model:
+        return tables.markdown_table(records)
+    text = tables.render(records, model, "markdown")
+    return text if records[0]["kind"] == "paper" else f"{text}\n\n{tables.caption(records)}"
 
 
 def look_up(place: str, folder: str | Path) -> str:

@@ -1,24 +1,26 @@
 """Evaluations beside each other: speedups, intervals, the order of rows, and their table.
 
     python run.py table benchmarks/demo-cpu.json
-    python run.py table benchmarks/long-cpu.json --paper llada-1.5        # beside what the authors report
+    python run.py table benchmarks/long-cpu.json --paper llada-1.5        # beside what papers report
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpad.engine.configurations import LONG_SEQUENCES, Configuration, classify
-from dpad.results.formatting import Table, count_samples, join_unique, milliseconds, number, seconds, times
-from dpad.results.paper import STAND_INS
+from dpad.results import paper
+from dpad.results.formatting import Table, count_samples, join_unique, milliseconds, number, ratio, seconds, times
+from dpad.results.paper import STAND_INS, Reported
 from dpad.results.records import commit_of, hardware_line
 
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
 CONFIGURING = ("cache", "threshold", "factor", "rule", "suffix_sampler", "soft_suffix", "early_termination", "steps",
                "limit")
+MEASURED = "measured"  # whose a row is, beside those of papers
 OTHER_CONVENTION = {"drop": "with text after EOS", "keep": "without text after EOS"}  # by the record's own
 Z95 = 1.959964  # of the normal distribution, two-sided
 
@@ -36,29 +38,39 @@ class Row(NamedTuple):
 
     detail: what tells it from other rows of the same configuration, "" where there is none: the name that its run was
     given, and settings. speedup: the latency of vanilla decoding over this one's; None where no vanilla record has the
-    same `comparison_key`, or several could be meant. metrics: by label. other_metrics: those under the other convention
-    for text after EOS (docs/evaluation.md). reported: the authors' row of the same benchmark, length and configuration.
+    same `comparison_key`, or several could be meant. tps_ratio: the TPS over that of the same vanilla record. metrics:
+    by label. other_metrics: those under the other convention for text after EOS (docs/evaluation.md).
     """
 
     record: dict
     configuration: Configuration
     detail: str
     speedup: float | None
+    tps_ratio: float | None
     metrics: dict[str, Metric]
     other_metrics: dict[str, Metric]
-    reported: dict | None
 
     @property
     def label(self) -> str:
         """What charts call the row."""
         return self.configuration.name + (f" ({self.detail})" if self.detail else "")
 
+    @property
+    def answer_tokens(self) -> float | None:
+        """The mean answer length, in tokens; None where an older record does not say."""
+        total = self.record.get("answer_tokens")
+        if self.record.get("answer_length") is not None or total is None:
+            return self.record.get("answer_length")
+        return total / self.record["samples"]
 
-def evaluation_rows(records: Sequence[dict], reported: Mapping[tuple, dict] | None = None) -> list[Row]:
+    @property
+    def ms_per_token(self) -> float | None:
+        """Milliseconds per answer token."""
+        return 1000 * self.record["latency_s"] / self.answer_tokens if self.answer_tokens else None
+
+
+def evaluation_rows(records: Sequence[dict]) -> list[Row]:
     """A row for each record, in their order.
-
-    Args:
-        reported: the authors' rows, see `paper.reported`.
 
     Raises:
         ValueError: there are no records.
@@ -72,13 +84,12 @@ def evaluation_rows(records: Sequence[dict], reported: Mapping[tuple, dict] | No
     rows = []
     for record, detail in zip(records, _details(records)):
         configuration = classify(record["settings"])
-        baseline = _baseline_latency(record, groups[comparison_key(record)])
-        speedup = baseline / record["latency_s"] if baseline and record["latency_s"] else None
+        baseline = _baseline(record, groups[comparison_key(record)])
+        speedup = ratio(baseline.get("latency_s"), record["latency_s"])
+        tps_ratio = ratio(record.get("tps"), baseline.get("tps"))
         metrics = _metrics(record["metrics"], record["samples"])
         other_metrics = _metrics((record.get("other_metrics") or {}).get("metrics") or {}, record["samples"])
-        place = STAND_INS.get(record["task"], record["task"]), _gen_length(record), configuration.name
-        theirs = (reported or {}).get(place) if _sampler_of(record) in (None, "gaussian") else None
-        rows.append(Row(record, configuration, detail, speedup, metrics, other_metrics, theirs))
+        rows.append(Row(record, configuration, detail, speedup, tps_ratio, metrics, other_metrics))
     return rows
 
 
@@ -102,18 +113,6 @@ def _after_eos(record: dict) -> str:
     return record["settings"].get("after_eos") or "keep"  # as older records were scored
 
 
-def answer_length(record: dict) -> float | None:
-    """Answer tokens per sample; records from before it was written have it in their throughput and latency."""
-    if record.get("answer_length") is None and record.get("tps") is not None:
-        return record["tps"] * record["latency_s"]
-    return record.get("answer_length")
-
-
-def ms_per_token(record: dict) -> float | None:
-    """Milliseconds per answer token."""
-    return 1000 / record["tps"] if record.get("tps") else record.get("ms_per_token")
-
-
 def _sampler_of(record: dict) -> str | None:
     return (record["settings"].get("suffix_sampler") or {}).get("name")
 
@@ -127,18 +126,17 @@ def comparison_key(record: dict) -> tuple:
             hardware_line(record), _dtype(record), _batch_size(record), _after_eos(record))
 
 
-def _baseline_latency(record: dict, comparable: Sequence[dict]) -> float | None:
-    """The latency of vanilla decoding among comparable records; of several the one that agrees best in all the rest.
+def _baseline(record: dict, comparable: Sequence[dict]) -> dict:
+    """The record of vanilla decoding among comparable ones; of several the one that agrees best in all the rest.
 
-    None where there is none, or several are left that took different times.
+    Empty where there is none, or several are left that took different times.
     """
     candidates = [entry for entry in comparable
                   if classify(entry["settings"]).is_baseline and not entry["settings"].get("soft_suffix")]
     for aspect in (_other_settings, commit_of, lambda entry: entry["settings"].get("steps")):
         agreeing = [entry for entry in candidates if aspect(entry) == aspect(record)]
         candidates = agreeing or candidates
-    latencies = {entry["latency_s"] for entry in candidates}
-    return latencies.pop() if len(latencies) == 1 else None
+    return candidates[0] if len({entry["latency_s"] for entry in candidates}) == 1 else {}
 
 
 def _other_settings(record: dict) -> dict:
@@ -276,7 +274,7 @@ def metric_labels(rows: Sequence[Row]) -> list[str]:
 
 
 def evaluation_table(
-    records: Sequence[dict], reported: Mapping[tuple, dict] | None = None, intervals: bool = False,
+    records: Sequence[dict], reported: Sequence[Reported] = (), intervals: bool = False,
 ) -> Table:
     """A table of evaluations: the configuration, what tells rows of one configuration apart, and the numbers.
 
@@ -285,12 +283,14 @@ def evaluation_table(
     convention for text after EOS has a column. So has a score that would be another one under the other convention.
 
     Args:
-        reported: the authors' rows; where one belongs to a record, their numbers get columns on the right.
+        reported: what papers report, see `paper.reported`. Rows of the same benchmark and length stand between ours, by
+            configuration; a column says whose each row is, and there are columns for the answers' length.
         intervals: put the 95 % interval after each share.
     """
-    rows = evaluation_rows(records, reported)
+    rows = evaluation_rows(records)
+    theirs = beside(records, reported)
     labels = metric_labels(rows)
-    their_labels = [label for label in labels if any(label in row.reported["metrics"] for row in rows if row.reported)]
+    labels += [label for label in paper.metric_labels(theirs) if label not in labels]
     parameters = {
         "model": [row.record["model"] for row in rows],
         "task": [row.record["task"] for row in rows],
@@ -302,7 +302,11 @@ def evaluation_table(
         "dtype": [_dtype(row.record) for row in rows],
         "after EOS": [_after_eos(row.record) for row in rows],
     }
-    varying = {name: values for name, values in parameters.items() if len(set(values)) > 1}
+    their_shots = {str(entry.row["shots"]) for entry in theirs}
+    varying = {
+        name: values for name, values in parameters.items()
+        if len({*values, *(their_shots if name == "shots" else ())}) > 1
+    }
 
     if any(row.detail for row in rows):
         varying = {"run": [row.detail for row in rows]} | varying
@@ -310,24 +314,40 @@ def evaluation_table(
     other_labels = _other_labels(rows)
     headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "ms/token", "tokens", "NFE",
                 *_percent(labels), *_percent(other_labels)]
-    compared = any(row.reported for row in rows)
-    if compared:
-        headings += ["paper: latency (s)", "speedup", *_percent(their_labels)]
+    if theirs:
+        headings = ["configuration", "source", "table", *varying, "latency (s)", "speedup", "TPS", "TPS ratio",
+                    "ms/token", "tokens", "NFE", *_percent(labels), *_percent(other_labels)]
 
-    cells = []
+    lines = []
     for index, row in enumerate(rows):
         record = row.record
-        line = [row.configuration.name, *(values[index] for values in varying.values())]
-        line += [seconds(record["latency_s"]), times(row.speedup), number(record.get("tps")),
-                 milliseconds(ms_per_token(record)), number(answer_length(record)), number(record.get("nfe"))]
-        line += [_metric_text(row.metrics.get(label, Metric()), intervals) for label in labels]
-        line += [_metric_text(row.other_metrics.get(label, Metric()), False) for label in other_labels.values()]
-        if compared:
-            theirs = row.reported or {"latency_s": None, "speedup": None, "metrics": {}}
-            line += [number(theirs["latency_s"], 2), times(theirs["speedup"])]
-            line += [number(theirs["metrics"].get(label), 2) for label in their_labels]
-        cells.append(line)
-    return Table(headings, cells)
+        line = {
+            "configuration": row.configuration.name,
+            "source": MEASURED,
+            "latency (s)": seconds(record["latency_s"]),
+            "speedup": times(row.speedup),
+            "TPS": number(record.get("tps")),
+            "TPS ratio": times(row.tps_ratio),
+            "NFE": number(record.get("nfe")),
+            "tokens": number(row.answer_tokens),
+            "ms/token": milliseconds(row.ms_per_token),
+        } | {name: values[index] for name, values in varying.items()}
+        line |= {f"{label} (%)": _metric_text(metric, intervals) for label, metric in row.metrics.items()}
+        line |= {
+            f"{heading} (%)": _metric_text(row.other_metrics.get(label, Metric()), False)
+            for heading, label in other_labels.items()
+        }
+        lines.append((paper.name_order(row.configuration.name), line))
+    if theirs:
+        lines += [(paper.name_order(entry.row["name"]), paper.columns(entry)) for entry in theirs]
+        lines.sort(key=lambda entry: entry[0])  # ours first where the configuration is the same
+    return Table(headings, [[line.get(heading, "–") for heading in headings] for _, line in lines])
+
+
+def beside(records: Sequence[dict], reported: Sequence[Reported]) -> list[Reported]:
+    """The reported rows of the records' benchmarks and answer lengths; not those of a method's parts and variants."""
+    places = {(STAND_INS.get(record["task"], record["task"]), _gen_length(record)) for record in records}
+    return [entry for entry in reported if entry.place in places and not entry.row.get("variant")]
 
 
 def _other_labels(rows: Sequence[Row]) -> dict[str, str]:
@@ -353,9 +373,9 @@ def _metric_text(metric: Metric, intervals: bool) -> str:
     return f"{number(metric.value)} [{metric.interval[0]:.1f}, {metric.interval[1]:.1f}]"
 
 
-def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | None = None) -> list[list]:
-    """Headings and values for CSV."""
-    rows = evaluation_rows(records, reported)
+def evaluation_values(records: Sequence[dict], reported: Sequence[Reported] = ()) -> list[dict[str, Any]]:
+    """The values of each row for CSV, by heading; what papers report beside these records follows."""
+    rows = evaluation_rows(records)
     labels = metric_labels(rows)
     lines = []
     for row in rows:
@@ -363,6 +383,7 @@ def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | 
         line = {
             "configuration": row.configuration.name,
             "name": _given_name(record) or row.configuration.name,
+            "source": MEASURED,
             "model": record["model"],
             "task": record["task"],
             "shots": _shots(record),
@@ -372,9 +393,10 @@ def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | 
             "latency_s": record["latency_s"],
             "speedup": row.speedup,
             "tps": record.get("tps"),
-            "ms_per_token": ms_per_token(record),
-            "answer_length": answer_length(record),
+            "tps_ratio": row.tps_ratio,
             "nfe": record.get("nfe"),
+            "answer_tokens": row.answer_tokens,
+            "ms_per_answer_token": row.ms_per_token,
             "slots": record.get("slots"),
             "kept_suffix": record.get("kept_suffix"),
         }
@@ -384,11 +406,8 @@ def evaluation_values(records: Sequence[dict], reported: Mapping[tuple, dict] | 
             line |= {label: metric.value, f"{label}_low": low, f"{label}_high": high}
         line["after_eos"] = _after_eos(record)
         line |= {f"other_{label}": row.other_metrics.get(label, Metric()).value for label in labels}
-        theirs = row.reported or {"metrics": {}}
-        line |= {"paper_latency_s": theirs.get("latency_s"), "paper_speedup": theirs.get("speedup")}
-        line |= {f"paper_{label}": theirs["metrics"].get(label) for label in labels}
         lines.append(line)
-    return [list(lines[0]), *(list(line.values()) for line in lines)]
+    return lines + [paper.values(entry) for entry in beside(records, reported)]
 
 
 def evaluation_caption(records: Sequence[dict]) -> str:
@@ -416,8 +435,8 @@ def summarize(record: dict) -> str:
         lines.append((OTHER_CONVENTION[_after_eos(record)], ", ".join(scores)))
     lines += [
         ("latency", f"{record['latency_s']:.3f} s per sample (median {record['latency_median_s']:.3f} s)"),
-        ("answers", f"{number(answer_length(record))} tokens per sample"),
-        ("throughput", f"{record['tps']:.1f} answer tokens/s, {milliseconds(ms_per_token(record))} ms per token"),
+        ("answers", f"{number(record.get('answer_length'))} tokens per sample"),
+        ("throughput", f"{record['tps']:.1f} answer tokens/s, {milliseconds(record.get('ms_per_token'))} ms per token"),
         ("NFE", f"{record['nfe']:.1f} forwards per sample"),
     ]
     for label, key in (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")):

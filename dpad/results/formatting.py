@@ -45,6 +45,11 @@ def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """None where either is missing or 0."""
+    return numerator / denominator if numerator and denominator else None
+
+
 def times(value: float | None) -> str:
     """A speedup: 1.50×, 137×."""
     return "–" if value is None else f"{value:.{2 if value < 100 else 0}f}×"

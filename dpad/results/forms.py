@@ -72,7 +72,7 @@ COST = {  # of a run: means over its samples, and what a token of an answer took
     "slots?": AMOUNT, "kept_suffix?": AMOUNT, "tokens_processed?": AMOUNT,
 }
 EVALUATION = {
-    "name": TEXT, "task": TEXT, "model": TEXT, "samples": COUNT, **COST,
+    "name": TEXT, "task": TEXT, "model": TEXT, "samples": COUNT, **COST, "answer_tokens?": ZERO_OR_MORE,
     "metrics": Each({"value?": NUMBER}), "other_metrics?": {"metrics": Each({"value?": NUMBER})},
     "settings": {
         "gen_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE, "steps?": COUNT,
@@ -136,12 +136,15 @@ STUDY = {
     }],
 }
 PAPER = {
-    "source": TEXT, "hardware": TEXT, "problems": Each(COUNT),
+    "problems": Each(COUNT), "models": Each(TEXT), "marks": Each(TEXT),
     "scripts": [{"script": TEXT, "shows": TEXT, "model": TEXT, "gen_lengths": Several(LENGTH)}],
-    "models": Each({
-        "title": TEXT,
+    "sources": Each({
+        "title": TEXT, "method": TEXT, "paper": TEXT, "gpu": TEXT, "hardware": TEXT, "batch_size": COUNT, "basis": TEXT,
+        "tables": Each(TEXT),
         "rows": [{
-            "benchmark": TEXT, "gen_length": LENGTH, "name": TEXT, "latency_s": SECONDS, "metrics": Each(NUMBER),
+            "table": TEXT, "model": TEXT, "benchmark": TEXT, "shots": ZERO_OR_MORE, "gen_length": LENGTH, "name": TEXT,
+            "variant?": TEXT, "latency_s?": SECONDS, "tps?": AMOUNT, "answer_tokens?": COUNT, "metrics": Each(NUMBER),
+            "uncertain?": Each(TEXT),
         }],
     }),
 }

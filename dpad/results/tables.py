@@ -1,7 +1,7 @@
 """Tables of records of every kind, as text for the terminal, Markdown or CSV, with captions.
 
     python run.py table benchmarks/demo-cpu.json                              # also: --format markdown, --format csv
-    python run.py table results/main_1.5/1.5 --paper llada-1.5                # beside what the authors report
+    python run.py table results/main_1.5/1.5 --paper llada-1.5                # beside what papers report
 
 Every number comes from a record. Evaluations are shown one table for each task, model, answer length, number of samples
 and machine, rows in the paper's order, and each comparison by itself; all other records of one kind share a table.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from dpad.engine.configurations import VANILLA
 from dpad.results import benchmarks, comparisons, evaluations, paper, studies
@@ -45,45 +45,63 @@ def render(records: Sequence[dict], model: str | None = None, form: str = "termi
     each other kind.
 
     Args:
-        model: the key of a model in benchmarks/paper.json, whose reported numbers stand beside evaluations.
+        model: what of benchmarks/paper.json stands beside evaluations: "llada-1.5", "llada-1.5/gsm8k/1024"; of records
+            of kind "paper", what is shown by itself.
         form: "terminal", "markdown" or "csv" (a single table of all evaluations, plain numbers in full precision).
 
     Raises:
         ValueError: there are no records; see `paper.reported` and `evaluations.evaluation_rows`.
     """
-    reported = paper.reported(model) if model else {}
-    if model and "evaluation" not in _kinds_of(records):
-        raise ValueError(f"the paper's numbers for {model} stand beside evaluations, and there are none")
+    reported = paper.reported(model) if model else []
+    if model and not {"evaluation", "paper"} & set(_kinds_of(records)):
+        raise ValueError(f"the reported numbers for {model} stand beside evaluations, and there are none; benchmarks/"
+                         "paper.json shows them by themselves")
     parts = []
     for kind in _kinds_of(records):
         group = [record for record in records if record["kind"] == kind]
         if form == "csv":
-            parts.append(csv_table(group, reported).rstrip("\n"))
+            parts.append(csv_table(group, reported, model).rstrip("\n"))
         elif kind == "evaluation":
             groups = evaluations.group_by_table(group)
             for rows, title in zip(groups, evaluations.describe_tables(groups)):
-                heading = f"**{title}**\n" if form == "markdown" else title
-                table = evaluations.evaluation_table(rows, reported, intervals=True)
-                parts.append(f"{heading}\n{FORMATS[form](*table)}")
-            parts.append(_explain_columns(group, model))
+                parts.append(_titled(title, evaluations.evaluation_table(rows, reported, intervals=True), form))
+            parts.append(_explain_columns(group, reported))
         elif kind == "comparison":
             for record in group:
-                title = comparisons.comparison_title(record)
-                heading = f"**{title}**\n" if form == "markdown" else title
-                parts += [f"{heading}\n{FORMATS[form](*table_of([record]))}", caption([record])]
+                parts.append(_titled(comparisons.comparison_title(record), table_of([record]), form))
+                parts.append(caption([record]))
         else:
-            parts.append(f"{FORMATS[form](*table_of(group))}\n\n{caption(group)}")
+            if not (kind == "paper" and model):
+                parts.append(f"{FORMATS[form](*table_of(group))}\n\n{caption(group)}")
+            if kind == "paper":
+                parts += _reported_tables(group, model, form)
     return "\n\n".join(parts)
 
 
-def _explain_columns(records: Sequence[dict], model: str | None) -> str:
+def _titled(title: str, table: Table, form: str) -> str:
+    heading = f"**{title}**\n" if form == "markdown" else title
+    return f"{heading}\n{FORMATS[form](*table)}"
+
+
+def _explain_columns(records: Sequence[dict], reported: Sequence[paper.Reported]) -> str:
     text = "[ ]: 95 % interval (Wilson)."
     if any(row.speedup is None for row in evaluations.evaluation_rows(records)):
         text += (f" Speedup –: no run of {VANILLA.name} has the same task, model, lengths, samples and machine, or "
                  "several have.")
-    if model:
-        text += f" paper: {paper.describe_source(model)}."
-    return text
+    theirs = evaluations.beside(records, reported)
+    if reported and not theirs:
+        text += f" Nothing is reported for {reported[0].title} on these tasks and answer lengths."
+    return f"{text}\n\n{paper.explain(theirs)}" if theirs else text
+
+
+def _reported_tables(records: Sequence[dict], model: str | None, form: str) -> list[str]:
+    """What papers report, by itself: the tables and, below them, their sources."""
+    parts = []
+    for record in records:
+        rows = paper.reported(model, record)
+        parts += [_titled(paper.describe(group), paper.reported_table(group), form) for group in paper.group(rows)]
+        parts.append(paper.explain(rows, record))
+    return parts
 
 
 def terminal_table(records: Sequence[dict], names: Sequence[str] = ()) -> str:
@@ -100,22 +118,27 @@ def markdown_table(records: Sequence[dict]) -> str:
     return f"{as_markdown(*table_of(records))}\n\n{caption(records)}"
 
 
-def csv_table(records: Sequence[dict], reported: Mapping[tuple, dict] | None = None) -> str:
+def csv_table(records: Sequence[dict], reported: Sequence[paper.Reported] = (), model: str | None = None) -> str:
     """One table as comma-separated values with a heading line.
 
-    Of evaluations and comparisons: plain numbers in full precision, empty where unknown, the authors' in columns that
-    begin with paper_. Of other kinds: the cells of the table as they are.
+    Of evaluations, comparisons, and what papers report: plain numbers in full precision, empty where unknown; `source` says whose
+    a row is. Of other kinds: the cells of the table as they are.
     """
-    if _kind_of(records) == "evaluation":
-        lines = evaluations.evaluation_values(records, reported)
-    elif _kind_of(records) == "comparison":
-        lines = comparisons.comparison_values(records)
+    kind = _kind_of(records)
+    if kind == "evaluation":
+        values = evaluations.evaluation_values(records, reported)
+    elif kind == "comparison":
+        values = comparisons.comparison_values(records)
+    elif kind == "paper":
+        values = [paper.values(row) for record in records for row in paper.reported(model, record)]
     else:
         headings, cells = table_of(records)
-        lines = [headings, *cells]
+        values = [dict(zip(headings, line)) for line in cells]
 
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in values for key in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(values)
     return text.getvalue()
 
 
