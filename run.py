@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpad.engine import hub
 from dpad.engine.answer_text import AFTER_EOS
@@ -51,6 +51,7 @@ run.py [flags]            measure a model on a task
        run.py bench [flags]      time decoding
        run.py table RECORD...    tables and figures of records
        run.py trace FILE...      show and draw recorded denoisings
+       run.py attention [flags]  draw what a block attends to
        run.py train [flags]      fine-tune a model, with suffix dropout
 Each of them has its own --help."""
 DPAD_FLAGS = f"-k {DPAD['k_sigma']:g} -sc {DPAD['scale']:g}"
@@ -125,6 +126,16 @@ examples:
   python run.py table benchmarks/cpu-small.json                       a record of run.py bench
   python run.py table record.json --format csv > table.csv
   python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
+"""
+ATTENTION_EXAMPLES = f"""\
+examples:
+  python run.py attention -m tiny --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?" --plot attention.png
+  python run.py attention -m tiny -t arithmetic-50 --limit 20 -d gaussian {DPAD_FLAGS} --plot attention.png \\
+      --record attention.json                              averaged over 20 problems, with and without suffix dropout
+  python run.py attention -m 1.5 -t gsm8k -s 4 --limit 100 -l 512 -d gaussian {DPAD_FLAGS} -th 0.9 --plot figure-3.svg
+  python run.py attention -m tiny -t arithmetic-50 --block all --step 4     all blocks, in their fifth forward
+
+Blocks, steps and layers count from 0. The record draws again: run.py table attention.json --plot attention.svg
 """
 
 
@@ -605,6 +616,63 @@ def run_trace(args: argparse.Namespace, argv: list[str]) -> None:
         print(f"drawn in {args.gif}")
 
 
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def add_attention_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is looked at")
+    group.add_argument("--prompt", help="a prompt; - reads standard input as one")
+    group.add_argument("-t", "--task", help="instead, the average over problems of a task (see run.py --help)")
+    group.add_argument("-s", "--num_fewshot", type=int, metavar="N", help="worked examples in a task's prompts "
+                       "(default: 0)")
+    group.add_argument("--limit", type=int, metavar="N", help="only a task's first N documents")
+    group.add_argument("--block", default="0", metavar="N", help="the block whose attention it is, from 0; all: the "
+                       "average over all that have a suffix, laid over each other (default: %(default)s)")
+    group.add_argument("--step", type=int, default=0, metavar="N", help="the block's forward, from 0 (default: "
+                       "%(default)s)")
+    group.add_argument("--before", type=int, default=200, metavar="N", help="how far before the block to show, in "
+                       "tokens (default: %(default)s)")
+    group.add_argument("--plot", metavar="FILE", help="draw it into this .png or .svg file")
+    group.add_argument("--record", metavar="FILE", help="write the record into this .json file")
+    add_shared_flags(parser)
+
+
+def run_attention(args: argparse.Namespace, argv: list[str]) -> None:
+    """Measure what blocks attend to; print it, and write and draw the record."""
+    from dpad.results import outputs
+
+    if (args.prompt is None) == (args.task is None):
+        raise ValueError("give a prompt with --prompt or a task with --task, one of the two")
+    if args.task is None:
+        for flag, value in (("--limit", args.limit), ("--num_fewshot", args.num_fewshot)):
+            if value is not None:
+                raise ValueError(f"{flag} is {value}, which --task alone uses; leave it out")
+    for flag, path, kind in (("--plot", args.plot, outputs.PICTURE), ("--record", args.record, outputs.ATTENTION)):
+        if path is not None:
+            outputs.check(flag, path, kind)
+    settings = settings_from(args)
+    load_libraries()
+
+    from dpad.interact import answers, attention
+
+    block = attention.check_place(settings, args.block, args.step, args.before)
+    about: dict[str, Any] = {"command": shlex.join(["python", "run.py", *argv])}
+    chat_template = CHAT_TEMPLATE[args.chat_template]
+    if args.task is None:
+        questions = answers.read_prompts(args.prompt, None)
+        loaded = load_model(args)
+        prompts = answers.complete_prompts(loaded, questions, chat_template)
+        about["prompt"] = questions[0]
+    else:
+        about |= {"task": args.task, "num_fewshot": args.num_fewshot or 0, "limit": args.limit}
+        tasks = attention.load_task(args.task, args.num_fewshot or 0, args.limit, settings.seed)
+        check_model(args)
+        loaded = load_model(args)
+        prompts = attention.prompts_of_task(loaded, tasks, settings, args.limit, chat_template)
+    record = attention.measure(loaded, prompts, settings, block, args.step, args.before, about)
+    attention.show(record, args.record, args.plot)
+
+
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
@@ -663,6 +731,11 @@ COMMANDS = {
     "trace": Command(
         "Show denoisings that `run.py generate --trace` wrote, and draw them; several share one clock.",
         "run.py trace FILE... [flags]", "", add_trace_flags, run_trace,
+    ),
+    "attention": Command(
+        "Show what a block attends to: the text before it, itself, and its suffix, whole and with suffix dropout.",
+        "run.py attention -m NAME (--prompt TEXT | -t TASK) [flags]", ATTENTION_EXAMPLES, add_attention_flags,
+        run_attention,
     ),
     "train": Command(
         "Fine-tune a masked diffusion model on what it meets when it decodes, suffix dropout included.",

@@ -179,6 +179,32 @@ def test_play_pause_and_scrub(visit):
     page.wait_for_function("document.querySelector('#play').innerText.trim() == 'Play'")
 
 
+def test_attention_lies_over_the_canvas(visit):
+    """Ticked before asking: bars on the cells, another layer's by the slider, none when off; then a sentence."""
+    page = visit()
+    assert not page.locator("#layer").is_visible()
+    page.get_by_label("Attention").check()
+    page.wait_for_selector("#layer")
+    page.click("#ask")
+    finished(page)
+    bars = "[...document.querySelectorAll('#left .cells i')].map(cell => getComputedStyle(cell).boxShadow).join()"
+    page.wait_for_selector('#left .cells i[style*="--bar"]')
+    mean = page.evaluate(bars)
+    assert "attention to prompt" in page.locator("#left .numbers").inner_text()
+    assert "attention" in page.locator("#left .cells i").first.get_attribute("title")
+    set_number(page, "layer", 2)
+    page.wait_for_function(f"before => {bars} != before", arg=mean)
+    set_number(page, "position", 5)
+    page.wait_for_selector('#left .trace[data-forwards="5"] .cells i[style*="--bar"]')
+    page.get_by_label("Attention").uncheck()
+    page.wait_for_function("!document.querySelector('#left .cells i[style*=\"--bar\"]')")
+    page.click("#ask")
+    page.wait_for_selector('#left .trace[data-done="0"]')
+    finished(page)
+    page.get_by_label("Attention").check()
+    page.wait_for_function("document.querySelector('#left .legend').innerText.includes('ask again')")
+
+
 def test_comparison(visit):
     """Vanilla and DPad side by side on one question, their clocks, and a sentence about both at the end."""
     page = visit()

@@ -223,7 +223,7 @@ def test_the_served_page(loaded, tmp_path, monkeypatch):
         assert ask("GET", "/config", Origin="https://evil.example").status == 403
 
         job = next(fn for fn in page.blocks.fns.values() if fn.fn and fn.fn.__name__ == "answer")
-        values = ["How many apples?", *(control.value for control in page.controls.values())]
+        values = ["How many apples?", False, 0, *(control.value for control in page.controls.values())]
         for session, listens in (("nobody", False), ("somebody", True)):
             body = {"data": values, "fn_index": job._id, "session_hash": session, "trigger_id": None}
             assert ask("POST", "/gradio_api/queue/join", body).status == 200

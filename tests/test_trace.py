@@ -4,6 +4,7 @@
 """
 
 import json
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,8 +14,10 @@ from PIL import Image
 import run
 from dpad.engine import completion, loading
 from dpad.interact import trace as trace_module
+from dpad.interact.attention import measure
 from dpad.interact.canvas import canvas_after, summarize
 from dpad.interact.gif import write_gif
+from dpad.interact.markup import render_canvas
 from dpad.interact.trace import Tracer, read_trace
 from dpad.results import files
 from sampler import GaussianSampler
@@ -27,10 +30,10 @@ def loaded(checkpoint_folder):
     return loading.load(str(checkpoint_folder), device="cpu", dtype="float32")
 
 
-def record(loaded, **options):
+def record(loaded, attention=False, **options):
     options = {"gen_length": 96, "block_length": 16, "steps": 24, "seed": 3} | options
     settings = loaded.family.settings(**options)
-    tracer = Tracer(loaded, PROMPT, settings)
+    tracer = Tracer(loaded, PROMPT, settings, attention=attention)
     [answer] = completion.complete(loaded, [PROMPT], settings, streamer=tracer)
     return tracer.finish(answer), settings
 
@@ -75,6 +78,66 @@ def test_early_termination_fills(loaded, monkeypatch):
     trace, _ = record(loaded, early_termination=True)
     kinds = {cell.kind for cell in canvas_after(trace, len(trace.forwards)).cells}
     assert kinds == {"decided", "filled"}
+
+
+def test_attention_is_that_of_each_blocks_first_forward(loaded, tmp_path):
+    """Guards the overlay: what a trace says equals what is measured, survives its file, and changes nothing else."""
+    trace, settings = record(loaded, attention=True, suffix_sampler=GaussianSampler(48, 3, 1.6))
+    plain, _ = record(loaded, suffix_sampler=GaussianSampler(48, 3, 1.6))
+    assert [entry["decided"] for entry in trace.forwards] == [entry["decided"] for entry in plain.forwards]
+    assert all(("attention" in entry) == ("kept" in entry) for entry in trace.forwards)
+    assert not any("attention" in entry for entry in plain.forwards)
+    path = tmp_path / "a.jsonl"
+    trace.write(path)
+    trace = read_trace(path)
+    _, kept = measure(loaded, [PROMPT], settings, 2, before=0)["views"]
+    forwards = next(number for number, entry in enumerate(trace.forwards, start=1) if entry["block"] == 2)
+    for layer in (1, 2):
+        expected = [weight or 0 for weight in kept["layers"][layer - 1]["mean"]]
+        assert canvas_after(trace, forwards, layer).attention[32:] == pytest.approx(expected, abs=1e-5)
+    mean = [sum(column) / 2 for column in zip(*trace.forwards[forwards - 1]["attention"])]
+    for count, layer in ((forwards, 0), (forwards + 1, 0)):
+        assert canvas_after(trace, count, layer).attention == mean, "it stays for the whole block"
+    assert canvas_after(trace, forwards, 9).attention == canvas_after(trace, forwards, 2).attention
+    assert canvas_after(trace, forwards).attention is None and canvas_after(plain, forwards, 0).attention is None
+
+
+def test_attention_is_left_out_of_the_clock(loaded, monkeypatch):
+    """Guards what a visitor compares: looking at attention does not make an answer slower."""
+    true_look = Tracer._attention_at
+
+    def look(self, moment):
+        time.sleep(0.2)
+        return true_look(self, moment)
+
+    monkeypatch.setattr(Tracer, "_attention_at", look)
+    trace, _ = record(loaded, attention=True)
+    assert trace.seconds < 6 * 0.2 and trace.tail["seconds"] < 6 * 0.2
+
+
+def test_attention_on_the_canvas(loaded):
+    """Guards the markup: bars and numbers where it is asked for, a sentence where a trace has none, else nothing."""
+    trace, _ = record(loaded, attention=True)
+    plain, _ = record(loaded)
+    shown = render_canvas(trace, 3, layer=0)
+    assert shown.count("--bar:") == 96 and "--bar:1.00" in shown and "attention to prompt" in shown
+    assert "; attention 0." in shown and "full height" in shown
+    assert "ask again" in render_canvas(plain, 3, layer=0) and "--bar" not in render_canvas(plain, 3, layer=0)
+    assert render_canvas(trace, 3).count("attention") == 0 == render_canvas(plain, 3).count("attention")
+
+
+@pytest.mark.parametrize("attention, message", [
+    ("x", "attention is 'x'"), ([], "attention is []"), ([3], "attention[0] is 3"), ([[0.5] * 95], "all places of"),
+    ([[2.0] * 96], "a number from 0 to 1"), ([[0.5] * 96] * 300, "at most 256 layers"), ([["a"] * 96], "'a'"),
+])
+def test_spoilt_attention_is_refused(loaded, tmp_path, attention, message):
+    """Guards the page against traces from anywhere."""
+    trace, _ = record(loaded)
+    trace.forwards[0]["attention"] = attention
+    trace.write(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="line 2: not a line of a trace") as caught:
+        read_trace(tmp_path / "a.jsonl")
+    assert message in str(caught.value)
 
 
 def test_only_one_prompt(loaded):

@@ -66,6 +66,16 @@ def _read_prompt_file(name: str) -> list[str]:
     return prompts
 
 
+def complete_prompts(loaded: LoadedModel, prompts: Sequence[str], chat_template: bool | None) -> list[str]:
+    """The texts that the model gets: in its chat template or as they are (None: the model's default).
+
+    Raises:
+        ValueError: there is no chat template.
+    """
+    use_template = check_chat_template(loaded, chat_template)
+    return [loaded.chat(prompt) if use_template else loaded.raw(prompt) for prompt in prompts]
+
+
 def _read_text(name: str) -> str:
     return sys.stdin.read() if name == "-" else files.read_text(name)
 
@@ -88,8 +98,7 @@ def answer_prompts(
     Raises:
         ValueError: a prompt does not fit, or there is no chat template.
     """
-    use_template = check_chat_template(loaded, chat_template)
-    texts = [loaded.chat(prompt) if use_template else loaded.raw(prompt) for prompt in prompts]
+    texts = complete_prompts(loaded, prompts, chat_template)
     for text in texts:
         check_prompt(loaded, text, settings.gen_length)
     completion.warm_up(loaded, texts[0], settings.gen_length)

@@ -50,7 +50,7 @@ class Canvas:
 
     suffix and kept_suffix: how many positions follow the block, and how many of them are computed. share: slots
     computed so far, as a share of those that vanilla decoding computes in as many forwards. tokens: decided ones of the
-    answer.
+    answer. attention: what the block pays to each cell, where it was asked for and the trace has it.
     """
 
     cells: list[Cell]
@@ -62,14 +62,18 @@ class Canvas:
     share: float
     tokens: int
     done: bool
+    attention: list[float] | None = None
 
     @property
     def state(self) -> str:
         return "done" if self.done else f"block {self.block + 1}"
 
 
-def canvas_after(trace: Trace, forwards: int) -> Canvas:
-    """The canvas after the first `forwards` forwards of a trace, from 0 to all of them."""
+def canvas_after(trace: Trace, forwards: int, layer: int | None = None) -> Canvas:
+    """The canvas after the first `forwards` forwards of a trace, from 0 to all of them.
+
+    layer: whose attention it shows, counted from 1; 0 for the mean of all, None for none.
+    """
     past = trace.forwards[:forwards]
     done = forwards >= len(trace.forwards) and bool(trace.tail)
     block = past[-1]["block"] if past else 0
@@ -103,6 +107,7 @@ def canvas_after(trace: Trace, forwards: int) -> Canvas:
         share=computed / (len(past) * whole) if past else 0.0,
         tokens=sum(cell.kind == "decided" and not cell.is_after_end for cell in cells),
         done=done,
+        attention=None if layer is None else _attention(trace, forwards, layer),
     )
 
 
@@ -112,6 +117,16 @@ def _kept_suffix(trace: Trace, forwards: int) -> set[int]:
     for forward in trace.forwards[: max(1, forwards)]:
         kept = forward.get("kept", kept)
     return set(kept)
+
+
+def _attention(trace: Trace, forwards: int, layer: int) -> list[float] | None:
+    """What the block at this moment pays to each cell in its first forward; a layer beyond the last stands for that."""
+    layers: list[list[float]] = []
+    for forward in trace.forwards[: max(1, forwards)]:
+        layers = forward.get("attention", layers)
+    if not layers:
+        return None
+    return layers[min(layer, len(layers)) - 1] if layer else [sum(column) / len(layers) for column in zip(*layers)]
 
 
 def shade(forward: int, total: int) -> tuple[int, int, int]:

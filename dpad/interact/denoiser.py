@@ -45,8 +45,11 @@ class Denoiser:
             raise ValueError(f"gen_length is {settings.gen_length}; on this page it must be at most {MAX_GEN_LENGTH}")
         return settings
 
-    def start(self, question: str, settings: DecodingSettings) -> AnswerThread:
-        """Begin to answer a question; ValueError if it cannot be answered."""
+    def start(self, question: str, settings: DecodingSettings, attention: bool = False) -> AnswerThread:
+        """Begin to answer a question; ValueError if it cannot be answered.
+
+        attention: the trace says what every block attends to.
+        """
         question = (question or "").strip()
         if not question:
             raise ValueError("the question is empty; type one, or choose an example")
@@ -55,7 +58,7 @@ class Denoiser:
 
         text = self.loaded.chat(question) if self.loaded.chat_template else self.loaded.raw(question)
         prompts.check_prompt(self.loaded, text, settings.gen_length)
-        thread = AnswerThread(self, question, text, settings)
+        thread = AnswerThread(self, question, text, settings, attention)
         thread.start()
         return thread
 
@@ -114,12 +117,14 @@ class Shelf:
 class AnswerThread(threading.Thread):
     """An answer while it is decoded. trace: what has been decoded so far."""
 
-    def __init__(self, denoiser: Denoiser, question: str, text: str, settings: DecodingSettings) -> None:
+    def __init__(
+        self, denoiser: Denoiser, question: str, text: str, settings: DecodingSettings, attention: bool = False,
+    ) -> None:
         super().__init__(daemon=True)
         self.denoiser = denoiser
         self.text = text
         self.settings = settings
-        self.tracer = Tracer(denoiser.loaded, question, settings, listener=self._check_cancelled)
+        self.tracer = Tracer(denoiser.loaded, question, settings, listener=self._check_cancelled, attention=attention)
         self.cancelled = threading.Event()
         self.error: Exception | None = None
 

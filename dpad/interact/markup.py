@@ -23,6 +23,7 @@ LEGEND = {
     "kept": "suffix kept",
     "dropped": "suffix dropped",
 }
+NO_ATTENTION = "this answer was decoded without looking at attention: ask again"
 FORMULAS = {  # of the retention probability, by dropout strategy; formatted with the sampler's parameters
     "null": "Vanilla: every suffix position is computed.",
     "gaussian": "DPad: p(i) = min(1, a/√(2π) · exp(−x²/2)), x from 0 to k = {k_sigma:g} over the window of {window}, "
@@ -41,14 +42,23 @@ def render_message(text: str, kind: str = "alert") -> str:
 # --- The canvas -------------------------------------------------------------------------------------------------------
 
 
-def render_canvas(trace: Trace, forwards: int, half: bool = False) -> str:
+def render_canvas(trace: Trace, forwards: int, half: bool = False, layer: int | None = None) -> str:
     """The canvas of a trace after so many forwards, with its numbers and, at the end, the answer.
 
-    half: beside another canvas, with half the columns.
+    half: beside another canvas, with half the columns. layer: whose attention lies over it, see `canvas_after`.
     """
-    canvas = canvas_after(trace, forwards)
-    cells = "".join(_render_cell(place, cell, trace) for place, cell in enumerate(canvas.cells))
+    canvas = canvas_after(trace, forwards, layer)
+    weights = canvas.attention or [0.0] * len(canvas.cells)
+    most = max(weights) or 1.0
+    cells = "".join(
+        _render_cell(place, cell, trace, _render_bar(weight, most) if canvas.attention else ("", ""))
+        for place, (cell, weight) in enumerate(zip(canvas.cells, weights))
+    )
     legend = "".join(f'<span><i class="{kind}"></i>{text}</span>' for kind, text in LEGEND.items())
+    if canvas.attention:
+        legend += f'<span><i class="bar"></i>attention of the block (full height: {100 * most:.2g}%)</span>'
+    elif layer is not None:
+        legend += f"<span>{NO_ATTENTION}</span>"
     answer = ""
     if canvas.done:
         answer = f'<div class="answer">{html.escape(trace.tail["answer"] or "(an empty answer)")}</div>'
@@ -74,19 +84,32 @@ def _render_numbers(canvas: Canvas) -> str:
         "elapsed": f"{canvas.seconds:.2f} s",
         "": canvas.state,
     }
+    if canvas.attention:
+        numbers["attention to prompt"] = f"{100 * (1 - sum(canvas.attention)):.0f}%"
     return "".join(f"<span>{name} <b>{value}</b></span>" for name, value in numbers.items())
 
 
-def _render_cell(place: int, cell: Cell, trace: Trace) -> str:
+def _render_bar(weight: float, most: float) -> tuple[str, str]:
+    """The bar of a cell's attention, which is a part of its style, and its number, a part of its title.
+
+    The height goes with the square root: most cells get a hundredth of what the first ones get.
+    """
+    return f"--bar:{(weight / most) ** 0.5:.2f};", f"; attention {100 * weight:.3g}%"
+
+
+def _render_cell(place: int, cell: Cell, trace: Trace, bar: tuple[str, str]) -> str:
+    style, number = bar
     if cell.forward is None:
-        return f'<i class="{cell.kind}" title="{place}: {CELL_LABELS[cell.kind]}"></i>'
+        style = f' style="{style}"' if style else ""
+        return f'<i class="{cell.kind}"{style} title="{place}: {CELL_LABELS[cell.kind]}{number}"></i>'
 
     colour = shade(cell.forward, len(trace.forwards))
     red, green, blue = colour
     kind = "decided late" if needs_light_text(colour) else "decided"
     label = html.escape(f"{cell.text!r}: forward {cell.forward + 1}, confidence {cell.confidence:.3f}")
     text = html.escape(cell.glyph)
-    return f'<i class="{kind}" style="background:rgb({red},{green},{blue})" title="{place}: {label}">{text}</i>'
+    style += f"background:rgb({red},{green},{blue})"
+    return f'<i class="{kind}" style="{style}" title="{place}: {label}{number}">{text}</i>'
 
 
 # --- The retention curve ----------------------------------------------------------------------------------------------

@@ -158,6 +158,7 @@ class Page:
         with gr.Row():
             self.left = gr.HTML("", elem_id="left", min_height=40)
             self.right = gr.HTML("", elem_id="right", visible=False, min_height=40)
+        self.lay_out_attention()
         self.lay_out_player()
         self.opened = gr.File(label="Open a trace (run.py generate --trace writes one)", file_types=[".jsonl"],
                               elem_id="open", height=110)
@@ -185,6 +186,15 @@ class Page:
         values = (control.value for control in self.controls.values())
         self.retention = gr.HTML(self.draw_curve(*values), elem_id="retention")
 
+    def lay_out_attention(self) -> None:
+        layers = self.denoiser.loaded.model.layer_count
+        with gr.Row():
+            self.attention = gr.Checkbox(label="Attention", info="Bars: what the block attended to in its first "
+                                         "forward. Tick before asking; it takes one more forward a block",
+                                         elem_id="attention", min_width=300)
+            self.layer = gr.Slider(0, layers, value=0, step=1, label="Layer", info=f"0: mean of all {layers}",
+                                   elem_id="layer", visible=False, min_width=200)
+
     def lay_out_player(self) -> None:
         with gr.Row(visible=False, elem_id="player") as self.player:
             self.play = gr.Button("Play", min_width=90, scale=0, elem_id="play")
@@ -201,8 +211,10 @@ class Page:
 
         busy = quiet | {"concurrency_limit": MAX_VISITORS, "concurrency_id": "model"}
         asked = [self.ask.click, self.question.submit]
-        answers = [gr.on(asked, self.answer, [self.question, *controls], results, **busy),
-                   self.compare.click(self.answer_twice, [self.question, *controls], results, **busy)]
+        shown = [self.attention, self.layer]
+        inputs = [self.question, *shown, *controls]
+        answers = [gr.on(asked, self.answer, inputs, results, **busy),
+                   self.compare.click(self.answer_twice, inputs, results, **busy)]
         self.stop.click(self.pause, None, player, cancels=answers)
 
         self.example.input(lambda text: text or gr.skip(), self.example, self.question, **quiet)
@@ -211,10 +223,12 @@ class Page:
             control.change(self.draw_curve, controls, self.retention, **quiet)
 
         canvases = [self.message, self.left, self.right]
-        self.position.change(self.seek, [self.position, self.shown], canvases, **quiet)
+        seeks = [self.position.change, self.layer.change, self.attention.change]
+        gr.on(seeks, self.seek, [self.position, self.shown, *shown], canvases, **quiet)
+        self.attention.change(lambda on: gr.update(visible=on), self.attention, self.layer, **quiet)
         self.play.click(self.press_play, [self.play, self.position, self.shown], [self.message, *player], **quiet)
         self.clock.tick(self.tick, [self.position, self.shown], [self.message, *player], **quiet)
-        self.opened.upload(self.open_trace, self.opened, results, concurrency_limit=1, **quiet)
+        self.opened.upload(self.open_trace, [self.opened, *shown], results, concurrency_limit=1, **quiet)
 
     # --- Events of the panel ---
 
@@ -229,36 +243,42 @@ class Page:
         except ValueError as error:
             return render_message(str(error))
 
-    def answer(self, request: gr.Request, question: str, *values: Any) -> Iterator[dict[Any, Any]]:
+    def answer(
+        self, request: gr.Request, question: str, attention: bool, layer: float, *values: Any
+    ) -> Iterator[dict[Any, Any]]:
         """Answer a question, and show every picture of it."""
-        yield from self.decode(question, values, with_vanilla=False, session=request.session_hash)
+        yield from self.decode(question, values, False, request.session_hash, layer_of(attention, layer))
 
-    def answer_twice(self, request: gr.Request, question: str, *values: Any) -> Iterator[dict[Any, Any]]:
+    def answer_twice(
+        self, request: gr.Request, question: str, attention: bool, layer: float, *values: Any
+    ) -> Iterator[dict[Any, Any]]:
         """Answer with vanilla decoding and with the settings, side by side; settings without DPad get it."""
-        yield from self.decode(question, values, with_vanilla=True, session=request.session_hash)
+        yield from self.decode(question, values, True, request.session_hash, layer_of(attention, layer))
 
     def decode(
-        self, question: str, values: tuple[Any, ...], with_vanilla: bool, session: str | None = None
+        self, question: str, values: tuple[Any, ...], with_vanilla: bool, session: str | None = None,
+        layer: int | None = None,
     ) -> Iterator[dict[Any, Any]]:
         """Decode once, or twice at the same time; what goes wrong becomes a message.
 
-        session: the visitor's; nothing is decoded, and no pictures are piled up, for one who does not listen.
+        session: the visitor's; nothing is decoded, and no pictures are piled up, for one who does not listen. layer:
+        whose attention lies over the canvases, see `canvas_after`; None for none, which takes no time.
         """
         threads: list[AnswerThread] = []
         try:
             if not self.has_listener(session):
                 return
             for settings in self.choose(values, with_vanilla):
-                threads.append(self.denoiser.start(question, settings))
+                threads.append(self.denoiser.start(question, settings, layer is not None))
             traces = [thread.trace for thread in threads]
             yield {self.message: "", self.player: gr.update(visible=False), **self.pause(),
-                   **self.draw_canvases(traces)}
+                   **self.draw_canvases(traces, layer=layer)}
 
             while any(thread.is_alive() for thread in threads):
                 time.sleep(REFRESH)
                 if not self.has_listener(session):
                     return
-                yield self.draw_canvases(traces)
+                yield self.draw_canvases(traces, layer=layer)
             for thread in threads:
                 thread.check()
         except ValueError as error:
@@ -270,7 +290,8 @@ class Page:
 
         file = self.denoiser.save(traces[-1])
         verdict = render_verdict(*traces) if with_vanilla else ""
-        yield self.finish(traces, len(traces) * file.stat().st_size) | {self.download: str(file), self.message: verdict}
+        size = len(traces) * file.stat().st_size
+        yield self.finish(traces, size, layer) | {self.download: str(file), self.message: verdict}
 
     def has_listener(self, session: str | None) -> bool:
         """Whether a visitor receives what a job yields; None stands for a caller in this process, who does."""
@@ -292,25 +313,30 @@ class Page:
 
     # --- Canvases and the player ---
 
-    def draw_canvases(self, traces: list[Trace], counts: list[int] | None = None) -> dict[Any, Any]:
-        """The canvases of one trace or two after so many forwards each; None: after all so far."""
+    def draw_canvases(
+        self, traces: list[Trace], counts: list[int] | None = None, layer: int | None = None,
+    ) -> dict[Any, Any]:
+        """The canvases of one trace or two after so many forwards each; None: after all so far.
+
+        layer: whose attention lies over them, see `canvas_after`.
+        """
         if counts is None:
             counts = [len(trace.forwards) for trace in traces]
-        canvases = [render_canvas(trace, count, half=len(traces) == 2) for trace, count in zip(traces, counts)]
+        canvases = [render_canvas(trace, count, len(traces) == 2, layer) for trace, count in zip(traces, counts)]
         right = {"visible": True, "value": canvases[1]} if len(canvases) == 2 else {"visible": False}
         return {self.left: canvases[0], self.right: gr.update(**right)}
 
-    def finish(self, traces: list[Trace], size: int) -> dict[Any, Any]:
+    def finish(self, traces: list[Trace], size: int, layer: int | None = None) -> dict[Any, Any]:
         """Show the player, whose slider counts the forwards of the slower trace. size: of the traces' files, in bytes.
         """
         total = len(slowest(traces).forwards)
-        return self.draw_canvases(traces) | self.pause() | {
+        return self.draw_canvases(traces, layer=layer) | self.pause() | {
             self.player: gr.update(visible=True),
             self.position: gr.update(minimum=0, maximum=total, value=total),
             self.shown: self.denoiser.shelf.put(traces, size),
         }
 
-    def seek(self, position: float, key: str) -> dict[Any, Any]:
+    def seek(self, position: float, key: str, attention: bool = False, layer: float = 0) -> dict[Any, Any]:
         """The canvases after so many forwards; of a comparison, when the slower one had done so many."""
         traces = self.denoiser.shelf.get(key)
         if not traces:
@@ -319,8 +345,8 @@ class Page:
         leader = slowest(traces)
         forwards = min(max(0, int(position or 0)), len(leader.forwards))
         now = leader.forwards[forwards - 1]["seconds"] if forwards else -1.0
-        return self.draw_canvases(
-            traces, [forwards if trace is leader else trace.forwards_by(now) for trace in traces])
+        counts = [forwards if trace is leader else trace.forwards_by(now) for trace in traces]
+        return self.draw_canvases(traces, counts, layer_of(attention, layer))
 
     def press_play(self, label: str, position: float, key: str) -> dict[Any, Any]:
         traces = self.denoiser.shelf.get(key)
@@ -342,18 +368,23 @@ class Page:
     def pause(self) -> dict[Any, Any]:
         return {self.play: "Play", self.clock: gr.Timer(active=False)}
 
-    def open_trace(self, file: str) -> dict[Any, Any]:
+    def open_trace(self, file: str, attention: bool = False, layer: float = 0) -> dict[Any, Any]:
         """Show a trace that a visitor has uploaded; its file is not kept."""
         path = Path(file)
         try:
             trace = read_uploaded(path)
             size = path.stat().st_size
-            shown = self.finish([trace], size)
+            shown = self.finish([trace], size, layer_of(attention, layer))
             return shown | {self.download: str(self.denoiser.save(trace)), self.message: ""}
         except (ValueError, OSError) as error:
             return {self.message: render_message(str(error).replace(file, path.name))}
         finally:
             path.unlink(missing_ok=True)
+
+
+def layer_of(attention: bool, layer: float) -> int | None:
+    """Whose attention the controls ask for, see `canvas_after`."""
+    return max(0, int(layer or 0)) if attention else None
 
 
 def slowest(traces: list[Trace]) -> Trace:

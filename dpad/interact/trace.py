@@ -11,6 +11,8 @@ them is one forward:
     seconds    since generation began
     computed   slots that the forward computed: prompt, answer so far, block, kept suffix (fewer with a cache)
     kept       in a block's first forward: the places of the answer after the block that the block may see
+    attention  in a block's first forward, where it was asked for: by layer, what the block pays to each place of the
+               answer, mean over heads and its positions; the rest up to 1 goes to the prompt
     decided    [place in the answer, token id, text, confidence] of every token that was decoded; the confidence is the
                model's probability, or what the unmasking rule uses instead of it
 """
@@ -32,15 +34,17 @@ from dpad.results.records import environment
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dpad.engine.attention import Moment, Moments
     from dpad.engine.completion import Completion
     from dpad.engine.loading import LoadedModel
     from dpad.engine.settings import DecodingSettings
 
-FORWARD_FIELDS = {"block", "seconds", "computed", "kept", "decided"}
+FORWARD_FIELDS = {"block", "seconds", "computed", "kept", "attention", "decided"}
 # Of a file that is read:
 MAX_SIZE = 2**26  # bytes
 MAX_LENGTH = 2**17  # tokens of the answer, a block or the prompt
 MAX_STEPS = 2  # forwards for each token of the answer
+MAX_LAYERS = 256
 
 
 @dataclass
@@ -93,11 +97,13 @@ class Tracer:
         prompt: the question as it was asked, for the trace's first line.
         listener: called after every forward, with the trace so far; what it raises ends the generation.
         streamer: another streamer, which receives everything that this one receives.
+        attention: also record what each block attends to, which takes one more forward a block; the trace's clock
+            stands still meanwhile.
     """
 
     def __init__(
         self, loaded: LoadedModel, prompt: str, settings: DecodingSettings, *,
-        listener: Callable[[Trace], None] | None = None, streamer: Any = None,
+        listener: Callable[[Trace], None] | None = None, streamer: Any = None, attention: bool = False,
     ) -> None:
         self.loaded = loaded
         self.trace = Trace(_head(loaded, prompt, settings))
@@ -106,6 +112,12 @@ class Tracer:
         self.prompt_tokens = 0  # known when generation begins
         self.block = -1
         self.start = time.perf_counter()
+        self.paused = 0.0  # seconds that attention took
+        self.moments: Moments | None = None
+        if attention:
+            from dpad.engine.attention import Moments  # reading a trace does not wait for torch
+
+            self.moments = Moments(loaded.model.config.mask_token_id, settings.gen_length, settings.block_length)
 
     def put(self, value: Tensor) -> None:
         """Receive the prompt, int64 [1, P], and after it each finished block."""
@@ -115,8 +127,9 @@ class Tracer:
             self.prompt_tokens = value.shape[1]
             self.trace.head["prompt_tokens"] = self.prompt_tokens
             self.start = time.perf_counter()
-        if self.streamer:
-            self.streamer.put(value)
+            self.paused = 0.0
+        for follower in filter(None, (self.moments, self.streamer)):
+            follower.put(value)
 
     def put_draft(self, value: Tensor) -> None:
         """Receive the block as it stands after a forward, int64 [1, L]."""
@@ -129,7 +142,7 @@ class Tracer:
         begin = block * self.trace.block_length
         forward: dict[str, Any] = {
             "block": block,
-            "seconds": round(time.perf_counter() - self.start, 4),
+            "seconds": round(time.perf_counter() - self.start - self.paused, 4),
             "computed": len(columns),
         }
 
@@ -146,9 +159,25 @@ class Tracer:
             for offset, token, probability in zip(offsets.tolist(), tokens, confidences)
         ]
 
+        if self.moments:
+            before = time.perf_counter()
+            self.moments.put_step(block, columns, chosen, candidates, confidence)
+            if "kept" in forward:
+                assert self.moments.last is not None
+                forward["attention"] = self._attention_at(self.moments.last)
+            self.paused += time.perf_counter() - before
         self.trace.forwards.append(forward)
         if self.listener:
             self.listener(self.trace)
+
+    def _attention_at(self, moment: Moment) -> list[list[float]]:
+        """By layer, what the block pays to each place of the answer; 0 to those that it does not see."""
+        from dpad.engine.attention import heads_at
+
+        mean = heads_at(self.loaded.model, moment, moment.columns).mean(dim=1)  # [layers, S]
+        places = mean.new_zeros(len(mean), len(moment.tokens))
+        places[:, moment.columns] = mean
+        return [[round(weight, 5) for weight in layer] for layer in places[:, self.prompt_tokens :].tolist()]
 
     def text_of(self, token: int) -> str:
         return self.loaded.tokenizer.decode([token], clean_up_tokenization_spaces=False)
@@ -161,7 +190,7 @@ class Tracer:
         """The complete trace, with the answer and its cost as its last line."""
         self.trace.tail = {
             "answer": completion.text, "forwards": completion.forwards, "tokens": completion.tokens,
-            "seconds": round(completion.seconds, 4), "tokens_processed": completion.tokens_processed,
+            "seconds": round(completion.seconds - self.paused, 4), "tokens_processed": completion.tokens_processed,
         }
         return self.trace
 
@@ -193,7 +222,7 @@ HEAD = {
 }
 FORWARD = {
     "block": PLACE, "seconds": forms.AMOUNT, "computed": forms.ZERO_OR_MORE, "kept?": forms.Several(PLACE),
-    "decided": forms.Several(DECIDED),
+    "attention?": [forms.Several(forms.SHARE)], "decided": forms.Several(DECIDED),
 }
 
 
@@ -233,5 +262,8 @@ def _fault_of_line(entry: Any, before: list[dict[str, Any]]) -> str | None:
     fault = forms.fault(entry, FORWARD) or (f"it has {listing(unknown)}" if unknown else None)
     if fault:
         return fault
+    layers = entry.get("attention") or ()
+    if len(layers) > MAX_LAYERS or any(len(layer) != before[0]["gen_length"] for layer in layers):
+        return f"its attention is not of at most {MAX_LAYERS} layers and all places of the answer"
     longest = max(len(entry["decided"]), len(entry.get("kept") or ()))
     return f"it names {longest} places; the answer has fewer" if longest > before[0]["gen_length"] else None

@@ -1,11 +1,12 @@
 """Charts of records, as .png or .svg: latency and accuracy, comparisons of methods, roofline, cost by length, the study
-of training, and two of the paper's figures.
+of training, what blocks attend to, and two of the paper's figures.
 
     python run.py table benchmarks/demo-cpu.json --plot bars.png
     python run.py table benchmarks/cpu-small.json --plot roofline.png
     python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
     python run.py table results/*/ --figure length --plot length.png              # speedup against answer length
     python run.py table results/study/records --plot study.png                    # accuracy of ways of training
+    python run.py table attention.json --plot attention.svg                       # what a block attends to
 
 Colours say what a configuration is, the same in every figure: vanilla decoding grey, without DPad orange, with DPad
 blue. Markers and lines tell its cache and parallel decoding. In evaluations the settings decide, not the name; the rows
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpad.engine.configurations import CONFIGURATIONS, VANILLA, Configuration, classify
 from dpad.results import outputs
+from dpad.results.attentions import describe, describe_last, name_view, range_of, spikes_of
 from dpad.results.benchmarks import batch_sizes, block_ms, speedup_of
 from dpad.results.comparisons import BASELINE, Summary, comparison_title, summarize
 from dpad.results.comparisons import metric_labels as labels_of_comparison
@@ -150,7 +152,7 @@ def plan(
         if pictures:
             return pictures
         kinds = {record["kind"] for record in records}
-        if not kinds & {"evaluation", "comparison", "benchmark", "growth", "study"}:
+        if not kinds & {"evaluation", "comparison", "benchmark", "growth", "study", "attention"}:
             raise ValueError(f"there is no chart of records of the kind {records[0]['kind']!r}")
         raise ValueError("a chart needs at least two rows to compare: two configurations of the same task, model, "
                          "length, samples and machine")
@@ -175,6 +177,10 @@ def _plan_benchmarks(records: Sequence[dict]) -> list[Picture]:
             pictures.append(Picture(_slug(*parts), partial(roofline_chart, record)))
         elif record["kind"] == "growth" and len({row["gen_length"] for row in record["rows"]}) > 1:
             pictures.append(Picture(_slug("growth", record["model"]), partial(growth_chart, record)))
+        elif record["kind"] == "attention":
+            place = "all" if record.get("block") is None else record["block"]
+            name = _slug("attention", record["model"], "block", place, "step", record["step"])
+            pictures.append(Picture(name, partial(attention_chart, record)))
     return pictures
 
 
@@ -618,6 +624,113 @@ def _describe_place(place: Place, by_arm: dict[str, Rows]) -> str:
     kept = next(row["expected_suffix"] for rows in by_arm.values() for row in rows.values())
     name = place.decoding.replace("-", "\n")
     return f"{kept:.0f}\n{name}"
+
+
+# --- What a block attends to ------------------------------------------------------------------------------------------
+
+REGIONS = {"before the block": GREY, "block": ORANGE, "suffix": BLUE}
+LEAST_WEIGHT = 1e-6  # with which the axes of attention begin at the latest
+MIN_RATIO = 100  # of the most to the least weight that they show
+
+
+def attention_chart(record: dict, path: str | Path) -> None:
+    """Draw what a block attends to, a row for each view of the suffix: on the left the last layer, mean over heads and
+    the range from least to most, spikes marked by their distance from the block; on the right every layer."""
+    from matplotlib.patches import Patch
+
+    views = record["views"]
+    highs = [high for view in views for _, _, _, high in range_of(view, view["layers"][-1])]
+    means = [weight for view in views for layer in view["layers"] for weight in layer["mean"] if weight]
+    most = max(means, default=1.0)
+    least = max(min(means, default=LEAST_WEIGHT), LEAST_WEIGHT)
+
+    with picture(path, 12, 1.2 + 2.9 * len(views)) as figure:
+        grid = figure.subplots(len(views), 2, squeeze=False, sharey="col", width_ratios=(5, 4))
+        for (left, right), view in zip(grid, views):
+            _draw_last_layer(left, record, view)
+            image = _draw_layers(right, record, view, least, max(most, MIN_RATIO * least))
+            figure.colorbar(image, ax=right, label="attention (%)", pad=0.01, format=_percent)
+            for axes in (left, right):
+                _name_places(axes, record, view)
+        most = max([most, *highs])
+        left.set_yscale("log")
+        left.set_ylim(min(least, most / MIN_RATIO) / 2, most * 3)
+        left.yaxis.set_major_formatter(_percent)
+        left.yaxis.set_minor_formatter("")
+        band = Patch(color=DARK, alpha=0.25, linewidth=0, label="from the least to the most attentive head")
+        figure.legend(handles=[*left.lines, band], loc="outside lower center", ncols=4)
+        figure.suptitle(f"What a block attends to: {describe(record)}")
+
+
+def _percent(share: float, _: object = None) -> str:
+    return f"{100 * share:g}"
+
+
+def _draw_last_layer(axes: Axes, record: dict, view: dict) -> None:
+    """Attention against key position in the last layer; single positions are dots where others are missing."""
+    length = record["settings"]["block_length"]
+    layer = view["layers"][-1]
+    points = range_of(view, layer)
+    has_gaps = len(points) < len(layer["mean"])
+    parts = zip(REGIONS.items(), (
+        [point for point in points if point[0] < 0],
+        [point for point in points if 0 <= point[0] < length],
+        [point for point in points if point[0] >= length],
+    ))
+    for (region, colour), part in parts:
+        places, mean, low, high = zip(*part) if part else ([], [], [], [])
+        axes.fill_between(places, [max(weight, LEAST_WEIGHT) for weight in low], high, color=colour, alpha=0.25,
+                          linewidth=0)
+        axes.plot(places, mean, color=colour, linewidth=1.3, label=f"{region}, mean over heads",
+                  marker="." if has_gaps and region == "suffix" else "", markersize=3)
+    for spike in spikes_of(record, view, layer):
+        axes.annotate(f"{spike.distance}", (spike.distance + length - 1, spike.weight), xytext=(0, 10),
+                      textcoords="offset points", ha="center", fontsize=9, color=VERMILLION,
+                      arrowprops={"arrowstyle": "-", "color": VERMILLION, "linewidth": 0.8})
+    axes.annotate(describe_last(layer), (1, 1), xycoords="axes fraction", ha="right", va="top", fontsize=9)
+    axes.grid(visible=True, axis="y")
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("attention (%, logarithmic)")
+    axes.set_title(f"layer {len(view['layers']) - 1} (the last), {name_view(view)}", loc="left")
+
+
+def _draw_layers(axes: Axes, record: dict, view: dict, least: float, most: float) -> Any:
+    """Attention of every layer against key position as an image; what no block saw stays white."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
+
+    first = view["first"]
+    width = len(view["layers"][0]["mean"])
+    grid = [[math.nan if weight is None else max(weight, least) for weight in (layer["mean"] + [None] * width)[:width]]
+            for layer in view["layers"]]
+    image = axes.imshow(grid, origin="lower", aspect="auto", cmap="viridis_r", norm=LogNorm(least, most),
+                        interpolation="nearest",
+                        extent=(first - 0.5, first + width - 0.5, -0.5, len(grid) - 0.5))
+    for edge in (-0.5, record["settings"]["block_length"] - 0.5):
+        axes.axvline(edge, color=INK, linewidth=0.8, linestyle=":")
+    axes.grid(False)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("layer")
+    axes.set_title(f"all layers, {name_view(view)}", loc="left")
+    return image
+
+
+def _name_places(axes: Axes, record: dict, view: dict) -> None:
+    """Ticks at round distances from the block, on either side of it."""
+    from matplotlib.ticker import MaxNLocator
+
+    length = record["settings"]["block_length"]
+    first = view["first"]
+    behind = first + len(view["layers"][0]["mean"]) - length
+    reach = max(-first, behind, 1)
+    step = max(1, int(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True).tick_values(0, reach)[1]))
+    distances = range(step, reach + 1, step)
+    ticks = [(-distance, f"−{distance}") for distance in distances if -distance >= first]
+    ticks += [((length - 1) / 2, "block")]
+    ticks += [(length - 1 + distance, f"{distance}") for distance in distances if distance <= behind]
+    axes.set_xticks(*zip(*ticks))
+    axes.set_xlim(first - 0.5, behind + length - 0.5)
+    axes.set_xlabel("key position: distance from the block (tokens)")
 
 
 # --- The paper's other figures ----------------------------------------------------------------------------------------

@@ -70,17 +70,17 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all.
 
     Numbers that JSON lacks (NaN, infinities) become null; numpy's and torch's scalars become plain numbers and paths
-    become text.
+    become text. indent: of nested lines; None writes one line.
 
     Raises:
         TypeError: something in `value` has no JSON form.
         OSError: see `write_whole`.
     """
-    write_text(path, json.dumps(_to_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_to_json(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _to_json(value: Any) -> Any:

@@ -135,6 +135,20 @@ STUDY = {
         "task": TEXT, "decoding": TEXT, "right": BITS, "expected_suffix": AMOUNT, "tokens_processed": ZERO_OR_MORE,
     }],
 }
+SHARE = Leaf("a number from 0 to 1", _number(0, 1))
+SERIES = [Leaf("a number from 0 to 1, or null", lambda value: value is None or SHARE.fits(value))]
+ATTENTION = {
+    "model": TEXT, "task?": TEXT, "problems": COUNT, "samples": COUNT, "block?": ZERO_OR_MORE, "step": ZERO_OR_MORE,
+    "settings": {"gen_length": LENGTH, "block_length": LENGTH, "dtype?": TEXT, "device?": TEXT},
+    "views": [{
+        "suffix": TEXT, "kept_suffix": AMOUNT, "heads": COUNT, "first": Leaf("an integer", _integer(-2**30, 2**30)),
+        "layers": [{
+            "before": SHARE, "block": SHARE, "behind": SHARE, "last?": SHARE, "median?": SHARE,
+            "mean": SERIES, "low": SERIES, "high": SERIES,
+        }],
+    }],
+    "environment?": ENVIRONMENT,
+}
 PAPER = {
     "problems": Each(COUNT), "models": Each(TEXT), "marks": Each(TEXT),
     "scripts": [{"script": TEXT, "shows": TEXT, "model": TEXT, "gen_lengths": Several(LENGTH)}],
