@@ -123,8 +123,8 @@ def markdown_table(records: Sequence[dict]) -> str:
 def csv_table(records: Sequence[dict], reported: Sequence[paper.Reported] = (), model: str | None = None) -> str:
     """One table as comma-separated values with a heading line.
 
-    Of evaluations, comparisons, and what papers report: plain numbers in full precision, empty where unknown; `source` says whose
-    a row is. Of other kinds: the cells of the table as they are.
+    Of evaluations, comparisons, and what papers report: plain numbers in full precision, empty where unknown; `source`
+    says whose a row is. Of other kinds: the cells of the table as they are.
     """
     kind = _kind_of(records)
     if kind == "evaluation":
