@@ -48,7 +48,7 @@ def family(request):
 @pytest.mark.parametrize("cache", CACHE_MODES)
 @pytest.mark.parametrize("method", METHODS, ids=name_of_method)
 def test_a_batch_gives_each_row_what_it_gets_alone(family, cache, method):
-    """Guards choices of the suffix for each row, states and memories, when rows sit out blocks and leave; and counts."""
+    """Guards choices of the suffix for each row, states and memories, when rows leave a block or the batch; counts."""
     model, generate = family
     prompts = prompts_of([3, 17, 8, 11])
     ids, mask = left_padded(prompts)

@@ -138,19 +138,19 @@ def test_markdown_table(pair):
     lines = markdown_table(pair).splitlines()
     assert lines[0] == ("| configuration | latency (s) | speedup | TPS | ms/token | tokens | NFE | flexible (%) "
                         "| strict (%) |")
-    assert lines[3] == "| +DPad | 0.48 | 4.14× | 12.3 | – | – | 256.0 | 82.0 | 50.0 |"
+    assert lines[3] == "| +DPad | 0.48 | 4.14× | 12.3 | 81.0 | 6.0 | 256.0 | 82.0 | 50.0 |"
     for part in ("tiny", "arithmetic-50", "50 samples", "G = 256", "Test CPU, 2 cores", "float32", "abc1234", "0-shot"):
         assert part in lines[-1]
 
 
 def test_columns_follow_the_metrics_and_what_varies():
-    records = [evaluation("Vanilla", 2.0, metrics={"pass@1": {"value": 0.25, "stderr": None}}, answer_length=25.0),
+    records = [evaluation("Vanilla", 2.0, metrics={"pass@1": {"value": 0.25, "stderr": None}}),
                evaluation("Vanilla", 4.0, length=512, metrics={"exact": {"value": None}})]
     lines = markdown_table(records).splitlines()
     assert lines[0] == ("| configuration | G | latency (s) | speedup | TPS | ms/token | tokens | NFE | pass@1 (%) "
                         "| exact (%) |")
-    assert lines[2] == "| Vanilla | 256 | 2.00 | 1.00× | 12.3 | 80.0 | 25.0 | 256.0 | 25.0 | – |"
-    assert lines[3] == "| Vanilla | 512 | 4.00 | 1.00× | 12.3 | – | – | 256.0 | – | – |"
+    assert lines[2] == "| Vanilla | 256 | 2.00 | 1.00× | 12.3 | 81.0 | 24.7 | 256.0 | 25.0 | – |"
+    assert lines[3] == "| Vanilla | 512 | 4.00 | 1.00× | 12.3 | 81.0 | 49.4 | 256.0 | – | – |"
 
 
 def test_terminal_table_is_aligned_and_narrow(pair):
@@ -199,7 +199,7 @@ def test_measured_rows_stand_beside_the_authors(folder, capsys):
     first, second = output.split("\n\n")[:2]
     assert "G = 256" in first and "G = 1024" in second
     ours, theirs = [line for line in first.splitlines() if line.startswith("+DPad ")]
-    assert ours.split() == ["+DPad", "measured", "–", "0", "8.00", "2.50×", "10.0", "1.00×", "266.7", "30.0", "32.0",
+    assert ours.split() == ["+DPad", "measured", "–", "0", "8.00", "2.50×", "10.0", "1.00×", "32.0", "30", "266.7",
                             "60.0", "[46.2,", "72.4]", "30.0", "[19.1,", "43.8]", "–"]
     assert theirs.split() == ["+DPad", "DPad", "(authors,", "A100)", "main", "4", "18.26", "1.51×", "–", "–", "–", "–",
                               "–", "80.14", "78.47", "–"]

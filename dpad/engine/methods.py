@@ -141,10 +141,10 @@ def combine(
         ValueError: a length, or the name of a sampler or rule, is not allowed.
     """
     entries = {entry.name: entry for entry in family.choices()}
-    lengths = [(dict(shared) | dict(own)).get(name, entries[name].default) for name in ("gen_length", "block_length")]
-    for name, length in zip(("gen_length", "block_length"), lengths):
-        entries[name].check(length, entries[name].label)
-    base = method.choices(*lengths, model) if method else {}
+    said = {**shared, **own}
+    gen_length, block_length = (entries[name].check(said.get(name, entries[name].default), entries[name].label)
+                                for name in ("gen_length", "block_length"))
+    base = method.choices(gen_length, block_length, model) if method else {}
     base = {name: value for name, value in base.items() if value is not None or name in entries}  # None: off anyway
     fixed = method.fixed if method else {}
     applicable = {name: value for name, value in shared.items() if name not in fixed}

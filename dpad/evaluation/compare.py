@@ -174,7 +174,7 @@ def flags_of(settings: DecodingSettings) -> str:
         if name not in mine or name == "seed" or (name in theirs and value == theirs[name]):
             continue
         if entry.kind is not bool:
-            shortcut = entry.shortcuts.get(value)
+            shortcut = entry.shortcuts.get(str(value))
             text = f"{value:g}" if isinstance(value, float) else str(value)
             words += [shortcut[0]] if shortcut else [entry.flags[0], text]
         elif value:
@@ -280,7 +280,7 @@ def compare(
                 {"seed": seed, "repeat": repeat} | {key: record[key] for key in NUMBERS}
                 | {"right": right_answers(Path(record["folder"]) / "samples.jsonl", record["metrics"])}
             )
-    if processes.rank:
+    if processes.rank or record is None:
         return None
     own = {entry.name for entry in settings_of(type(entries[0].settings))} - {"gen_length", "block_length"}
     parts = ("suffix_sampler", "rule", "soft_suffix")

@@ -25,7 +25,7 @@ from dpad.engine.checks import check_integer, short, suggest
 from dpad.engine.command_line import waiting_for
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import check_chat_template, check_prompt
-from dpad.engine.settings import DecodingSettings, sampler_name
+from dpad.engine.settings import SAMPLER, DecodingSettings
 from dpad.results import attentions, charts, files
 from dpad.results.attentions import WHOLE
 from dpad.results.formatting import LAYOUT, as_columns, printable
@@ -52,7 +52,7 @@ def check_place(settings: DecodingSettings, block: str, step: int, before: int) 
         raise ValueError("soft_suffix is on, but attention is shown for a suffix of plain masks; leave it out")
     if isinstance(settings.suffix_sampler, ScoredSampler) and step and settings.cache != "none":
         raise ValueError(f"step is {step}, but cache {settings.cache} beside dropout_strategy "
-                         f"{sampler_name(settings.suffix_sampler)} is shown at step 0 alone; leave the cache out")
+                         f"{SAMPLER.name_of(settings.suffix_sampler)} is shown at step 0 alone; leave the cache out")
     last = settings.blocks - 1
     if not last:
         raise ValueError(f"block_length is {settings.block_length}; it must be less than gen_length "
@@ -132,7 +132,7 @@ def measure(
         check_prompt(loaded, prompt, settings.gen_length)
     views = [_View(WHOLE)]
     if not isinstance(settings.suffix_sampler, FullSuffix):
-        views.append(_View(sampler_name(settings.suffix_sampler)))
+        views.append(_View(SAMPLER.name_of(settings.suffix_sampler)))
 
     last_block = settings.blocks - 2 if block is None else block
     most_steps = 0

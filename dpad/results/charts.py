@@ -535,7 +535,7 @@ def _place_labels(axes: Axes) -> None:
 
     unit = axes.figure.dpi / 72  # pixels in a point
     room = axes.get_window_extent()
-    points = [(axes.transData.transform(place), name, colour) for name, colour, place in _named_points(axes)]
+    points = [(tuple(axes.transData.transform(place)), name, colour) for name, colour, place in _named_points(axes)]
     taken = [box_around(place, 9 * unit, 9 * unit) for place, _, _ in points]
     for point, name, colour in sorted(points, key=lambda entry: (-entry[0][1], entry[0][0])):
         text = axes.text(0.5, 0.5, name, fontsize=8.5, color=colour, transform=axes.transAxes, ha="center", va="center",
@@ -557,9 +557,9 @@ def _place_labels(axes: Axes) -> None:
         assert best is not None
         _, reach, middle, box = best
         taken.append(box)
-        text.set_position(axes.transAxes.inverted().transform(middle))
+        text.set_position(tuple(axes.transAxes.inverted().transform(middle)))
         if reach > 9:
-            place = axes.transData.inverted().transform(point)
+            place = tuple(axes.transData.inverted().transform(point))
             line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 5, "shrinkB": 3}
             axes.annotate("", place, text.get_position(), xycoords="data", textcoords="axes fraction", zorder=6,
                           arrowprops=line)
@@ -568,7 +568,7 @@ def _place_labels(axes: Axes) -> None:
 def _named_points(axes: Axes) -> Iterator[tuple[str, str, tuple[float, float]]]:
     """The name, the colour and the place of every point of a panel."""
     for handle, name in zip(*axes.get_legend_handles_labels()):
-        line = handle[0]
+        line = handle[0]  # type: ignore[index]
         yield name, line.get_color(), (line.get_xdata()[0], line.get_ydata()[0])
 
 

@@ -55,18 +55,6 @@ class Row(NamedTuple):
         """What charts call the row."""
         return self.configuration.name + (f" ({self.detail})" if self.detail else "")
 
-    @property
-    def answer_tokens(self) -> float | None:
-        """The mean answer length, in tokens; None where an older record does not say."""
-        total = self.record.get("answer_tokens")
-        if self.record.get("answer_length") is not None or total is None:
-            return self.record.get("answer_length")
-        return total / self.record["samples"]
-
-    @property
-    def ms_per_token(self) -> float | None:
-        """Milliseconds per answer token."""
-        return 1000 * self.record["latency_s"] / self.answer_tokens if self.answer_tokens else None
 
 
 def evaluation_rows(records: Sequence[dict]) -> list[Row]:
@@ -111,6 +99,18 @@ def _dtype(record: dict) -> str:
 
 def _after_eos(record: dict) -> str:
     return record["settings"].get("after_eos") or "keep"  # as older records were scored
+
+
+def answer_length(record: dict) -> float | None:
+    """Answer tokens per sample; records from before it was written have it in their throughput and latency."""
+    if record.get("answer_length") is None and record.get("tps") is not None:
+        return record["tps"] * record["latency_s"]
+    return record.get("answer_length")
+
+
+def ms_per_token(record: dict) -> float | None:
+    """Milliseconds per answer token."""
+    return 1000 / record["tps"] if record.get("tps") else record.get("ms_per_token")
 
 
 def _sampler_of(record: dict) -> str | None:
@@ -312,11 +312,11 @@ def evaluation_table(
         varying = {"run": [row.detail for row in rows]} | varying
 
     other_labels = _other_labels(rows)
-    headings = ["configuration", *varying, "latency (s)", "speedup", "TPS", "ms/token", "tokens", "NFE",
-                *_percent(labels), *_percent(other_labels)]
+    costs = ["latency (s)", "speedup", "TPS", "ms/token", "tokens", "NFE"]
+    headings = ["configuration", *varying, *costs, *_percent(labels), *_percent(other_labels)]
     if theirs:
-        headings = ["configuration", "source", "table", *varying, "latency (s)", "speedup", "TPS", "TPS ratio",
-                    "ms/token", "tokens", "NFE", *_percent(labels), *_percent(other_labels)]
+        headings[1:1] = ["source", "table"]
+        headings.insert(headings.index("TPS") + 1, "TPS ratio")
 
     lines = []
     for index, row in enumerate(rows):
@@ -329,8 +329,8 @@ def evaluation_table(
             "TPS": number(record.get("tps")),
             "TPS ratio": times(row.tps_ratio),
             "NFE": number(record.get("nfe")),
-            "tokens": number(row.answer_tokens),
-            "ms/token": milliseconds(row.ms_per_token),
+            "tokens": number(answer_length(record)),
+            "ms/token": milliseconds(ms_per_token(record)),
         } | {name: values[index] for name, values in varying.items()}
         line |= {f"{label} (%)": _metric_text(metric, intervals) for label, metric in row.metrics.items()}
         line |= {
@@ -394,9 +394,9 @@ def evaluation_values(records: Sequence[dict], reported: Sequence[Reported] = ()
             "speedup": row.speedup,
             "tps": record.get("tps"),
             "tps_ratio": row.tps_ratio,
+            "ms_per_token": ms_per_token(record),
+            "answer_length": answer_length(record),
             "nfe": record.get("nfe"),
-            "answer_tokens": row.answer_tokens,
-            "ms_per_answer_token": row.ms_per_token,
             "slots": record.get("slots"),
             "kept_suffix": record.get("kept_suffix"),
         }
@@ -435,8 +435,8 @@ def summarize(record: dict) -> str:
         lines.append((OTHER_CONVENTION[_after_eos(record)], ", ".join(scores)))
     lines += [
         ("latency", f"{record['latency_s']:.3f} s per sample (median {record['latency_median_s']:.3f} s)"),
-        ("answers", f"{number(record.get('answer_length'))} tokens per sample"),
-        ("throughput", f"{record['tps']:.1f} answer tokens/s, {milliseconds(record.get('ms_per_token'))} ms per token"),
+        ("answers", f"{number(answer_length(record))} tokens per sample"),
+        ("throughput", f"{record['tps']:.1f} answer tokens/s, {milliseconds(ms_per_token(record))} ms per token"),
         ("NFE", f"{record['nfe']:.1f} forwards per sample"),
     ]
     for label, key in (("empty answers", "empty_answers"), ("prompts cut", "cut_prompts")):

@@ -211,7 +211,7 @@ def reported_table(rows: Sequence[Reported]) -> Table:
     lines = [columns(theirs) for theirs in rows]
     varying = ["shots"] if len({theirs.row["shots"] for theirs in rows}) > 1 else []
     headings = ["configuration", "source", "table", *varying, "latency (s)", "speedup", "TPS", "TPS ratio",
-                "tokens", "ms/token", *(f"{label} (%)" for label in metric_labels(rows))]
+                "ms/token", "tokens", *(f"{label} (%)" for label in metric_labels(rows))]
     return Table(headings, [[line.get(heading, "–") for heading in headings] for line in lines])
 
 
@@ -260,9 +260,9 @@ def values(theirs: Reported) -> dict[str, Any]:
         "speedup": theirs.speedup,
         "tps": row.get("tps"),
         "tps_ratio": theirs.tps_ratio,
-        "answer_tokens": tokens,
-        "answer_tokens_from": None if tokens is None else "paper" if row.get("answer_tokens") else "tps * latency_s",
-        "ms_per_answer_token": theirs.ms_per_token,
+        "answer_length": tokens,
+        "answer_length_from": None if tokens is None else "paper" if row.get("answer_tokens") else "tps * latency_s",
+        "ms_per_token": theirs.ms_per_token,
         "uncertain": ", ".join(f"{field} ({mark})" for field, mark in (row.get("uncertain") or {}).items()),
     } | row["metrics"]
 

@@ -70,8 +70,7 @@ def render(records: Sequence[dict], model: str | None = None, form: str = "termi
             parts.append(_explain_columns(group, reported))
         elif kind == "comparison":
             for record in group:
-                parts.append(_titled(comparisons.comparison_title(record), table_of([record]), form))
-                parts.append(caption([record]))
+                parts += [_titled(comparisons.comparison_title(record), table_of([record]), form), caption([record])]
         else:
             if not (kind == "paper" and model):
                 parts.append(f"{FORMATS[form](*table_of(group))}\n\n{caption(group)}")
