@@ -426,11 +426,13 @@ def run_compare(args: argparse.Namespace, argv: list[str]) -> None:
     )
     folder = compare.folder_of(args.output, args.name, description)
     record = None if args.from_scratch else compare.find_complete(folder, description, checkpoint)
+    is_written = record is not None and all((folder / file).exists() for file in compare.FILES)
     if record is None:
         record = make_comparison(args, argv, entries, description, answering, command)
     if record is None:  # the first process has it
         return
-    compare.write(record, folder)
+    if not is_written:
+        compare.write(record, folder)
     if args.record is not None:
         files.write_json(args.record, record)
     print(tables.render([record], form=args.format).rstrip("\n"))

@@ -20,11 +20,24 @@ from transformers import AutoTokenizer
 import run
 from checkpoints import make
 from dpad.engine.configurations import classify
+from dpad.engine.soft import SoftSuffix
+from dpad.evaluation import compare
 from dpad.results.paper import GRID, OWN, STAND_INS, reported
 from dream import DreamConfig, DreamModel
-from sampler import GaussianSampler, UniformSampler
+from sampler import AnchorSampler, GaussianSampler, UniformSampler
 
-SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/scripts/*.sh"))
+ALL = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/scripts/*.sh"))
+COMPARISONS = [script for script in ALL if script.endswith("compare.sh")]
+SCRIPTS = [script for script in ALL if script not in COMPARISONS]
+# The settings of the papers for a task, by model: Streaming-dLLM's window and fall, SSM's window, k and alpha.
+RIVALS = {
+    "1.5": {"gsm8k": (96, 0.4, 72, 7, 0.4), "minerva_math": (96, 0.4, 72, 7, 0.4), "humaneval": (96, 0.4, 160, 7, 0.4),
+            "mbpp": (96, 0.3, 48, 7, 0.4)},
+    "instruct": {"gsm8k": (96, 0.3, 64, 3, 0.3), "minerva_math": (128, 0.3, 64, 7, 0.4),
+                 "humaneval": (256, 0.4, 160, 7, 0.4), "mbpp": (32, 0.3, 80, 7, 0.4)},
+    "dream-base": {"gsm8k": (32, 0.3, 48, 5, 0.2), "minerva_math": (32, 0.1, 48, 5, 0.2),
+                   "humaneval": (128, 0.4, 72, 5, 0.2), "mbpp": (192, 0.6, 48, 5, 0.2)},
+}
 TABLES = {  # script -> the authors' rows that it measures: key of paper.json and answer lengths
     "llada/scripts/main_instruct.sh": ("llada-instruct", (256, 512)),
     "llada/scripts/main_1.5.sh": ("llada-1.5", (256, 512)),
@@ -82,7 +95,7 @@ def parse(row):
 def called(house, script, cwd="/", **variables):
     """Run a script from elsewhere; its process, and the command lines of run.py."""
     (house / "calls").unlink(missing_ok=True)
-    taken = ("MODEL", "LIMIT", "OUTPUT", "WINDOWS", "NUM_PROCESSES", "BATCH_SIZE")
+    taken = ("MODEL", "LIMIT", "OUTPUT", "WINDOWS", "NUM_PROCESSES", "BATCH_SIZE", "SEEDS", "LONG")
     clean = {name: value for name, value in os.environ.items() if name not in taken}
     done = subprocess.run(["bash", str(house / script)], cwd=cwd, env=clean | variables, capture_output=True, text=True)
     return done, [shlex.split(line)[1:] for line in (house / "calls").read_text().splitlines()]
@@ -101,6 +114,45 @@ def test_every_line_is_a_command_that_run_takes(house, script):
         assert settings.gen_length == options.gen_length
         records.append(options.record)
     assert len(set(records)) == len(records) >= 7
+
+
+@pytest.mark.parametrize("script, model", [
+    ("llada/scripts/compare.sh", "1.5"), ("llada/scripts/compare.sh", "instruct"),
+    ("dream/scripts/compare.sh", "dream-base"),
+])
+def test_comparisons_have_the_published_settings(house, script, model):
+    """Guards a fair table: one threshold for all, each method with its authors' settings for the task and length."""
+    done, calls = called(house, script, MODEL=model, SEEDS="5", LONG="1" if model == "1.5" else "")
+    assert done.returncode == 0, done.stderr
+    *rows, table = calls
+    assert table[0] == "table" and len(rows) == (5 if model == "1.5" else 4)
+    for row in rows:
+        assert row[0] == "compare"
+        options = run.parser_of("compare").parse_args(row[1:])
+        decoding, dropout = run.all_settings()
+        shared = run.read_flags(options, [*decoding, *dropout])
+        family = run.family_of(model).settings
+        entries = {entry.name: entry.settings for entry in compare.read_methods(
+            options.methods, shared, family, model, [*decoding, *dropout], print)}
+        assert options.seeds == 5 and options.model == model and len(entries) == 15
+        key = {"1.5": "llada-1.5", "instruct": "llada-instruct"}.get(model, model)
+        shots, *samplers = SETTINGS[key, options.task, options.gen_length]
+        k, scale, window = samplers[-1]
+        assert options.num_fewshot == shots
+        assert entries["dpad-parallel"].suffix_sampler == GaussianSampler(window, k, scale)
+        slow = {name for name, settings in entries.items()
+                if getattr(settings.rule, "threshold", settings.threshold) != 0.9}
+        assert slow == {"vanilla", "vanilla-stop"}
+        cached = {name for name, settings in entries.items() if settings.cache == "prefix"}
+        assert cached == {"fast-dllm", "dpad-parallel-cache", "streaming", "ssm-cache"}
+        if options.gen_length == 1024:
+            continue
+        window, fall, near, likeliest, alpha = RIVALS[model][options.task]
+        for name in ("streaming", "streaming-uncached"):
+            assert entries[name].suffix_sampler == AnchorSampler(window, 0) and entries[name].rule.fall == fall
+        for name in ("ssm", "ssm-cache", "ssm-hard"):
+            assert entries[name].suffix_sampler == AnchorSampler(near, 32)
+            assert entries[name].soft_suffix == (None if name == "ssm-hard" else SoftSuffix(likeliest, alpha, 1.0))
 
 
 @pytest.mark.parametrize("script", TABLES)

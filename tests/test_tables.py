@@ -180,7 +180,7 @@ def test_records_of_different_kinds_do_not_make_one_table(pair):
 @pytest.fixture
 def folder(tmp_path):
     """Four evaluations with LLaDA-1.5's settings, for the paper's main table and its long-sequence figure."""
-    more = {"task": "gsm8k", "model": "1.5", "tps": 10.0, "nfe": 32.0, "answer_tokens": 1500}
+    more = {"task": "gsm8k", "model": "1.5", "tps": 10.0, "nfe": 32.0}
     for number, entry in enumerate([
         evaluation("Vanilla", 20.0, flexible=0.5, strict=0.25, **more),
         evaluation("+DPad", 8.0, flexible=0.6, strict=0.3, **more),
@@ -199,7 +199,7 @@ def test_measured_rows_stand_beside_the_authors(folder, capsys):
     first, second = output.split("\n\n")[:2]
     assert "G = 256" in first and "G = 1024" in second
     ours, theirs = [line for line in first.splitlines() if line.startswith("+DPad ")]
-    assert ours.split() == ["+DPad", "measured", "–", "0", "8.00", "2.50×", "10.0", "1.00×", "32.0", "30", "266.7",
+    assert ours.split() == ["+DPad", "measured", "–", "0", "8.00", "2.50×", "10.0", "1.00×", "100.0", "80.0", "32.0",
                             "60.0", "[46.2,", "72.4]", "30.0", "[19.1,", "43.8]", "–"]
     assert theirs.split() == ["+DPad", "DPad", "(authors,", "A100)", "main", "4", "18.26", "1.51×", "–", "–", "–", "–",
                               "–", "80.14", "78.47", "–"]
@@ -264,7 +264,7 @@ def test_csv_and_markdown(folder, capsys):
     assert run.main(["table", str(folder), "--paper", "llada-1.5", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     measured = [row for row in rows if row["source"] == "measured"]
-    assert rows[:4] == measured and float(rows[1]["speedup"]) == 2.5 and float(rows[1]["answer_tokens"]) == 30
+    assert rows[:4] == measured and float(rows[1]["speedup"]) == 2.5 and float(rows[1]["answer_tokens"]) == 80
     [rerun] = [row for row in rows if "rerun of DPad" in row["source"] and "Cache" in row["configuration"]]
     assert float(rerun["latency_s"]) == 2.14 and rerun["hardware"] == "NVIDIA A800 40 GB" and rerun["nfe"] == ""
     assert float(rerun["answer_tokens"]) == pytest.approx(141.2, abs=0.1)

@@ -330,11 +330,8 @@ def right_answers(samples: Path, metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write(record: Mapping[str, Any], folder: Path) -> None:
-    """Write the record, its table and its plots into a folder, each file whole or not at all; nothing where the folder
-    has them all."""
+    """Write the record, its table and its plots into a folder, each file whole or not at all."""
     entry = dict(record)
-    if all((folder / name).exists() for name in FILES) and digest(files.read_json(folder / FILES[0])) == digest(entry):
-        return
     files.write_json(folder / "comparison.json", entry)
     files.write_text(folder / "table.md", tables.render([entry], form="markdown") + "\n")
     files.write_text(folder / "table.csv", tables.csv_table([entry]))

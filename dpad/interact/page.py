@@ -12,9 +12,9 @@ from typing import Any
 
 import gradio as gr
 
-from dpad.engine.configurations import CONFIGURATIONS, dpad_parameters
 from dpad.engine.fields import Setting, settings_of
-from dpad.engine.settings import PART_SETTINGS, SAMPLER, DecodingSettings, part_defaults
+from dpad.engine.methods import METHODS
+from dpad.engine.settings import PART_SETTINGS, PARTS, SAMPLER, DecodingSettings, part_defaults
 from dpad.interact.canvas import canvas_after, describe_trace
 from dpad.interact.denoiser import MAX_GEN_LENGTH, MAX_QUESTION, MAX_VISITORS, AnswerThread, Denoiser, read_uploaded
 from dpad.interact.guard import Streams
@@ -27,12 +27,14 @@ GONE = "this trace is no longer kept: ask again, or open its file again"
 REPLAY_FRAMES = 60
 LENGTH_STEP = 32
 
-PRESETS = {  # what the page calls the named configurations
-    "Vanilla": "Vanilla",
-    "DPad": "+DPad",
-    "Parallel": "+Parallel",
-    "Parallel + DPad": "+Parallel+DPad",
-    "All": "+Parallel+PrefixCache+DPad",
+PRESETS = {  # what the page calls some of the methods
+    "Vanilla": "vanilla",
+    "DPad": "dpad",
+    "Parallel": "parallel",
+    "Parallel + DPad": "dpad-parallel",
+    "All": "dpad-parallel-cache",
+    "Streaming-dLLM": "streaming",
+    "SSM": "ssm",
 }
 EXAMPLES = [
     "Tom has 3 bags with 4 apples in each bag. He finds 5 more apples. How many apples does Tom have now?",
@@ -117,16 +119,16 @@ class Page:
         """What comes first: the answer's length, the settings of suffix dropout, and those that the presets change."""
         fields = [setting.name for setting in settings_of(self.family)]
         dropout = [SAMPLER.selector.name, *SAMPLER.settings]
-        presets = [CONFIGURATIONS[name].choices(MAX_GEN_LENGTH) for name in PRESETS.values()]
+        presets = [METHODS[name].choices(MAX_GEN_LENGTH) for name in PRESETS.values()]
         changed = [name for name in fields if len({preset.get(name) for preset in presets}) > 1]
         return ["gen_length", *dropout, *changed]
 
     def preset_values(self, preset: str, gen_length: float) -> dict[str, Any]:
-        """What a preset says of the main settings; the parameters of other dropout strategies are left out."""
-        parameters = dpad_parameters(self.denoiser.loaded.checkpoint)
-        values = CONFIGURATIONS[PRESETS[preset]].choices(int(gen_length), **parameters)
-        defaults = self.family().as_choices()
-        return {name: value for name, value in (defaults | values).items() if name in self.main}
+        """What a preset says of the main settings, the rule and the soft suffix; the parameters of other dropout
+        strategies are left out."""
+        values = METHODS[PRESETS[preset]].choices(int(gen_length), model=self.denoiser.loaded.checkpoint)
+        names = {*self.main, *(part.selector.name for part in PARTS)}
+        return {name: value for name, value in (self.family().as_choices() | values).items() if name in names}
 
     def read_choices(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """What the controls say, without the parameters of other dropout strategies and rules."""

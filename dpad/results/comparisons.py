@@ -172,8 +172,8 @@ def _metric_text(metric: Metric) -> str:
     return number(metric.value) + ("" if metric.error is None else f" ± {Z95 * metric.error:.1f}")
 
 
-def comparison_values(records: Sequence[dict]) -> list[list]:
-    """Headings and values for CSV."""
+def comparison_values(records: Sequence[dict]) -> list[dict]:
+    """Values for CSV, by their headings."""
     labels = list(dict.fromkeys(label for record in records for label in metric_labels(record)))
     lines = []
     for record in records:
@@ -192,7 +192,7 @@ def comparison_values(records: Sequence[dict]) -> list[list]:
                 low, high = metric.interval or (None, None)
                 line |= {label: metric.value, f"{label}_low": low, f"{label}_high": high}
             lines.append(line | {"hardware": hardware_line(record), "commit": commit_of(record)})
-    return [list(lines[0]), *(list(line.values()) for line in lines)]
+    return lines
 
 
 def comparison_title(record: Mapping[str, Any]) -> str:

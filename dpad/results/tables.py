@@ -129,8 +129,7 @@ def csv_table(records: Sequence[dict], reported: Sequence[paper.Reported] = (), 
     if kind == "evaluation":
         values = evaluations.evaluation_values(records, reported)
     elif kind == "comparison":
-        headings, *cells = comparisons.comparison_values(records)
-        values = [dict(zip(headings, line)) for line in cells]
+        values = comparisons.comparison_values(records)
     elif kind == "paper":
         values = [paper.values(row) for record in records for row in paper.reported(model, record)]
     else:

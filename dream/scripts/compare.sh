@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# DPad beside its rivals with Dream: GSM8K, MATH, HumanEval and MBPP, each method with its published settings, one protocol.
+# DPad beside its rivals with Dream: GSM8K, MATH, HumanEval and MBPP, published settings, one protocol.
 #
 #     bash dream/scripts/compare.sh                             Dream-v0-Base-7B, from the hub
 #     MODEL=dream-tiny LIMIT=4 bash dream/scripts/compare.sh    offline: small problems, an embedded model
 #
-# LIMIT, SEEDS, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. The same command continues after an interruption.
+# LIMIT, SEEDS, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. The same command continues.
 source "$(dirname "${BASH_SOURCE[0]}")/../../benchmarks/rows.sh"
 begin compare-dream dream-base
 

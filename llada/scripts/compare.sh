@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# DPad beside its rivals with LLaDA: GSM8K, MATH, HumanEval and MBPP, each method with its published settings, one protocol.
+# DPad beside its rivals with LLaDA: GSM8K, MATH, HumanEval and MBPP, published settings, one protocol.
 #
 #     bash llada/scripts/compare.sh                       LLaDA-1.5, from the hub; MODEL=instruct: LLaDA-8B-Instruct
 #     MODEL=tiny LIMIT=4 bash llada/scripts/compare.sh    offline: small problems, an embedded model
 #
-# LIMIT, SEEDS, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. The same command continues after an interruption.
+# LIMIT, SEEDS, NUM_PROCESSES, BATCH_SIZE, OUTPUT: see benchmarks/rows.sh. The same command continues.
 # LONG=1: GSM8K with answers of 1024 tokens as well, the row of the papers' largest speedups.
 source "$(dirname "${BASH_SOURCE[0]}")/../../benchmarks/rows.sh"
 begin compare 1.5
