@@ -710,10 +710,6 @@ COMMANDS = {
         "Measure a masked diffusion language model on a task: accuracy, latency, tokens/s, forwards.",
         USAGE, EVALUATE_EXAMPLES, add_evaluate_flags, run_evaluate,
     ),
-    "compare": Command(
-        "Ways of decoding beside each other, with one model on one task: cost and accuracy over seeds, and their plot.",
-        "run.py compare [flags]", COMPARE_EXAMPLES, add_compare_flags, run_compare,
-    ),
     "generate": Command(
         "Answer prompts: from --prompt, --prompt_file, or standard input.",
         "run.py generate [flags]", GENERATE_EXAMPLES, add_generate_flags, run_generate,
@@ -721,6 +717,10 @@ COMMANDS = {
     "chat": Command(
         "Talk with a model; drafts appear as they are decoded. /help inside lists the commands.",
         "run.py chat [flags]", CHAT_EXAMPLES, add_shared_flags, run_chat,
+    ),
+    "compare": Command(
+        "Ways of decoding beside each other, with one model on one task: cost and accuracy over seeds, and their plot.",
+        "run.py compare [flags]", COMPARE_EXAMPLES, add_compare_flags, run_compare,
     ),
     "bench": Command(
         "Time decoding in one process, warm and synchronised, beside the roofline of its matrix products.",

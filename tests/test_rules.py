@@ -147,7 +147,7 @@ def test_rested_positions_by_hand():
 
 def test_klass_waits_for_its_history():
     """Guards the block's start: predictions that never move are stable from the forward after `history` others on."""
-    state = Klass(history=2).begin(torch.tensor([0]), 6, MASK)
+    state = Klass(kl_history=2).begin(torch.tensor([0]), 6, MASK)
     masked = torch.ones(1, 6, dtype=torch.bool)
     counts = []
     while masked.any():
@@ -474,8 +474,8 @@ def test_credit_without_weight_leaves_the_logits_alone(seed):
     (lambda: LocalLeap(reach=True), "reach is True; it must be an integer"),
     (lambda: Hierarchy(low_threshold=1.1), "low_threshold is 1.1; it must be"),
     (lambda: Klass(max_kl=0), "max_kl is 0; it must be a finite number above 0"),
-    (lambda: Klass(history=0), "history is 0; it must be an integer of at least 1"),
-    (lambda: Klass(history=1.5), "history is 1.5; it must be an integer"),
+    (lambda: Klass(kl_history=0), "kl_history is 0; it must be an integer of at least 1"),
+    (lambda: Klass(kl_history=1.5), "kl_history is 1.5; it must be an integer"),
     (lambda: Credit(credit_weight=-1), "credit_weight is -1; it must be"),
     (lambda: Credit(credit_decay=1.1), "credit_decay is 1.1; it must be"),
     (lambda: Credit(credit_power=-0.1), "credit_power is -0.1; it must be"),
@@ -494,7 +494,7 @@ def test_defaults_and_names_are_the_published_ones():
         "eb": {"gamma": 0.001},
         "localleap": {"threshold": 0.9, "near_threshold": 0.75, "reach": 4},
         "hierarchy": {"threshold": 0.9, "low_threshold": 0.4},
-        "klass": {"threshold": 0.9, "max_kl": 0.01, "history": 2},
+        "klass": {"threshold": 0.9, "max_kl": 0.01, "kl_history": 2},
         "credit": {"threshold": 0.9, "credit_weight": 0.7, "credit_decay": 0.8, "credit_power": 0.2},
     }
     for rule in RULES.values():

@@ -65,7 +65,7 @@ def test_record_and_samples(loaded, tmp_path):
     assert record == read_json(Path(folder) / "record.json")
     assert record.keys() == RECORD_FIELDS and record["settings"].keys() == SETTINGS
     assert record["settings"]["suffix_sampler"] == {
-        "name": "gaussian", "window": 16, "k_sigma": 3.0, "scale": 1.6, "last": False}
+        "name": "gaussian", "window": 16, "k_sigma": 3.0, "scale": 1.6}
     assert (record["settings"]["steps"], record["settings"]["limit"], record["settings"]["seed"]) == (2, 5, 1234)
     assert record["metrics"].keys() == {"strict-match", "flexible-extract"}
     samples = samples_of(folder, drop=())

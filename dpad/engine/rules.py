@@ -302,7 +302,7 @@ class Klass(ParallelRule):
     """KLASS: confident positions whose predictions have come to rest (see `choose_rested`, `divergence`).
 
     Read in the authors' code (arXiv 2511.05664). Two things are ours: the history begins with the block, so that
-    `history` forwards of it pass before anything can be stable; and where nothing is ready, the one most confident
+    `kl_history` forwards of it pass before anything can be stable; and where nothing is ready, the one most confident
     position is decoded, as the authors' schedule does at one token a step. Their thresholds differ by model and task
     (0.6 to 0.9, max_kl 0.001 to 0.015); these defaults are those of LLaDA on HumanEval.
 

@@ -323,8 +323,8 @@ class DecodingSettings:
     def to_json(self) -> dict[str, Any]:
         """What records keep: every field, the steps filled in, and the parts by name (None for the whole suffix).
 
-        What came later than the first records (an `alg`, a rule, a soft suffix, a sampler's `last`) is left out where it
-        has its default, so that the same settings have the same record as before.
+        What came later than the first records (an `alg`, a rule, a soft suffix, the Gaussian's `last`) is left out
+        where it is off, so that the same settings have the same record as before.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["steps"] = self.total_steps
@@ -332,7 +332,7 @@ class DecodingSettings:
             value = values[part.field]
             name = part.name_of(value)
             parameters = {key: entry for key, entry in _parameters(value).items()
-                          if key != "last" or entry != type(value).last}
+                          if key != "last" or entry or type(value).last}
             values[part.field] = None if name == part.selector.default else {"name": name} | parameters
         if self.soft_suffix is not None:
             values["soft_suffix"] = _parameters(self.soft_suffix)
