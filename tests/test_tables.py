@@ -264,11 +264,11 @@ def test_csv_and_markdown(folder, capsys):
     assert run.main(["table", str(folder), "--paper", "llada-1.5", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     measured = [row for row in rows if row["source"] == "measured"]
-    assert rows[:4] == measured and float(rows[1]["speedup"]) == 2.5 and float(rows[1]["answer_tokens"]) == 80
+    assert rows[:4] == measured and float(rows[1]["speedup"]) == 2.5 and float(rows[1]["answer_length"]) == 80
     [rerun] = [row for row in rows if "rerun of DPad" in row["source"] and "Cache" in row["configuration"]]
     assert float(rerun["latency_s"]) == 2.14 and rerun["hardware"] == "NVIDIA A800 40 GB" and rerun["nfe"] == ""
-    assert float(rerun["answer_tokens"]) == pytest.approx(141.2, abs=0.1)
-    assert rerun["answer_tokens_from"] == "tps * latency_s"
+    assert float(rerun["answer_length"]) == pytest.approx(141.2, abs=0.1)
+    assert rerun["answer_length_from"] == "tps * latency_s"
     assert float(rows[1]["flexible_low"]) < 60 < float(rows[1]["flexible_high"])
     assert run.main(["table", str(folder), "--format", "markdown"]) == 0
     output = capsys.readouterr().out
