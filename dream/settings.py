@@ -39,3 +39,7 @@ class DreamSettings(DecodingSettings):
         if self.top_k is not None and isinstance(self.suffix_sampler, AttentionSampler):
             raise ValueError(f"top_k is {self.top_k!r}, but with dropout_strategy attention the sampler has this name; "
                              "leave one out")
+
+    @property
+    def is_random(self) -> bool:
+        return super().is_random or self.alg_temp > 0

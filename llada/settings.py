@@ -41,5 +41,9 @@ class LLaDASettings(DecodingSettings):
             raise ValueError(f"remasking is 'random', but {other} orders the positions already; give one of the two")
 
     @property
+    def is_random(self) -> bool:
+        return super().is_random or self.remasking == "random"
+
+    @property
     def parallel(self) -> bool:
         return super().parallel or self.factor is not None

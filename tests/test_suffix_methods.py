@@ -354,4 +354,5 @@ def test_only_draws_depend_on_the_seed():
     assert not LLaDASettings(suffix_sampler=AnchorSampler(64)).is_random and LLaDASettings(alg="origin").is_random
     assert LLaDASettings(suffix_sampler=GaussianSampler()).is_random and LLaDASettings(temperature=0.2).is_random
     assert not LLaDASettings(suffix_sampler=FullSuffix()).is_random
+    assert LLaDASettings(remasking="random").is_random and DreamSettings(alg_temp=0.5).is_random
     assert SAMPLER.name_of(NoSuffix()) == "block"

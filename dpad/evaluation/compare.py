@@ -59,9 +59,7 @@ class Entry:
     @property
     def draws(self) -> bool:
         """Whether another seed can give other answers."""
-        settings: Any = self.settings
-        draws_places = getattr(settings, "remasking", None) == "random" or getattr(settings, "alg_temp", 0) > 0
-        return settings.is_random or draws_places
+        return self.settings.is_random
 
 
 # --- Which methods ----------------------------------------------------------------------------------------------------
