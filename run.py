@@ -30,7 +30,7 @@ from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, find_adapter, load, placement, resolve
 from dpad.engine.methods import METHODS, combine
 from dpad.engine.prompts import knows_single_questions_only
-from dpad.engine.settings import DecodingSettings
+from dpad.engine.settings import PARTS, DecodingSettings
 from dpad.evaluation import processes
 from dpad.evaluation.sandbox import DEFAULT_LEVEL, LEVELS
 
@@ -143,17 +143,17 @@ Blocks, steps and layers count from 0. The record draws again: run.py table atte
 
 
 def all_settings() -> tuple[list[Setting], list[Setting]]:
-    """The decoding settings of all families, each once: those of decoding itself, and those of suffix dropout."""
+    """The decoding settings of all families, each once: those of decoding itself, and those of its parts."""
     decoding = {entry.name: entry for family in FAMILIES.values() for entry in settings_of(family.settings)}
-    dropout = {entry.name: entry for entry in DecodingSettings.choices() if entry.name not in decoding}
-    return list(decoding.values()), list(dropout.values())
+    parts = [entry for entry in DecodingSettings.choices() if entry.name not in decoding]
+    return list(decoding.values()), parts
 
 
 def settings_from(args: argparse.Namespace) -> DecodingSettings:
     """The decoding settings that the flags stand for; ValueError when they clash or the model has no such setting."""
-    decoding, dropout = all_settings()
+    decoding, parts = all_settings()
     family = family_of(args.model) if args.model in NAMES else read_family(args)
-    choices = read_flags(args, [*decoding, *dropout])
+    choices = read_flags(args, [*decoding, *parts])
     if args.method is not None:
         choices, _ = combine(METHODS[args.method], choices, {}, family.settings, args.model)
     return family.settings.from_choices(choices)
@@ -189,13 +189,15 @@ def add_shared_flags(parser: argparse.ArgumentParser, one_method: bool = True) -
     group.add_argument("--chat_template", choices=CHAT_TEMPLATE, default="auto",
                        help="put prompts into the model's chat template; auto: as its published numbers were measured "
                        "(default: %(default)s)")
-    decoding, dropout = all_settings()
+    decoding, parts = all_settings()
     group = parser.add_argument_group("decoding")
     if one_method:
         group.add_argument("--method", choices=METHODS, metavar="NAME", help="a published way of decoding, with all of "
                            f"its settings: {', '.join(METHODS)}; other flags replace one setting each")
     add_flags(group, decoding)
-    add_flags(parser.add_argument_group("suffix dropout (DPad)"), dropout)
+    for part in PARTS:
+        names = {part.selector.name, *part.settings}
+        add_flags(parser.add_argument_group(part.title), [entry for entry in parts if entry.name in names])
 
 
 def add_placement_flags(group: argparse._ArgumentGroup) -> None:
@@ -370,11 +372,11 @@ def check_use_of_flags(args: argparse.Namespace, types: set[str]) -> None:
     Args:
         types: what the task asks of a model, see `tasks.output_types`.
     """
-    decoding, dropout = all_settings()
+    decoding, parts = all_settings()
     if types == {"generate_until"} and args.mc_samples is not None:
         raise ValueError(f"mc_samples is {args.mc_samples}, but task {args.task} asks for no log-likelihoods")
     if "generate_until" not in types:
-        unused = [entry.label for entry in (*decoding, *dropout) if hasattr(args, entry.name) and entry.name != "seed"]
+        unused = [entry.label for entry in (*decoding, *parts) if hasattr(args, entry.name) and entry.name != "seed"]
         unused += ["method"] * (args.method is not None)
         if unused:
             raise ValueError(f"{', '.join(unused)}: task {args.task} asks for log-likelihoods alone, for which nothing "
@@ -409,8 +411,8 @@ def run_compare(args: argparse.Namespace, argv: list[str]) -> None:
     if args.record is not None:
         outputs.check("--record", args.record, outputs.COMPARISON)
     command = shlex.join(["python", "run.py", *argv])
-    decoding, dropout = all_settings()
-    settings = [*decoding, *dropout]
+    decoding, parts = all_settings()
+    settings = [*decoding, *parts]
     shared = read_flags(args, settings)
     seed = shared.pop("seed", DecodingSettings.seed)
     is_first = processes.current().rank == 0

@@ -25,7 +25,8 @@ class DreamSettings(DecodingSettings):
 
     top_p: float | None = setting(None, "Dream: draw from the likeliest tokens that have this probability together",
                                   above=0, maximum=1)
-    top_k: int | None = setting(None, "Dream: draw from this many of the likeliest tokens", minimum=1)
+    top_k: int | None = setting(None, "Dream: draw from this many of the likeliest tokens. With -d attention: suffix "
+                                 "tokens to keep by their scores (64)", minimum=1)
     alg_temp: float = setting(0.0, "Dream: above 0, draw the positions too, at this temperature", minimum=0)
 
     def __post_init__(self) -> None:

@@ -35,11 +35,13 @@ ALGS = ("maskgit_plus", "entropy", "topk_margin", "origin")
 class Part:
     """A setting whose value is an object with settings of its own. People choose it by a name.
 
-    field: of DecodingSettings. selector: the setting that holds the name. kinds: the class of each name; None where the
-    name means that there is no object. presets: names for an object with certain parameters: the name of its kind and
-    the parameters; those in CHOOSABLE are defaults, the others stay.
+    title: what the command line calls the group of its flags. field: of DecodingSettings. selector: the setting that
+    holds the name. kinds: the class of each name; None where the name means that there is no object. presets: names for
+    an object with certain parameters: the name of its kind and the parameters; those in CHOOSABLE are defaults, the
+    others stay.
     """
 
+    title: str
     field: str
     selector: Setting
     kinds: Mapping[Any, type | None]
@@ -115,6 +117,7 @@ PRESETS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "ssm": ("anchor", {"window": 64, "stride": "block_length", "last": True}),
 }
 SAMPLER = Part(
+    title="suffix dropout (DPad)",
     field="suffix_sampler",
     kinds=SAMPLERS,
     presets=PRESETS,
@@ -128,6 +131,7 @@ SAMPLER = Part(
     ),
 )
 RULE = Part(
+    title="rules of parallel decoding",
     field="rule",
     kinds={"none": None, **RULES},
     selector=Setting(
@@ -137,6 +141,7 @@ RULE = Part(
     ),
 )
 SOFT = Part(
+    title="soft suffix (SSM)",
     field="soft_suffix",
     kinds={False: None, True: SoftSuffix},
     selector=Setting(name="soft_suffix", kind=bool, default=False, flags=("--soft_suffix",),
