@@ -121,3 +121,15 @@ def test_other_flags_that_would_be_ignored_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="--use_cache keeps the answers of each process apart"):
         lm_eval_cli.evaluate(model="dpad", model_args="checkpoint=tiny", tasks=["x"], use_cache="cache")
+
+
+def test_a_method_is_one_argument():
+    """Guards `method=ssm` among lm-eval's model_args: all of its settings, of which others replace one each."""
+    from dpad.engine.loading import FAMILIES
+    from sampler import AnchorSampler
+
+    settings = lm_eval_cli.settings_from(FAMILIES["llada"], {"gen_length": 64, "threshold": 0.8}, "ssm")
+    assert settings.suffix_sampler == AnchorSampler(64, 32) and settings.threshold == 0.8
+    assert settings.soft_suffix is not None and settings.early_termination
+    with pytest.raises(ValueError, match="method is 'smm'; .* did you mean 'ssm'"):
+        lm_eval_cli.settings_from(FAMILIES["llada"], {}, "smm")

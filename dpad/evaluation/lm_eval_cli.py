@@ -29,6 +29,7 @@ from lm_eval.utils import simple_parse_args_string
 
 from dpad.engine.command_line import say, use_utf8
 from dpad.engine.loading import Family, family_of, load
+from dpad.engine.methods import combine, find_method
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation import processes, sandbox
 from dpad.evaluation.adapter import DiffusionLM, Request, describe_settings
@@ -46,7 +47,8 @@ class CommandLineLM(DiffusionLM):
     adapter: a LoRA adapter to be merged into its weights, a folder or a hub id.
     journal: a folder in which finished answers are kept, so that the same command goes on after an interruption.
     prompt_limit, mc_samples, after_eos: see DiffusionLM. All others are decoding settings by their names or flags:
-    gen_length, block_length (or block_size), threshold, dropout_strategy, ...
+    gen_length, block_length (or block_size), threshold, dropout_strategy, ... method: a published way of decoding
+    (methods.py), of which these replace one setting each.
     isolation: the least to accept for programs that the model writes, see sandbox.py.
 
     Raises:
@@ -58,13 +60,13 @@ class CommandLineLM(DiffusionLM):
         dtype: str | None = None, device: str | None = None, batch_size: int | str = 1,
         max_batch_size: int | None = None, journal: str | None = None, prompt_limit: int | None = None,
         mc_samples: int = 128, after_eos: str = "drop", isolation: str | None = None, adapter: str | None = None,
-        **choices: Any,
+        method: str | None = None, **choices: Any,
     ) -> None:
         sandbox.require_level(isolation)
         if checkpoint and pretrained:
             raise ValueError("checkpoint and pretrained mean the same; give one")
         name = str(checkpoint or pretrained or "instruct")  # lm-eval reads a name such as 1.5 as a number
-        settings = settings_from(family_of(name, revision), choices)
+        settings = settings_from(family_of(name, revision), choices, method, name)
         if device and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # lm-eval's default is cuda:0; without a GPU its own models take the CPU as well
 
@@ -107,7 +109,8 @@ class CommandLineLM(DiffusionLM):
         return requests
 
 
-def settings_from(family: Family, choices: dict[str, Any]) -> DecodingSettings:
+def settings_from(family: Family, choices: dict[str, Any], method: str | None = None,
+                  model: str = "") -> DecodingSettings:
     """Decoding settings from model_args, in which lm-eval has turned numbers and True into Python's values."""
     entries = {key: entry for entry in family.settings.choices() for key in (entry.name, entry.label)}
     values = {}
@@ -116,6 +119,8 @@ def settings_from(family: Family, choices: dict[str, Any]) -> DecodingSettings:
             values[entry.name] = entry.parse(str(value))
         else:
             values[key] = value  # from_choices says that there is no such setting
+    if method is not None:
+        values, _ = combine(find_method(method), values, {}, family.settings, model)
     return family.settings.from_choices(values)
 
 
