@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from dpad.engine.loading import family_of
+from dpad.engine.rules import FallingThreshold
 from dpad.evaluation import lm_eval_cli
 from dpad.evaluation.journal import Journal
+from sampler import AnchorSampler
 
 BIN = Path(sys.executable).parent
 
@@ -121,3 +124,13 @@ def test_other_flags_that_would_be_ignored_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="--use_cache keeps the answers of each process apart"):
         lm_eval_cli.evaluate(model="dpad", model_args="checkpoint=tiny", tasks=["x"], use_cache="cache")
+
+
+def test_a_method_is_one_argument():
+    """Guards `method=streaming`: all of its settings, one of them replaced; a wrong name is one sentence."""
+    family = family_of("tiny")
+    settings = lm_eval_cli.settings_from(family, {"method": "streaming", "gen_length": 128, "window": 32}, "tiny")
+    assert settings.suffix_sampler == AnchorSampler(32) and settings.rule == FallingThreshold(0.9, 0.3)
+    assert (settings.gen_length, settings.cache, settings.early_termination) == (128, "prefix", True)
+    with pytest.raises(ValueError, match="method is 'streeming'; it must be one of .* did you mean 'streaming'"):
+        lm_eval_cli.settings_from(family, {"method": "streeming"}, "tiny")

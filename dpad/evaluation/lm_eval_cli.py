@@ -29,6 +29,7 @@ from lm_eval.utils import simple_parse_args_string
 
 from dpad.engine.command_line import say, use_utf8
 from dpad.engine.loading import Family, family_of, load
+from dpad.engine.methods import combine, find_method
 from dpad.engine.settings import DecodingSettings
 from dpad.evaluation import processes, sandbox
 from dpad.evaluation.adapter import DiffusionLM, Request, describe_settings
@@ -47,6 +48,7 @@ class CommandLineLM(DiffusionLM):
     journal: a folder in which finished answers are kept, so that the same command goes on after an interruption.
     prompt_limit, mc_samples, after_eos: see DiffusionLM. All others are decoding settings by their names or flags:
     gen_length, block_length (or block_size), threshold, dropout_strategy, ...
+    method: all settings of a published way of decoding, see dpad/engine/methods.py; the others replace one each.
     isolation: the least to accept for programs that the model writes, see sandbox.py.
 
     Raises:
@@ -64,7 +66,7 @@ class CommandLineLM(DiffusionLM):
         if checkpoint and pretrained:
             raise ValueError("checkpoint and pretrained mean the same; give one")
         name = str(checkpoint or pretrained or "instruct")  # lm-eval reads a name such as 1.5 as a number
-        settings = settings_from(family_of(name, revision), choices)
+        settings = settings_from(family_of(name, revision), choices, name)
         if device and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # lm-eval's default is cuda:0; without a GPU its own models take the CPU as well
 
@@ -107,7 +109,7 @@ class CommandLineLM(DiffusionLM):
         return requests
 
 
-def settings_from(family: Family, choices: dict[str, Any]) -> DecodingSettings:
+def settings_from(family: Family, choices: dict[str, Any], model: str) -> DecodingSettings:
     """Decoding settings from model_args, in which lm-eval has turned numbers and True into Python's values."""
     entries = {key: entry for entry in family.settings.choices() for key in (entry.name, entry.label)}
     values = {}
@@ -116,6 +118,9 @@ def settings_from(family: Family, choices: dict[str, Any]) -> DecodingSettings:
             values[entry.name] = entry.parse(str(value))
         else:
             values[key] = value  # from_choices says that there is no such setting
+    if "method" in values:
+        method = find_method(str(values.pop("method")))
+        values, _ = combine(method, values, {}, family.settings, model)
     return family.settings.from_choices(values)
 
 
