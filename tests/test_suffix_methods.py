@@ -12,6 +12,7 @@ from helpers import left_padded, name_of, prompts_of
 
 import dream.generate
 import llada.generate
+import run
 from dpad.engine import cuda_graphs
 from dpad.engine.rules import RULES
 from dpad.engine.settings import ALGS, CACHE_MODES, PRESETS, SAMPLER, TokenIds
@@ -366,6 +367,15 @@ def test_clashes_are_one_sentence(values, message):
     with pytest.raises(ValueError, match=message) as error:
         LLaDASettings.from_choices(values)
     assert "\n" not in str(error.value)
+
+
+def test_a_switch_is_not_turned_on_and_off(capsys):
+    """Guards `--keep_last --no_keep_last`, of which the last one would count in silence."""
+    with pytest.raises(SystemExit) as stop:
+        run.main(["generate", "-m", "tiny", "-d", "gaussian", "--keep_last", "--no_keep_last", "--prompt", "x"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "--no_keep_last: not allowed with argument --keep_last" in error
+    assert error.count("\n") == 1
 
 
 def test_a_rules_threshold_is_the_rules():

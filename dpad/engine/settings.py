@@ -184,8 +184,8 @@ class DecodingSettings:
                                       flags=("-th", "--threshold"), minimum=0, maximum=1, off=0)
     rule: ParallelRule | None = None
     alg: str | None = setting(None, "what positions are ordered by: maskgit_plus (the candidate's probability), "
-                              "entropy (of the prediction), topk_margin (of the likeliest token over the next) or origin "
-                              "(nothing: a random order) (default: the model's own)", choices=ALGS)
+                              "entropy (of the prediction), topk_margin (of the likeliest token over the next) or "
+                              "origin (nothing: a random order) (default: the model's own)", choices=ALGS)
     temperature: float = setting(0.0, "0 takes the likeliest token; higher values draw", minimum=0)
     cache: str = setting("none", "which slots a step recomputes: none (all of them), prefix (block and suffix) or dual "
                          "(the block)", choices=CACHE_MODES,
@@ -313,8 +313,8 @@ class DecodingSettings:
             name, _, rest = str(error).partition(" ")
             raise ValueError(f"{entries[name].label if name in entries else name} {rest}") from None
         if settings.parallel and values.get("steps") is not None:
-            raise ValueError(f"steps is {values['steps']}, but a threshold, factor or rule decides how many steps there "
-                             "are; leave one out")
+            raise ValueError(f"steps is {values['steps']}, but a threshold, factor or rule decides how many steps "
+                             "there are; leave one out")
         return settings
 
     def as_choices(self) -> dict[str, Any]:

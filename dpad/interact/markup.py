@@ -29,11 +29,12 @@ FORMULAS = {  # of the retention probability, by dropout strategy; formatted wit
     "null": "Vanilla: every suffix position is computed.",
     "gaussian": "DPad: p(i) = min(1, a/√(2π) · exp(−x²/2)), x from 0 to k = {k_sigma:g} over the window of {window}, "
                 "a = {scale:g}.",
-    "gaussian-even": "DPad without dice: where the sum of p(i) = min(1, a/√(2π) · exp(−x²/2)), x from 0 to k = {k_sigma:g} "
-                     "over the window of {window}, a = {scale:g}, passes the next half-integer.",
+    "gaussian-even": "DPad without dice: where the sum of p(i) = min(1, a/√(2π) · exp(−x²/2)), x from 0 to "
+                     "k = {k_sigma:g} over the window of {window}, a = {scale:g}, passes the next half-integer.",
     "uniform": "Uniform: {number} of the nearest {window}.",
     "window": "The nearest {window}.",
-    "anchor": "The nearest {window}, beyond them each multiple of {stride} (0: none), and the last one unless it is off.",
+    "anchor": "The nearest {window}, beyond them each multiple of {stride} (0: none), and the last one unless it is "
+              "off.",
     "attention": "The {top_k} that the block attends to most in its first forward, and the nearest {window}.",
     "spotlight": "All but the {removed} from {beyond} on that the block attends to most in its first forward.",
     "block": "No suffix position is computed.",
