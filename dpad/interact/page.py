@@ -36,7 +36,7 @@ PRESETS = {  # what the page calls some of the methods
     "All": "dpad-parallel-cache",
     "Streaming-dLLM": "streaming",
     "SSM": "ssm",
-    "By attention": "attention",
+    "Pruned by score": "attention",
 }
 EXAMPLES = [
     "Tom has 3 bags with 4 apples in each bag. He finds 5 more apples. How many apples does Tom have now?",
