@@ -35,8 +35,6 @@ from dpad.evaluation import processes
 from dpad.evaluation.sandbox import DEFAULT_LEVEL, LEVELS
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from dpad.engine.loading import LoadedModel
     from dpad.evaluation.compare import Entry
 

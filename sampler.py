@@ -1,9 +1,9 @@
 r"""Which suffix positions a block may see: the heart of DPad (arXiv 2508.14148, section 4).
 
 Before the first forward of a block, the decoding loop passes every position after the block to the sampler. The sampler
-returns the positions to keep; the model never sees the others. A sampler is pure: no model, no device, no state. A new
-strategy is a subclass with two methods and an entry in SAMPLERS. One kind chooses later, from the scores that the
-block's first forward gives to the whole suffix (ScoredSampler). To see one at work:
+returns the positions to keep; the model never sees the others. A sampler is pure: no model, no device, no state. DPad's
+comes first, then others to compare it with. A new strategy is a subclass with `retention`, and with `indices` if it
+draws, and an entry in SAMPLERS. To see one at work:
 
     python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch \
         --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
@@ -29,15 +29,24 @@ WINDOW = 256  # the default window; shorter answers take their own length
 
 
 class SuffixSampler(ABC):
-    """Chooses suffix positions by their distance to the block: index 0 is the position right after it."""
+    """Chooses suffix positions by their distance to the block: index 0 is the position right after it.
 
-    @abstractmethod
-    def indices(self, count: int, generator: Generator) -> Tensor:
-        """Which of `count` suffix positions to keep: int64, ascending, each in [0, count)."""
+    is_random: whether another seed can keep other positions.
+    """
+
+    is_random = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @abstractmethod
     def retention(self, count: int) -> Tensor:
         """The probability with which each of `count` suffix positions is kept, float32 [count]."""
+
+    def indices(self, count: int, generator: Generator) -> Tensor:
+        """Which of `count` suffix positions to keep: int64, ascending, each in [0, count). Without dice the sure ones.
+        """
+        return (self.retention(count) == 1).nonzero().squeeze(1)
 
     def sample(self, positions: Tensor, generator: Generator) -> Tensor:
         """The positions to keep.
@@ -57,14 +66,9 @@ class SuffixSampler(ABC):
         if window is not None and window > gen_length:
             raise ValueError(f"window is {window}; it must be at most gen_length ({gen_length})")
 
-    @property
-    def is_random(self) -> bool:
-        """Whether another seed can keep other positions."""
-        return False
-
 
 def with_last(kept: Tensor, last: bool) -> Tensor:
-    """A mask of kept positions, bool [count], with the answer's last position added where `last` says so."""
+    """What is kept, or how probably, [count]; `last`: the answer's last position in any case."""
     if last and len(kept):
         kept[-1] = True
     return kept
@@ -74,36 +78,17 @@ def with_last(kept: Tensor, last: bool) -> Tensor:
 class FullSuffix(SuffixSampler):
     """Keeps everything: the vanilla baseline."""
 
-    def indices(self, count: int, generator: Generator) -> Tensor:
-        return torch.arange(count)
-
     def retention(self, count: int) -> Tensor:
         return torch.ones(count)
-
-
-@dataclass(frozen=True)
-class NoSuffix(SuffixSampler):
-    """Keeps nothing: a block sees what stands before it alone, as in block diffusion (arXiv 2503.09573)."""
-
-    def indices(self, count: int, generator: Generator) -> Tensor:
-        return torch.arange(0)
-
-    def retention(self, count: int) -> Tensor:
-        return torch.zeros(count)
 
 
 @dataclass(frozen=True)
 class WindowSampler(SuffixSampler):
     """Keeps the `window` nearest positions: the sliding window alone, nothing dropped inside it."""
 
-    window: int = setting(WINDOW, "the nearest suffix tokens that may be kept; at most the answer's length",
-                          flags=("-w", "--window"), minimum=1, unit="tokens")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    def indices(self, count: int, generator: Generator) -> Tensor:
-        return torch.arange(min(count, self.window))
+    window: int = setting(WINDOW, "the nearest suffix tokens that may be kept; at most the answer's length; anchor and "
+                          "ssm have 64, streaming 96 and attention 8", flags=("-w", "--window"), minimum=1,
+                          unit="tokens")
 
     def retention(self, count: int) -> Tensor:
         return (torch.arange(count) < self.window).float()
@@ -124,6 +109,7 @@ class GaussianSampler(WindowSampler):
                            flags=("-sc", "--scale"), above=0)
     last: bool = setting(False, "gaussian, anchor: keep the answer's last position whatever its distance (default: off "
                          "for gaussian, on for anchor)", flags=("--keep_last",), negation=("--no_keep_last",))
+    is_random = True
 
     def _density(self, count: int) -> Tensor:
         density = torch.zeros(count)
@@ -131,18 +117,16 @@ class GaussianSampler(WindowSampler):
         density[: len(x)] = self.scale / math.sqrt(2 * math.pi) * torch.exp(-0.5 * x**2)
         return density
 
+    def retention(self, count: int) -> Tensor:
+        return with_last(self._density(count).clamp(max=1), self.last)
+
     def indices(self, count: int, generator: Generator) -> Tensor:
         # One draw for every position, those beyond the window included, as in the recordings of the reference.
         kept = torch.rand(count, generator=generator) < self._density(count)
         return with_last(kept, self.last).nonzero().squeeze(1)
 
-    def retention(self, count: int) -> Tensor:
-        density = self._density(count).clamp(max=1)
-        return torch.maximum(density, with_last(torch.zeros(count), self.last))
 
-    @property
-    def is_random(self) -> bool:
-        return True
+# --- Others, by distance ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -154,16 +138,12 @@ class EvenGaussianSampler(GaussianSampler):
     differs from what GaussianSampler keeps there on average by at most 1/2, for every i.
     """
 
+    is_random = False
+    indices = SuffixSampler.indices
+
     def retention(self, count: int) -> Tensor:
         passed = (self._density(count).clamp(max=1).double().cumsum(0) + 0.5).floor()
         return with_last(passed.diff(prepend=torch.zeros(1, dtype=torch.float64)).float(), self.last)
-
-    def indices(self, count: int, generator: Generator) -> Tensor:
-        return self.retention(count).nonzero().squeeze(1)
-
-    @property
-    def is_random(self) -> bool:
-        return False
 
 
 @dataclass(frozen=True)
@@ -172,11 +152,7 @@ class UniformSampler(WindowSampler):
 
     number: int = setting(0, "uniform: suffix tokens to keep, which must be said", flags=("-nt", "--num_tokens"),
                           minimum=0, unit="tokens")
-
-    def indices(self, count: int, generator: Generator) -> Tensor:
-        if self.number >= count:
-            return torch.arange(count)
-        return torch.randperm(min(count, self.window), generator=generator)[: self.number].sort().values
+    is_random = True
 
     def retention(self, count: int) -> Tensor:
         if self.number >= count:
@@ -184,9 +160,10 @@ class UniformSampler(WindowSampler):
         reach = min(count, self.window)
         return (torch.arange(count) < reach) * min(1.0, self.number / reach)
 
-    @property
-    def is_random(self) -> bool:
-        return True
+    def indices(self, count: int, generator: Generator) -> Tensor:
+        if self.number >= count:
+            return torch.arange(count)
+        return torch.randperm(min(count, self.window), generator=generator)[: self.number].sort().values
 
 
 @dataclass(frozen=True)
@@ -197,6 +174,7 @@ class AnchorSampler(WindowSampler):
     SSM's (arXiv 2608.23167): the first position of every later block.
     """
 
+    window: int = setting(64, "the nearest suffix tokens", flags=("-w", "--window"), minimum=1, unit="tokens")
     stride: int = setting(0, "anchor: keep every position whose distance is a multiple of this; 0 keeps none beyond "
                           "the window", minimum=0, unit="tokens")
     last: bool = setting(True, "keep the answer's last position whatever its distance", flags=("--keep_last",))
@@ -208,11 +186,16 @@ class AnchorSampler(WindowSampler):
             kept |= places % self.stride == 0
         return with_last(kept, self.last).float()
 
-    def indices(self, count: int, generator: Generator) -> Tensor:
-        return self.retention(count).nonzero().squeeze(1)
+
+@dataclass(frozen=True)
+class NoSuffix(SuffixSampler):
+    """Keeps nothing: a block sees what stands before it alone, as in block diffusion (arXiv 2503.09573)."""
+
+    def retention(self, count: int) -> Tensor:
+        return torch.zeros(count)
 
 
-# --- Chosen by attention ----------------------------------------------------------------------------------------------
+# --- Others, by attention ---------------------------------------------------------------------------------------------
 
 
 class ScoredSampler(SuffixSampler):
@@ -230,9 +213,6 @@ class ScoredSampler(SuffixSampler):
                 forward, averaged over layers, heads and queries.
         """
 
-    def indices(self, count: int, generator: Generator) -> Tensor:
-        return torch.arange(count)
-
     def retention(self, count: int) -> Tensor:
         return torch.ones(count)
 
@@ -247,9 +227,6 @@ class AttentionSampler(ScoredSampler):
     window: int = setting(8, "attention: the nearest suffix tokens, kept whatever their scores",
                           flags=("-w", "--window"), minimum=0, unit="tokens")
     top_k: int = setting(64, "attention: suffix tokens to keep by their scores", minimum=0, unit="tokens")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def select(self, scores: Tensor) -> Tensor:
         best = scores.argsort(dim=-1, descending=True, stable=True)[:, : self.top_k]
@@ -267,9 +244,6 @@ class SpotlightSampler(ScoredSampler):
     removed: int = setting(10, "spotlight: how many of the most attended far suffix tokens to drop", minimum=0,
                            unit="tokens")
     beyond: int = setting(128, "spotlight: suffix tokens from this distance on count as far", minimum=0, unit="tokens")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def select(self, scores: Tensor) -> Tensor:
         kept = torch.ones_like(scores, dtype=torch.bool)

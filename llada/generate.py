@@ -47,11 +47,13 @@ class LLaDARule(UnmaskingRule):
         share, rest = divmod(self.settings.block_length, self.settings.steps_per_block)
         return share + (step < rest)
 
+    def adjust(self, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        if self.settings.suppress_eos == "never":  # before a rule sees them: its entropies and credits are without EOS
+            logits[:, self.tokens.eos] = float("-inf")
+        return super().adjust(logits, rows, columns)
+
     def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
         settings = self.settings
-        if settings.suppress_eos == "never":
-            logits[:, self.tokens.eos] = float("-inf")
-
         if settings.temperature:
             # argmax of exp(logit) / (-log u)^T, taken as a logarithm so that nothing overflows.
             shape = settings.block_length, logits.shape[-1]

@@ -19,9 +19,12 @@ from helpers import ROOT
 
 from dpad.engine import loading
 from dpad.engine.fields import setting
+from dpad.engine.methods import METHODS
+from dpad.engine.rules import RULES
+from dpad.engine.settings import RULE, SAMPLER
 from dpad.interact.denoiser import Denoiser
 from llada.settings import LLaDASettings
-from sampler import GaussianSampler
+from sampler import AnchorSampler, AttentionSampler, GaussianSampler
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -29,7 +32,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 LONG = 60_000  # milliseconds
 
 
-Page = pytest.importorskip("dpad.interact.page", reason="demo/requirements.txt is not installed").Page
+page_module = pytest.importorskip("dpad.interact.page", reason="demo/requirements.txt is not installed")
+Page, PRESETS, show_value = page_module.Page, page_module.PRESETS, page_module.show_value
 sync_api = pytest.importorskip("playwright.sync_api", reason="demo/requirements.txt is not installed")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
@@ -138,6 +142,29 @@ def test_vanilla_beside_the_settings(checkpoint_folder):
     assert vanilla == LLaDASettings(block_length=16)
     assert other == LLaDASettings(block_length=16, threshold=0.5, cache="dual", early_termination=True,
                                   suffix_sampler=GaussianSampler(256, 3, 1.6))
+
+
+def test_a_choice_brings_its_own_parameters(checkpoint_folder):
+    """Guards controls that hold what an earlier strategy or rule left there: DPad's window of 256 would keep the whole
+    suffix for any other, and a threshold clashes with a rule that has none. A preset is its method."""
+    page = Page(Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
+    values = {name: control.value for name, control in page.controls.items()} | {"threshold": 0.7}
+
+    def settings_with(changes):
+        shown = {name: show_value(page.settings[name], value) for name, value in changes.items()}
+        return page.denoiser.make_settings(page.read_choices(tuple((values | shown).values())))
+
+    def choose(part, name):
+        return settings_with(page.part_values(part, name, 256) | {part.selector.name: name})
+
+    for name, sampler in (("attention", AttentionSampler(8, 64)), ("anchor", AnchorSampler(64)),
+                          ("streaming", AnchorSampler(96)), ("ssm", AnchorSampler(64, 32))):
+        assert choose(SAMPLER, name).suffix_sampler == sampler
+    for name, rule in RULES.items():
+        assert choose(RULE, name).rule == rule() and choose(RULE, name).threshold is None
+    for preset, name in PRESETS.items():
+        method = METHODS[name].choices(256, model=str(checkpoint_folder))
+        assert settings_with(page.preset_values(preset, 256)) == LLaDASettings.from_choices(method), preset
 
 
 def test_the_canvas_changes_while_the_model_decodes(visit):

@@ -22,6 +22,7 @@ from dpad.engine import cuda_graphs
 from dpad.engine.decoding import decode
 from dpad.engine.loading import load
 from dpad.engine.settings import TokenIds
+from dpad.engine.soft import SoftSuffix
 from llada.generate import LLaDARule, LLaDASettings
 from sampler import GaussianSampler
 
@@ -137,7 +138,8 @@ def counted_reads() -> Iterator[Callable[[], int]]:
 
 @pytest.mark.parametrize("graphs", ["off", "on"])
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("schedule, expected", [({"threshold": 0.9}, 1), ({"factor": 0.5}, 1), ({"steps": 16}, 0)])
+@pytest.mark.parametrize("schedule, expected", [
+    ({"threshold": 0.9}, 1), ({"factor": 0.5}, 1), ({"steps": 16}, 0), ({"steps": 16, "soft_suffix": SoftSuffix()}, 0)])
 def test_a_cached_step_reads_at_most_once(random_llada, graphs, cache, schedule, expected):
     """Guards the same where no GPU is: one read at a step with a threshold, none under a fixed schedule."""
     rule = LLaDARule(LLaDASettings(**OPTIONS, cache=cache, **schedule), TokenIds.of(random_llada))

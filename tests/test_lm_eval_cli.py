@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from dpad.engine.loading import family_of
 from dpad.evaluation import lm_eval_cli
 from dpad.evaluation.journal import Journal
+from sampler import AnchorSampler
 
 BIN = Path(sys.executable).parent
 
@@ -125,11 +127,9 @@ def test_other_flags_that_would_be_ignored_are_refused(monkeypatch):
 
 def test_a_method_is_one_argument():
     """Guards `method=ssm` among lm-eval's model_args: all of its settings, of which others replace one each."""
-    from dpad.engine.loading import FAMILIES
-    from sampler import AnchorSampler
-
-    settings = lm_eval_cli.settings_from(FAMILIES["llada"], {"gen_length": 64, "threshold": 0.8}, "ssm")
+    family = family_of("tiny")
+    settings = lm_eval_cli.settings_from(family, {"gen_length": 64, "threshold": 0.8}, "ssm")
     assert settings.suffix_sampler == AnchorSampler(64, 32) and settings.threshold == 0.8
     assert settings.soft_suffix is not None and settings.early_termination
     with pytest.raises(ValueError, match="method is 'smm'; .* did you mean 'ssm'"):
-        lm_eval_cli.settings_from(FAMILIES["llada"], {}, "smm")
+        lm_eval_cli.settings_from(family, {}, "smm")

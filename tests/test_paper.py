@@ -255,6 +255,7 @@ def test_every_method_is_faster_than_its_baseline():
 
 @pytest.mark.parametrize("selection, message", [
     ("gpt", "model is 'gpt'; the paper has llada-instruct, llada-1.5, dream-base"),
+    ("llada-1.6", "llada-instruct, llada-1.5, dream-base; did you mean 'llada-1.5'"),
     ("", "model is ''; the paper has llada-instruct"),
     ("llada-1.5/gsm", "benchmark is 'gsm'; for llada-1.5 papers report gsm8k, minerva_math, humaneval, mbpp"),
     ("dream-base/humaneval/64", "gen_length is '64'; for dream-base/humaneval papers report 256, 512, 1024, 2048"),

@@ -129,7 +129,7 @@ def test_cache_flags_in_any_order():
     (LLaDASettings, {"dropout_strategy": "uniform"}, "num_tokens is 0, so that dropout_strategy uniform would keep no"),
     (LLaDASettings, {"dropout_strategy": "random", "number": 0}, "num_tokens is 0, so that dropout_strategy random wo"),
     (LLaDASettings, {"dropout_strategy": "window", "window": 512}, "window is 512; it must be at most gen_length"),
-    (LLaDASettings, {"threshold": 0.9, "steps": 64}, "steps is 64, but a threshold or factor decides"),
+    (LLaDASettings, {"threshold": 0.9, "steps": 64}, "steps is 64, but a threshold, factor or rule decides"),
     (LLaDASettings, {"threshold": 0.9, "factor": 1.0}, "factor is 1.0 while threshold is 0.9"),
     (DreamSettings, {"threshold": 0.9, "alg_temp": 1.0}, "alg_temp is 1.0 while threshold is 0.9"),
     (DreamSettings, {"top_p": 1.5}, "top_p is 1.5; it must be a finite number above 0 and at most 1"),

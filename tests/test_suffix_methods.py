@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from helpers import left_padded, name_of, prompts_of
 
 import dream.generate
 import llada.generate
+import run
 from dpad.engine import cuda_graphs
 from dpad.engine.rules import RULES
-from dpad.engine.settings import ALGS, CACHE_MODES, PRESETS, SAMPLER
+from dpad.engine.settings import ALGS, CACHE_MODES, PRESETS, SAMPLER, TokenIds
 from dpad.engine.soft import SoftSuffix
 from dpad.engine.unmasking import noise_generator
 from dream.settings import DreamSettings
@@ -264,6 +266,34 @@ def test_the_margin_rule_is_stricter_than_the_threshold(family):
     assert margin.forwards > plain.forwards
 
 
+def test_the_margin_is_of_the_two_likeliest_tokens_whatever_is_drawn():
+    """Guards the margin at a temperature above 0, where the candidate need not be the likeliest token; never the mask.
+    """
+    p = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3], [0.0, 0.35, 0.65]], dtype=torch.float64)
+    rule = llada.generate.LLaDARule(LLaDASettings(alg="topk_margin", temperature=1.0), TokenIds(mask=0, eos=1))
+    for drawn in (1, 2):
+        margins = rule.order(p.log(), torch.tensor([drawn] * 3), torch.arange(3))
+        torch.testing.assert_close(margins, torch.tensor([0.1, 0.3, 0.3], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rule", [RULES["eb"](), RULES["credit"](credit_power=0)], ids=name_of)
+def test_a_suppressed_eos_counts_for_nothing(rule):
+    """Guards rules that look at whole distributions: the entropies and credits of EB and credit are without EOS."""
+    settings = LLaDASettings(gen_length=8, block_length=8, rule=rule, suppress_eos="never")
+    unmasking = llada.generate.LLaDARule(settings, TokenIds(mask=0, eos=1))
+    unmasking.begin_block(0, torch.tensor([0]))
+    place = torch.tensor([0]), torch.tensor([0])
+    logits = unmasking.adjust(torch.tensor([[0.0, 5.0, 2.0, 1.0]]), *place)
+    assert logits[0, 1] == -math.inf
+    if isinstance(rule, RULES["credit"]):
+        assert logits[0].tolist() == pytest.approx([0, -math.inf, 2 + 0.7 * math.log(2), 1])
+        return
+    p = torch.tensor([0.0, 2.0, 1.0]).double().softmax(-1)
+    torch.testing.assert_close(unmasking.entropy(logits), -(p * p.log()).sum(-1, keepdim=True))
+    _, order = unmasking.candidates(logits, place[1], 0, noise_generator(0, 0, 0))
+    torch.testing.assert_close(order, -unmasking.entropy(logits), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("rule, settings", [
     ("falling", {"threshold": 0.02, "fall": 0.0}), ("localleap", {"threshold": 0.02, "near_threshold": 0.02}),
     ("credit", {"threshold": 0.02, "credit_weight": 0.0}),
@@ -302,6 +332,8 @@ def test_presets_are_the_published_samplers():
     assert choose({"dropout_strategy": "ssm", "gen_length": 32}).suffix_sampler == AnchorSampler(32, 32, True)
     assert choose({"dropout_strategy": "ssm", "window": 80}).suffix_sampler == AnchorSampler(80, 32, True)
     assert choose({"dropout_strategy": "attention"}).suffix_sampler == AttentionSampler(8, 64)
+    strided = choose({"dropout_strategy": "anchor", "stride": 8}).suffix_sampler
+    assert strided == AnchorSampler(64, 8) and strided.retention(224).sum() < 90, "the stride makes a difference"
     for name in PRESETS:
         values = {"dropout_strategy": name} | ({"number": 4} if name == "random" else {})
         settings = choose(values)
@@ -309,7 +341,7 @@ def test_presets_are_the_published_samplers():
 
 
 @pytest.mark.parametrize("values, message", [
-    ({"dropout_strategy": "ssm", "stride": 8}, "stride is 8, but dropout_strategy ssm does not use it; it has window"),
+    ({"dropout_strategy": "ssm", "stride": 8}, "stride is 8, but dropout_strategy ssm sets it itself; for another value choose"),
     ({"dropout_strategy": "gaussian", "stride": 8}, "stride is 8, but dropout_strategy gaussian does not use it"),
     ({"dropout_strategy": "gaussian", "top_k": 8}, "top_k is 8, but dropout_strategy gaussian does not use it"),
     ({"dropout_strategy": "gaussian", "number": 8}, "num_tokens is 8, but dropout_strategy gaussian does not use it"),
@@ -335,6 +367,15 @@ def test_clashes_are_one_sentence(values, message):
     with pytest.raises(ValueError, match=message) as error:
         LLaDASettings.from_choices(values)
     assert "\n" not in str(error.value)
+
+
+def test_a_switch_is_not_turned_on_and_off(capsys):
+    """Guards `--keep_last --no_keep_last`, of which the last one would count in silence."""
+    with pytest.raises(SystemExit) as stop:
+        run.main(["generate", "-m", "tiny", "-d", "gaussian", "--keep_last", "--no_keep_last", "--prompt", "x"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "--no_keep_last: not allowed with argument --keep_last" in error
+    assert error.count("\n") == 1
 
 
 def test_a_rules_threshold_is_the_rules():

@@ -13,15 +13,17 @@ from PIL import Image
 
 import run
 from dpad.engine import completion, loading
+from dpad.engine.methods import METHODS
 from dpad.interact import trace as trace_module
 from dpad.interact.attention import measure
-from dpad.interact.canvas import canvas_after, summarize
+from dpad.interact.canvas import SAMPLER_WORDS, canvas_after, describe_settings, summarize
 from dpad.interact.denoiser import Denoiser
 from dpad.interact.gif import write_gif
-from dpad.interact.markup import render_canvas
+from dpad.interact.markup import FORMULAS, render_canvas, render_curve
 from dpad.interact.trace import Tracer, read_trace
 from dpad.results import files
-from sampler import GaussianSampler
+from llada.settings import LLaDASettings
+from sampler import SAMPLERS, GaussianSampler
 
 PROMPT = "Tom has 3 bags with 4 apples in each bag. How many apples does Tom have?"
 
@@ -37,6 +39,22 @@ def record(loaded, attention=False, **options):
     tracer = Tracer(loaded, PROMPT, settings, attention=attention)
     [answer] = completion.complete(loaded, [PROMPT], settings, streamer=tracer)
     return tracer.finish(answer), settings
+
+
+def test_every_way_of_decoding_has_words():
+    """Guards what chat, the page and GIFs say of an answer: nothing but the whole suffix is called Vanilla; and the
+    page's curve has a sentence for each strategy."""
+    words = {}
+    for name, method in METHODS.items():
+        settings = LLaDASettings.from_choices(method.choices(256))
+        words[name] = describe_settings(settings.to_json())
+        assert words[name].startswith("Vanilla") == (settings.to_json()["suffix_sampler"] is None), words[name]
+        assert ". On average" in render_curve(settings) and "{" not in render_curve(settings)
+    assert words["dpad-parallel-cache"] == "DPad, threshold 0.9, prefix cache, early termination"
+    assert words["streaming"] == "anchors, rule falling, prefix cache, early termination"
+    assert words["ssm"] == "anchors, soft suffix, threshold 0.9, early termination"
+    assert words["margin"] == "Vanilla, threshold 0.9, order topk_margin"
+    assert SAMPLERS.keys() == FORMULAS.keys() == {"null", *SAMPLER_WORDS}
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])

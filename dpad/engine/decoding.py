@@ -104,6 +104,7 @@ def decode(
             end = canvas.prompt + (block + 1) * settings.block_length
             assert settings.suffix_sampler is not None  # the settings put FullSuffix in its place
             kept_suffix = draw_suffix(settings.suffix_sampler, end, canvas.tokens.shape[1], generator)
+            canvas.kept_suffix.append(kept_suffix.tolist())
             slots = _Slots.of_block(canvas, block, settings, kept_suffix)
             _decode_block(model, rule, canvas, slots, cache, soft, block, streamer, on_forward)
 
@@ -190,6 +191,7 @@ def _decode_block(
             canvas.kept[slots.rows] -= slots.kept
             slots.choose_suffix(sampler.select(watch.scores()[:, slots.end :]), cache)
             canvas.kept[slots.rows] += slots.kept
+            canvas.kept_suffix[-1] = slots.columns[slots.end :].tolist()
             rule.change_suffix(slots.kept)
         first = False
 
@@ -207,7 +209,6 @@ def _decode_block(
             if cache is not None:
                 cache.keep(unfinished)
 
-    canvas.kept_suffix.append(slots.columns[slots.end :].tolist())
     if not finite:
         raise ValueError(f"the model's logits are NaN or infinite in block {block}: check its weights and its dtype "
                          f"({model.dtype})")
@@ -225,7 +226,7 @@ def _compute(
     inputs = canvas.tokens[slots.rows[:, None], slots.columns[computed]]  # [R, Q]
     positions = slots.positions[:, computed]
     if soft is not None:
-        block = slice(slots.begin - canvas.prompt, slots.end - canvas.prompt)
+        block = slice(slots.begin - computed.start, slots.end - computed.start)
         inputs = soft.inputs(inputs, slots.rows, slots.columns[computed] - canvas.prompt, block, opening)
     if cache is None:
         hidden = model.hidden_states(inputs, positions, slots.key_mask, None, 0, watch)

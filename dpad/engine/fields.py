@@ -154,9 +154,10 @@ def add_flags(parser: argparse._ActionsContainer, settings: Iterable[Setting]) -
         else:
             options["type"] = entry.kind
             options["metavar"] = "NAME" if entry.choices else "N" if entry.kind is int else "X"
-        parser.add_argument(*entry.flags, **options)
+        group = parser.add_mutually_exclusive_group() if entry.negation else parser
+        group.add_argument(*entry.flags, **options)
         if entry.negation:
-            parser.add_argument(*entry.negation, dest=entry.name, default=argparse.SUPPRESS, action="store_false",
+            group.add_argument(*entry.negation, dest=entry.name, default=argparse.SUPPRESS, action="store_false",
                                 help=f"the opposite of {entry.flags[-1]}")
         for value, flags in entry.shortcuts.items():
             included = [names[0] for smaller, names in entry.shortcuts.items()

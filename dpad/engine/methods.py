@@ -145,7 +145,6 @@ def combine(
     gen_length, block_length = (entries[name].check(said.get(name, entries[name].default), entries[name].label)
                                 for name in ("gen_length", "block_length"))
     base = method.choices(gen_length, block_length, model) if method else {}
-    base = {name: value for name, value in base.items() if value is not None or name in entries}  # None: off anyway
     fixed = method.fixed if method else {}
     applicable = {name: value for name, value in shared.items() if name not in fixed}
     for part in PARTS:  # parameters that were given for another sampler than this method's

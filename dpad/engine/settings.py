@@ -88,6 +88,9 @@ class Part:
         parameters: Mapping[str, Any] = self.defaults(values)
         name = values.get(self.selector.name, self.selector.default)
         for key, value in chosen.items():
+            if key not in parameters and name in self.presets and key in self.presets[name][1]:
+                raise ValueError(f"{key} is {value!r}, but {self.selector.label} {name} sets it itself; for another "
+                                 f"value choose {self.presets[name][0]}")
             if key not in parameters:
                 names = ", ".join(self.settings[own].label for own in parameters) or "no settings of its own"
                 raise ValueError(f"{key} is {value!r}, but {self.selector.label} {show(name)} does not use it; it has "
@@ -180,12 +183,12 @@ class DecodingSettings:
                                 flags=("-b", "--block_size"), minimum=1, unit="tokens")
     steps: int | None = setting(None, "forwards in all, without a threshold (default: one per token)", minimum=1)
     threshold: float | None = setting(None, "parallel decoding: decode every token that is at least this confident; "
-                                      "0: a fixed number of tokens per step", flags=("-th", "--threshold"), minimum=0,
-                                      maximum=1, off=0)
+                                      "0: a fixed number of tokens per step; with a rule, the rule's own (0.9)",
+                                      flags=("-th", "--threshold"), minimum=0, maximum=1, off=0)
     rule: ParallelRule | None = None
     alg: str | None = setting(None, "what positions are ordered by: maskgit_plus (the candidate's probability), "
-                              "entropy (of the prediction), topk_margin (the lead over the next token) or origin "
-                              "(nothing: a random order) (default: the model's own)", choices=ALGS)
+                              "entropy (of the prediction), topk_margin (of the likeliest token over the next) or "
+                              "origin (nothing: a random order) (default: the model's own)", choices=ALGS)
     temperature: float = setting(0.0, "0 takes the likeliest token; higher values draw", minimum=0)
     cache: str = setting("none", "which slots a step recomputes: none (all of them), prefix (block and suffix) or dual "
                          "(the block)", choices=CACHE_MODES,
@@ -313,8 +316,8 @@ class DecodingSettings:
             name, _, rest = str(error).partition(" ")
             raise ValueError(f"{entries[name].label if name in entries else name} {rest}") from None
         if settings.parallel and values.get("steps") is not None:
-            raise ValueError(f"steps is {values['steps']}, but a threshold or factor decides how many steps there are; "
-                             "leave one out")
+            raise ValueError(f"steps is {values['steps']}, but a threshold, factor or rule decides how many steps "
+                             "there are; leave one out")
         return settings
 
     def as_choices(self) -> dict[str, Any]:

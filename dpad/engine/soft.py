@@ -68,18 +68,20 @@ class SoftStates:
         Args:
             rows: int64 [R], rows of the request.
             columns: int64 [Q], the answer column of each slot; negative in the prompt.
-            block: the answer columns of the block.
+            block: which of the slots are the block's; those after them are the suffix.
             opening: nothing of the block is decoded yet, so that its positions enter as warm as the settings say.
         """
         embeddings = self.model.embed(ids)
-        suffix = (columns >= block.stop).nonzero().squeeze(1)
-        places = rows[:, None], columns[suffix]
-        embeddings[:, suffix] = torch.where(self.known[places][..., None], self.states[places], embeddings[:, suffix])
+        self._enter(embeddings[:, block.stop :], rows, columns[block.stop :], 1.0)
         if opening:
-            inside = ((columns >= block.start) & (columns < block.stop)).nonzero().squeeze(1)
-            states = torch.lerp(self.mask, self.states[rows, block], self.settings.warm)
-            embeddings[:, inside] = torch.where(self.known[rows, block, None], states, embeddings[:, inside])
+            self._enter(embeddings[:, block], rows, columns[block], self.settings.warm)
         return embeddings
+
+    def _enter(self, embeddings: Tensor, rows: Tensor, columns: Tensor, share: float) -> None:
+        """Put states, mixed with the mask by their `share`, in place of the embeddings [R, n, E] of their positions."""
+        places = rows[:, None], columns
+        states = torch.lerp(self.mask, self.states[places], share)
+        embeddings.copy_(torch.where(self.known[places][..., None], states, embeddings))
 
     def update(self, hidden: Tensor, rows: Tensor, columns: Tensor, kept: Tensor | None = None) -> None:
         """Take the states of suffix positions from the hidden states [R, n, E] that predict them.

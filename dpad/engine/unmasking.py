@@ -77,7 +77,10 @@ class UnmaskingRule(ABC):
         """
 
     def adjust(self, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """What a rule with a memory makes of the logits [M, V], at rows [M] and places [M] of a block."""
+        """The logits [M, V] that candidates, confidences and entropies are taken from, given the model's.
+
+        rows, columns: int64 [M], each position's row in the present batch and its place in the block.
+        """
         return logits if self.state is None else self.state.adjust(logits, rows, columns)
 
     @abstractmethod
@@ -121,14 +124,13 @@ class UnmaskingRule(ABC):
             log_p: float64 [M, V], the logarithms of each position's probabilities.
             tokens: int64 [M], the candidates. columns: int64 [M], each one's place in its block.
         """
-        order = self.settings.order
-        confidence = log_p.gather(-1, tokens[:, None]).squeeze(-1).exp()
-        if order == "entropy":
+        if self.settings.order == "entropy":
             p = log_p.exp()
             return (p * torch.log(p + 1e-10)).sum(-1)
-        if order == "topk_margin":
-            return confidence - without_mask(log_p, self.tokens.mask).scatter(
-                -1, tokens[:, None], float("-inf")).amax(-1).exp()
+        if self.settings.order == "topk_margin":
+            first, second = without_mask(log_p, self.tokens.mask).topk(2).values.exp().unbind(-1)
+            return first - second
+        confidence = log_p.gather(-1, tokens[:, None]).squeeze(-1).exp()
         return confidence if self.turns is None else self.by_turns(confidence, columns)
 
     def by_turns(self, confidence: Tensor, columns: Tensor) -> Tensor:

@@ -17,7 +17,10 @@ EARLY = (0xFD, 0xE7, 0x9A)
 LATE = (0x2A, 0x78, 0x8E)
 MAX_DARK = 430  # a colour whose red, green and blue add up to less needs light text
 
-SAMPLER_WORDS = {"gaussian": "DPad", "uniform": "uniform dropout", "window": "sliding window"}
+SAMPLER_WORDS = {
+    "gaussian": "DPad", "gaussian-even": "DPad without dice", "uniform": "uniform dropout", "window": "sliding window",
+    "anchor": "anchors", "attention": "suffix by attention", "spotlight": "spotlight", "block": "no suffix",
+}
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,18 @@ def needs_light_text(colour: tuple[int, int, int]) -> bool:
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
     """Settings, as records and traces hold them, in a few words: "DPad, threshold 0.9, prefix cache"."""
-    sampler = settings.get("suffix_sampler") or {}
-    parts = [SAMPLER_WORDS.get(sampler.get("name", ""), "Vanilla")]
+    sampler = (settings.get("suffix_sampler") or {}).get("name")
+    parts = [SAMPLER_WORDS.get(sampler, sampler) if sampler else "Vanilla"]
+    if settings.get("soft_suffix"):
+        parts.append("soft suffix")
+    if rule := (settings.get("rule") or {}).get("name"):
+        parts.append(f"rule {rule}")
     if settings.get("threshold"):
         parts.append(f"threshold {settings['threshold']:g}")
+    if settings.get("factor"):
+        parts.append(f"factor {settings['factor']:g}")
+    if settings.get("alg"):
+        parts.append(f"order {settings['alg']}")
     if settings.get("cache", "none") != "none":
         parts.append(f"{settings['cache']} cache")
     if settings.get("early_termination"):

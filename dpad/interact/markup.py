@@ -10,6 +10,7 @@ import html
 from dpad.engine.settings import SAMPLER, DecodingSettings
 from dpad.interact.canvas import Canvas, Cell, canvas_after, describe_trace, needs_light_text, shade
 from dpad.interact.trace import Trace
+from sampler import ScoredSampler
 
 CELL_LABELS = {
     "block": "mask of the current block",
@@ -28,8 +29,15 @@ FORMULAS = {  # of the retention probability, by dropout strategy; formatted wit
     "null": "Vanilla: every suffix position is computed.",
     "gaussian": "DPad: p(i) = min(1, a/√(2π) · exp(−x²/2)), x from 0 to k = {k_sigma:g} over the window of {window}, "
                 "a = {scale:g}.",
+    "gaussian-even": "DPad without dice: where the sum of p(i) = min(1, a/√(2π) · exp(−x²/2)), x from 0 to "
+                     "k = {k_sigma:g} over the window of {window}, a = {scale:g}, passes the next half-integer.",
     "uniform": "Uniform: {number} of the nearest {window}.",
     "window": "The nearest {window}.",
+    "anchor": "The nearest {window}, beyond them each multiple of {stride} (0: none), and the last one unless it is "
+              "off.",
+    "attention": "The {top_k} that the block attends to most in its first forward, and the nearest {window}.",
+    "spotlight": "All but the {removed} from {beyond} on that the block attends to most in its first forward.",
+    "block": "No suffix position is computed.",
 }
 
 
@@ -125,6 +133,7 @@ def render_curve(settings: DecodingSettings) -> str:
     assert sampler is not None
     probabilities = sampler.retention(length).tolist()
     mean = sum(probabilities)
+    kept = "seen in that forward" if isinstance(sampler, ScoredSampler) else "kept"
     formula = FORMULAS.get(SAMPLER.name_of(sampler), "").format(**settings.as_choices())
 
     def x(distance: float) -> float:
@@ -142,5 +151,5 @@ def render_curve(settings: DecodingSettings) -> str:
         '<text x="34" y="154" text-anchor="end">0</text><text x="34" y="34" text-anchor="end">1</text>'
         f'{ticks}<text x="260" y="186" text-anchor="middle">distance from the block (tokens)</text>'
         f'<polyline points="{points}" fill="none" stroke="#2a8aa3" stroke-width="2.5"/></svg>'
-        f'<div class="legend">{html.escape(formula)} On average {mean:.0f} of {length} are kept.</div></div>'
+        f'<div class="legend">{html.escape(formula)} On average {mean:.0f} of {length} are {kept}.</div></div>'
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import gradio as gr
 
 from dpad.engine.fields import Setting, settings_of
 from dpad.engine.methods import METHODS
-from dpad.engine.settings import PART_SETTINGS, PARTS, SAMPLER, DecodingSettings, part_defaults
+from dpad.engine.settings import PART_SETTINGS, PARTS, SAMPLER, DecodingSettings, Part, part_defaults
 from dpad.interact.canvas import canvas_after, describe_trace
 from dpad.interact.denoiser import MAX_GEN_LENGTH, MAX_QUESTION, MAX_VISITORS, AnswerThread, Denoiser, read_uploaded
 from dpad.interact.guard import Streams
@@ -35,6 +36,7 @@ PRESETS = {  # what the page calls some of the methods
     "All": "dpad-parallel-cache",
     "Streaming-dLLM": "streaming",
     "SSM": "ssm",
+    "Pruned by score": "attention",
 }
 EXAMPLES = [
     "Tom has 3 bags with 4 apples in each bag. He finds 5 more apples. How many apples does Tom have now?",
@@ -124,11 +126,20 @@ class Page:
         return ["gen_length", *dropout, *changed]
 
     def preset_values(self, preset: str, gen_length: float) -> dict[str, Any]:
-        """What a preset says of the main settings, the rule and the soft suffix; the parameters of other dropout
-        strategies are left out."""
+        """What a preset says of the main settings, the rule and the soft suffix; the parameters of others are left out.
+        """
         values = METHODS[PRESETS[preset]].choices(int(gen_length), model=self.denoiser.loaded.checkpoint)
-        names = {*self.main, *(part.selector.name for part in PARTS)}
-        return {name: value for name, value in (self.family().as_choices() | values).items() if name in names}
+        parameters = part_defaults(values)
+        names = {*self.main, *(part.selector.name for part in PARTS), *parameters}
+        values = self.family().as_choices() | parameters | values
+        return {name: value for name, value in values.items() if name in names}
+
+    def part_values(self, part: Part, name: Any, gen_length: float) -> dict[str, Any]:
+        """The parameters that belong to a strategy, a rule or a soft suffix when it is chosen. Settings of the family
+        that have the same name are off beside others: a threshold beside a rule without one."""
+        own = {setting.name: setting.default for setting in settings_of(self.family)}
+        values = part.defaults({part.selector.name: name, "gen_length": int(gen_length)})
+        return {name: own[name] for name in part.settings if name in own} | values
 
     def read_choices(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """What the controls say, without the parameters of other dropout strategies and rules."""
@@ -221,6 +232,10 @@ class Page:
 
         self.example.input(lambda text: text or gr.skip(), self.example, self.question, **quiet)
         self.preset.input(self.use_preset, [self.preset, self.controls["gen_length"]], controls, **quiet)
+        for part in PARTS:
+            chosen = self.controls[part.selector.name]
+            chosen.input(partial(self.use_part, part), [chosen, self.controls["gen_length"]],
+                         [self.controls[name] for name in part.settings], **quiet)
         for control in controls:
             control.change(self.draw_curve, controls, self.retention, **quiet)
 
@@ -238,6 +253,11 @@ class Page:
         values = self.preset_values(preset, gen_length)
         del values["gen_length"]
         return {self.controls[name]: show_value(self.settings[name], value) for name, value in values.items()}
+
+    def use_part(self, part: Part, chosen: Any, gen_length: float) -> dict[Any, Any]:
+        values = self.part_values(part, chosen, gen_length)
+        return {self.controls[name]: show_value(self.settings[name], values[name]) if name in values else gr.skip()
+                for name in part.settings}
 
     def draw_curve(self, *values: Any) -> str:
         try:

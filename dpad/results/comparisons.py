@@ -249,5 +249,3 @@ def _explanation(records: Sequence[dict]) -> str:
         text += (", of all seeds together; answers to one problem under several seeds are not independent, and count "
                  "for as many as vary as much (design effect)")
     return text + "."
-
-

@@ -56,7 +56,6 @@ class Row(NamedTuple):
         return self.configuration.name + (f" ({self.detail})" if self.detail else "")
 
 
-
 def evaluation_rows(records: Sequence[dict]) -> list[Row]:
     """A row for each record, in their order.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dpad import ROOT
+from dpad.engine.checks import suggest
 from dpad.engine.configurations import VANILLA
 from dpad.results.formatting import Table, number, ratio, times
 from dpad.results.records import load
@@ -107,7 +108,7 @@ def _select(rows: list[Reported], models: Sequence[str], selection: str) -> list
     """The rows of a model, or of a benchmark of it, or of an answer length of that."""
     model, *narrower = selection.split("/")
     if model not in models:
-        raise ValueError(f"model is {model!r}; the paper has {', '.join(models)}")
+        raise ValueError(f"model is {model!r}; the paper has {', '.join(models)}{suggest(model, models)}")
     if len(narrower) > 2:
         raise ValueError(f"paper is {selection!r}; it must be MODEL, MODEL/TASK or MODEL/TASK/LENGTH")
 
@@ -116,7 +117,8 @@ def _select(rows: list[Reported], models: Sequence[str], selection: str) -> list
     for key, value in zip(("benchmark", "gen_length"), narrower):
         values = dict.fromkeys(str(theirs.row[key]) for theirs in rows)
         if value not in values:
-            raise ValueError(f"{key} is {value!r}; for {chosen} papers report {', '.join(values)}")
+            raise ValueError(f"{key} is {value!r}; for {chosen} papers report {', '.join(values)}"
+                             f"{suggest(value, values)}")
         rows = [theirs for theirs in rows if str(theirs.row[key]) == value]
         chosen += f"/{value}"
     return rows

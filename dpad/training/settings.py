@@ -108,7 +108,9 @@ class SuffixMixture:
         for name, mixture in self.parameters.items():
             label = SUFFIX_SETTINGS[name].label
             if name not in own:
-                raise ValueError(f"{label} is {mixture}, but {STRATEGY.label} {self.strategies} does not use it")
+                has = ", ".join(sorted(SUFFIX_SETTINGS[key].label for key in own)) or "no settings of its own"
+                raise ValueError(f"{label} is {mixture}, but {STRATEGY.label} {self.strategies} does not use it; it "
+                                 f"has {has}")
         if UniformSampler in kinds.values():
             for number in self.parameters["number"].values if "number" in self.parameters else (0,):
                 SAMPLER.make({STRATEGY.name: "uniform"}, {"number": number})
