@@ -121,7 +121,7 @@ def test_one_flag_on_the_command_line(model, capsys):
 
 @pytest.mark.parametrize("flags, message", [
     (["--method", "streeming"], "did you mean 'streaming'?"),
-    (["--method", "ssm", "--stride", "8"], "stride is 8, but dropout_strategy ssm does not use it"),
+    (["--method", "ssm", "--stride", "8"], "stride is 8, but dropout_strategy ssm sets it itself"),
     (["--method", "eb", "-th", "0.5"], "threshold is 0.5 while rule is eb"),
     (["--method", "ssm", "--method", "dpad"], "given twice"),
 ])

@@ -341,7 +341,7 @@ def test_presets_are_the_published_samplers():
 
 
 @pytest.mark.parametrize("values, message", [
-    ({"dropout_strategy": "ssm", "stride": 8}, "stride is 8, but dropout_strategy ssm sets it itself; for another value choose"),
+    ({"dropout_strategy": "ssm", "stride": 8}, "stride is 8, but dropout_strategy ssm sets it itself; for another"),
     ({"dropout_strategy": "gaussian", "stride": 8}, "stride is 8, but dropout_strategy gaussian does not use it"),
     ({"dropout_strategy": "gaussian", "top_k": 8}, "top_k is 8, but dropout_strategy gaussian does not use it"),
     ({"dropout_strategy": "gaussian", "number": 8}, "num_tokens is 8, but dropout_strategy gaussian does not use it"),
