@@ -169,8 +169,9 @@ def test_the_embedded_models_cards_are_up_to_date(name, tmp_path):
     """Guards the cards: each is what the command writes from the files beside it."""
     folder = tmp_path / name
     folder.mkdir()
-    for file in ("train.jsonl", "config.json", "records.json", "base.json"):
-        shutil.copy(ROOT / "checkpoints" / name / file, folder)
+    for file in ("train.jsonl", "config.json", "records.json", "base.json"):  # the last one of fine-tuned models alone
+        if (ROOT / "checkpoints" / name / file).exists():
+            shutil.copy(ROOT / "checkpoints" / name / file, folder)
     card.write_card(folder)
     assert (folder / "README.md").read_text() == (ROOT / "checkpoints" / name / "README.md").read_text()
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
