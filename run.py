@@ -15,8 +15,8 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,6 +244,19 @@ def note(text: str) -> None:
     _say(f"note: {text}")
 
 
+@contextmanager
+def one_report() -> Iterator[None]:
+    """What several processes do together: of those that fail the first one reports why, and all of them leave."""
+    try:
+        yield
+    except ValueError:
+        if not processes.is_first_to_fail():
+            sys.exit(2)
+        raise
+    finally:
+        processes.leave()
+
+
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
@@ -322,7 +335,7 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
         return
 
     here = processes.join()
-    try:
+    with one_report():
         announce(args, here, isolated)
         record = runs.evaluate(
             load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot, limit=args.limit,
@@ -330,12 +343,6 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
             from_scratch=args.from_scratch, command=command, processes=here, note=note, isolation=args.isolation,
             **answering,
         )
-    except ValueError:
-        if not processes.is_first_to_fail():
-            sys.exit(2)
-        raise
-    finally:
-        processes.leave()
     if record is None:  # the first process has it
         return
     if args.record is not None:
@@ -459,19 +466,13 @@ def make_comparison(
     if share_work(args, argv):
         return None
     here = processes.join()
-    try:
+    with one_report():
         announce(args, here, isolated)
         return compare.compare(
             load_model(args), entries, description, tasks=loaded_tasks, output=args.output, name=args.name,
             command=command, chat_template=CHAT_TEMPLATE[args.chat_template], from_scratch=args.from_scratch,
             processes=here, isolation=args.isolation, **answering,
         )
-    except ValueError:
-        if not processes.is_first_to_fail():
-            sys.exit(2)
-        raise
-    finally:
-        processes.leave()
 
 
 # --- generate and chat ------------------------------------------------------------------------------------------------
