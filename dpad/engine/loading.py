@@ -258,11 +258,18 @@ def load(
     use_template = not measured_raw(checkpoint, family) if recorded is None else recorded
     if addition:
         merge_into(model, addition, dtype)
+    prepare(model)
     return LoadedModel(
         name=f"{name.rstrip(os.sep)}+{addition.label}" if addition else name,
         checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer, adapter=addition,
         chat_template=tokenizer.chat_template is not None and use_template,
     )
+
+
+def prepare(model: MaskedDiffusionModel) -> None:
+    """Lay the weights out for decoding, once they are where they stay."""
+    if model.device.type == "cuda":
+        model.join_projections()
 
 
 def find_adapter(name: str | Path) -> Adapter:
