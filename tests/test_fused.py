@@ -12,7 +12,7 @@ import torch
 from helpers import GOLDEN, prompts_of
 from torch import nn
 
-from dpad.engine import fused
+from dpad.engine import cuda_graphs, fused
 from dpad.engine.decoding import decode
 from dpad.engine.settings import TokenIds
 from dpad.engine.transformer import MaskedDiffusionModel, RMSNorm, rope_tables
@@ -73,13 +73,29 @@ def test_compiled_steps_compute_the_same(compiled, dtype, rows, slots):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("slots", [384, 1280])
+def test_attention_in_chunks_is_attention(compiled, groups, slots):
+    """Guards the merge: chunks with few keys and with none at all, and heads that share keys."""
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(1, 2 * groups, 5, 16, generator=generator)
+    keys, values = torch.randn(2, 1, 2, slots + 512, 16, generator=generator)[..., :slots, :]
+    never = torch.finfo(torch.float32).min / 2
+    for visible in (slots, slots - 100, slots - 300, 1):
+        key_mask = torch.zeros(1, 1, 1, slots)
+        key_mask[..., visible:] = never
+        expected = fused.PLAIN.attend(queries, keys, values, key_mask)
+        torch.testing.assert_close(compiled.attend(queries, keys, values, key_mask), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_compiled_steps_decode_the_same(compiled, name):
     """Guards the whole: every token as the plain steps decode it."""
     model = load(name)
     with fused.use("off"):
         expected = tokens(model, name, "prefix")
-    with fused.use("on"):
+    with fused.use("on"), cuda_graphs.use("on"):
         assert tokens(model, name, "prefix") == expected
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -25,7 +24,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from dpad.engine import checkpoint
 from dpad.engine.checks import one_line, short
-from dpad.engine.fused import PLAIN, Steps, join, rms_norm, separate, steps_of
+from dpad.engine.fused import PLAIN, Steps, join, rms_norm, separate
 
 # What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
 NEUTRAL = {"return_dict": (None, True)}
@@ -153,14 +152,8 @@ class Attention:
             watched = queries[:, :, self.watch.queries].float()
             self.watch(layer, _attention_weights(watched, keys.float(), self.key_mask, groups))
         if self.implementation == "eager":
-            mixed = _textbook_attention(queries, keys, values, self.key_mask, groups)
-        else:
-            # Heads that share keys become more queries of one head: every query attends to the same slots, so any
-            # kernel serves grouped-query attention, and none repeats keys.
-            grouped = queries.unflatten(1, (-1, groups)).flatten(2, 3)  # [R, K, H / K * Q, D]
-            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self.key_mask)
-            mixed = mixed.unflatten(2, (groups, queries.shape[2])).flatten(1, 2)
-        return mixed.transpose(1, 2).flatten(2)
+            return _textbook_attention(queries, keys, values, self.key_mask, groups).transpose(1, 2).flatten(2)
+        return self.steps.attend(queries, keys, values, self.key_mask)
 
 
 def _textbook_attention(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None, groups: int) -> Tensor:
@@ -222,19 +215,19 @@ class MaskedDiffusionModel(PreTrainedModel):
 
     def hidden_states(
         self, inputs: Tensor, position_ids: Tensor, key_mask: Tensor | None = None,
-        cache: SlotCache | None = None, start: int | Tensor = 0, watch: Watch | None = None,
+        cache: SlotCache | None = None, start: int | Tensor = 0, watch: Watch | None = None, steps: Steps = PLAIN,
     ) -> Tensor:
         """The final normalised hidden states [R, Q, E] of what stands at `position_ids` [R, Q].
 
         inputs: token ids [R, Q], or embeddings [R, Q, E] in their place. key_mask: bool [R, S], True where a slot
-        exists (False at padding). cache, start, watch: see `Attention`.
+        exists (False at padding). cache, start, watch, steps: see `Attention`.
         """
         rope = rope_tables(position_ids, self.head_size, self.rope_theta)
         if key_mask is not None:
             key_mask = key_mask[:, None, None, :]
             if key_mask.is_cuda:  # as the kernels take it: or else each layer would convert it
-                key_mask = torch.zeros_like(key_mask, dtype=self.dtype).masked_fill_(~key_mask, float("-inf"))
-        steps = steps_of(self)
+                key_mask = torch.zeros_like(key_mask, dtype=self.dtype).masked_fill_(
+                    ~key_mask, torch.finfo(self.dtype).min / 2)  # finite: a chunk of keys may be all padding
         attention = Attention(rope, key_mask, cache, start, self.config._attn_implementation, watch, steps)
         x = inputs if inputs.is_floating_point() else self.embed(inputs)  # [R, Q, E]
         for index, layer in enumerate(self.layers):
