@@ -366,8 +366,10 @@ class KeptLines:
             return
         with self._open() as file:
             if file is not None:
+                size = os.fstat(file).st_size
+                is_cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"
                 with suppress(OSError):  # a full disk
-                    os.write(file, entry)
+                    os.write(file, b"\n" * is_cut + entry)
 
     @contextmanager
     def _open(self) -> Iterator[int | None]:
