@@ -71,7 +71,8 @@ def test_what_a_model_writes_cannot_steer_the_terminal(capsys):
 
 
 @pytest.mark.parametrize("columns, lines", [(40, 10), (80, 24), (1, 1)])
-@pytest.mark.parametrize("text", ["x" * 5000, "世" * 3000, "a\n" * 500, "a\tb" * 500, "short", ""], ids=ascii)
+@pytest.mark.parametrize("text", ["x" * 5000, "世" * 3000, "a\n" * 500, "a\tb" * 500, "short", ""],
+                         ids=["letters", "wide", "lines", "tabs", "short", "empty"])
 def test_a_draft_fits_on_the_screen(text, columns, lines):
     """Guards the saved cursor: a draft that scrolled its own beginning away could not be drawn over."""
     shown, rows = terminal.fit(text, os.terminal_size((columns, lines)))

@@ -9,7 +9,10 @@ Imported by run.py, never run.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dpad.engine import completion, prompts
@@ -41,14 +44,13 @@ COMMANDS = (  # name, what follows it, what it does
 )
 NAMES = tuple(dict.fromkeys(name for name, _, _ in COMMANDS))
 REPLACE = "--replace"
-HELP = "\n".join([
-    "Type a question, and Enter sends it. Commands:",
-    *(f"  {f'/{name} {words}':<25}{help}" for name, words, help in COMMANDS), f"""\
-Settings are named as their flags: /settings threshold 0.9 cache prefix, or /settings -th 0.9 --cache=prefix -e.
-/settings method dpad takes all settings of a published method. A file is replaced only with {REPLACE} behind its name.
-Alt-Enter starts a new line, and a paste of several lines is one question. The arrows edit and recall, Ctrl-R searches,
-Tab completes. Ctrl-C stops an answer or clears the line, Ctrl-D ends. What you type during an answer waits below it."""
-])
+ADVICE = (
+    "Settings have the names of their flags: /settings threshold 0.9 cache prefix, or /settings -th 0.9 --cache=prefix "
+    f"-e. /settings method dpad takes all settings of a published method. {REPLACE} behind a file's name replaces it.",
+    "Alt-Enter starts a new line, and a paste of several lines is one question. Arrows edit and recall, Ctrl-R "
+    "searches, Tab completes. Ctrl-C stops an answer or clears the line, Ctrl-D ends. What you type during an answer "
+    "waits below it.",
+)
 HISTORY = Setting(name="history", kind=bool, default=True, help="whether the model sees the conversation so far",
                   flags=("--history",))
 METHOD = Setting(name="method", kind=str, default=None, help="a published way of decoding, with all of its settings",
@@ -141,7 +143,7 @@ class Chat:
         elif name in ("save", "load", "trace"):
             self.use_file(name, arguments)
         elif name == "help":
-            self.note(HELP)
+            self.note(help_text(shutil.get_terminal_size((100, 24)).columns))
         else:
             raise ValueError(f"there is no command /{name}; /help lists the commands{suggest(name, NAMES)}")
         return True
@@ -293,6 +295,14 @@ class Chat:
 
     def note(self, text: str) -> None:
         print(self.paint(printable(text, LAYOUT), DIM), flush=True)
+
+
+def help_text(columns: int) -> str:
+    """What a person can type."""
+    lines = [f"  {f'/{name} {words}':<25}{help}" for name, words, help in COMMANDS]
+    wrap = partial(textwrap.fill, width=min(columns, 100), break_on_hyphens=False)
+    return "\n".join([wrap("Type a question, and Enter sends it. Commands:"),
+                      *(wrap(line, subsequent_indent=" " * 4) for line in lines), *map(wrap, ADVICE)])
 
 
 def files_like(begin: str) -> list[str]:
