@@ -135,7 +135,7 @@ def test_every_setting_is_listed(checkpoint_folder, capsys):
     ("block_size 16", {"block_length": 16}), ("-b 16", {"block_length": 16}), ("block_length 16", {"block_length": 16}),
     ("-k 3 --soft_k 7", {"k_sigma": 3.0, "k": 7}), ("-nt 8", {"number": 8}), ("alg none", {"alg": None}),
     ("history off", {"history": False}), ("seed -1", "seed is -1; it must be an integer of at least 0"),
-    ("k 3", "there is no setting 'k'"), ("number 8", "there is no setting 'number'"),
+    ("k 3", "did you mean '-k'?"), ("number 8", "there is no setting 'number'"),
     ("-th 0.9 threshold 0.5", "threshold is given twice"), ("-c cache dual", "cache is given twice"),
     ("cache dual -c", "cache is given twice"), ("-c=on", "-c is given 'on'; it takes no value"),
     ("--no_keep_last=on", "it takes no value"), ("-th", "-th has no value"), ("threshold=", "threshold is ''"),

@@ -38,7 +38,9 @@ def find_setting(settings: Sequence[Setting], word: str) -> tuple[Setting, Any]:
         if word in setting.names:
             return setting, None
     labels = [setting.label for setting in settings]
-    raise ValueError(f"there is no setting {word!r}; the settings are {', '.join(labels)}{suggest(word, labels)}")
+    is_flag = any(f"-{word}" in setting.flags for setting in settings)
+    hint = f"; did you mean '-{word}'?" if is_flag else suggest(word, labels)
+    raise ValueError(f"there is no setting {word!r}; the settings are {', '.join(labels)}{hint}")
 
 
 def read_words(settings: Sequence[Setting], words: Sequence[str]) -> dict[str, Any]:
