@@ -529,7 +529,7 @@ def interrupt(lines):
 
 @pytest.mark.parametrize("kind", EDITORS)
 def test_keys_edit_a_line(tmp_path, kind):
-    """Guards arrows, Tab, words of other scripts, and that a line is drawn as it stands."""
+    """Guards arrows, Tab, words of other scripts, and that nothing is coloured where nothing may be."""
     lines = editor(tmp_path, kind)
     assert got(lines, f"wrld{LEFT * 3}o{HOME}hello \r") == "hello world"
     lines.type("/se")
@@ -539,6 +539,7 @@ def test_keys_edit_a_line(tmp_path, kind):
     assert got(lines, " threshold 0.9\r").split() == ["/settings", "threshold", "0.9"]
     assert got(lines, "Grüße, 世界 👩‍🚀x\x7f\r").strip() == "Grüße, 世界 👩‍🚀"
     assert got(lines, "one\n") == "one"
+    assert not re.search(r"\x1b\[[\d;]*[34]\d", lines.shown.replace("\x1b[?", ""))
     lines.type("\x04")
     lines.wait("ended")
     assert lines.end() == 0

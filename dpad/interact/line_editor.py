@@ -49,7 +49,7 @@ def open_lines(suggest: Suggest, colour: bool) -> Iterator[Lines]:
 
     Args:
         suggest: completes commands.
-        colour: whether the prompt may be bold.
+        colour: whether the prompt may be bold, and menus coloured.
     """
     if not (sys.stdin.isatty() and terminal.can_redraw()):
         yield Lines(colour)
@@ -143,10 +143,11 @@ class ToolkitLines(Lines):
         from prompt_toolkit.filters import Condition
         from prompt_toolkit.input import create_input
         from prompt_toolkit.layout.processors import TabsProcessor
+        from prompt_toolkit.output import ColorDepth
         from prompt_toolkit.output.vt100 import Vt100_Output
 
         self.input = create_input(sys.stdin)
-        output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
+        output = Vt100_Output.from_pty(sys.stdout, os.environ.get("TERM"), None if colour else ColorDepth.DEPTH_1_BIT)
         output.enable_cpr = False  # the terminal's reports would stand between the keys that are typed meanwhile
         self.session: PromptSession[str] = PromptSession(
             [("bold" if colour else "", PROMPT)], prompt_continuation=" " * len(PROMPT), multiline=True,
