@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dpad.engine.checks import check_choice
-from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
+from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, SpreadCache, Watch
 
 MODES = ("auto", "on", "off")
 QUERY_BUCKET = 16
@@ -53,8 +53,11 @@ def slot_cache(model: MaskedDiffusionModel, rows: int, capacity: int) -> Iterato
     """A cache of `capacity` slots in `rows` rows, for one generate call: with graphs where they are on.
 
     A model has one cache of each kind, whose buffers are kept from call to call; a second call at the same time (in
-    another thread) gets one of its own.
+    another thread) gets one of its own. So does a model that accelerate moves about, which no recording could follow.
     """
+    if model.is_dispatched:
+        yield SpreadCache(model, rows, capacity)
+        return
     graphed = _mode == "on" or (_mode == "auto" and model.device.type == "cuda")
     kind = GraphedCache if graphed else ReusedCache
     cache = _caches.setdefault(model, {}).setdefault(kind, kind())
