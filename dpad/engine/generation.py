@@ -33,26 +33,29 @@ from dpad.engine.unmasking import UnmaskingRule
 
 FILE = "generation_config.json"
 # Several names for one thing: what says it at the higher level replaces the others.
-SYNONYMS = (("gen_length", "max_new_tokens", "max_length"), ("cache", "use_cache"), ("temperature", "do_sample"))
+SYNONYMS = (("gen_length", "max_new_tokens", "max_length"), ("cache", "use_cache"))
 TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "mask_token_id")
 TRANSLATED = {name for names in SYNONYMS for name in names} | {
-    *TOKENS, "stop_strings", "tokenizer", "return_dict_in_generate", "token_type_ids",
+    *TOKENS, "do_sample", "stop_strings", "tokenizer", "return_dict_in_generate", "token_type_ids",
 }
-# Values of other keywords of transformers, and of Dream's own, that ask for nothing. None, False and empty ones do not.
+# Values of other keywords of transformers, and of Dream's code, that ask for nothing; so do None, False and empty ones.
 NEUTRAL: dict[str, Any] = {
     "min_length": 0, "min_new_tokens": 0, "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1,
     "repetition_penalty": 1, "encoder_repetition_penalty": 1, "length_penalty": 1, "diversity_penalty": 0,
     "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0,
-    "min_p": 0, "top_p": 1, "top_k": 0, "guidance_scale": 1, "eps": 1e-3,
+    "min_p": 0, "top_p": 1, "top_k": 0, "guidance_scale": 1, "disable_compile": True, "eps": 1e-3,
 }
 # What has no meaning here, beside the fields of a GenerationConfig.
 ARGUMENTS = {
     "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model",
     "assistant_tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate", "inputs_embeds",
-    "past_key_values", "position_ids", "cache_position", "output_history",
+    "past_key_values", "position_ids", "cache_position", "output_history", "trust_remote_code",
 }
+LEFT_TO_RIGHT = ("it is made for models that choose one next token after the other, and here many places of a block "
+                 "are decoded at once")
 REASONS = {
-    "top_p": "LLaDA does not draw from the likeliest tokens alone",  # Dream has it
+    "top_p": "LLaDA draws from all tokens, and Dream alone from the likeliest ones",
+    "top_k": "LLaDA draws from all tokens, and Dream alone from the likeliest ones",
     "num_return_sequences": "noise depends on the seed alone, so that all would be the same (call again with another "
                             "seed)",
     "inputs_embeds": "decoding reads and writes token ids",
@@ -114,12 +117,15 @@ class AnsweringModel(MaskedDiffusionModel):
         if getattr(prompt_tuning, "__func__", None) not in (None, type(self).prepare_inputs_for_generation):
             raise ValueError("the peft adapter adds virtual tokens to a prompt, which decoding here cannot see; use an "
                              "adapter of the weights (LoRA)")
-        choices = Choices.of(self, generation_config, keywords)
+        choices = Choices(self, generation_config, keywords)
         if inputs is not None and input_ids is not None:
             raise ValueError("inputs and input_ids are both given; give one of the two")
-        prompts = choices.bos(self) if inputs is None and input_ids is None else input_ids if inputs is None else inputs
-        assert prompts is not None
-        request = choices.request(self, prompts)
+        prompts = choices.prompts(input_ids if inputs is None else inputs)
+        columns = prompts.shape[1] if isinstance(prompts, Tensor) and prompts.ndim == 2 else 0
+        longest = columns
+        if isinstance(attention_mask, Tensor) and attention_mask.numel():
+            longest = int(attention_mask.sum(-1).max())
+        request = choices.request(columns, longest)
         if streamer is not None and request.changes:
             streamer = _FinishedBlocks(streamer, request)
 
@@ -185,154 +191,153 @@ def read_defaults(folder: Path, config: PretrainedConfig) -> GenerationConfig:
 # --- Keywords into settings -------------------------------------------------------------------------------------------
 
 
-@dataclass
 class Choices:
-    """What was said, by name, and at which of LEVELS; settings, special tokens and the like are still mixed."""
+    """What was said about a call, by name. Settings, special tokens and the rest of transformers' names are mixed yet.
 
-    values: dict[str, Any]
-    level: dict[str, int]
+    Args:
+        config: a GenerationConfig that was given beside the model's own. keywords: take the place of both.
 
-    @classmethod
-    def of(cls, model: AnsweringModel, config: GenerationConfig | None, keywords: Mapping[str, Any]) -> Choices:
-        """The three levels merged; ValueError on a name that has no meaning here."""
+    Raises:
+        ValueError: on a name that is unknown, or says what has no meaning here.
+    """
+
+    def __init__(self, model: AnsweringModel, config: GenerationConfig | None, keywords: Mapping[str, Any]):
         if config is not None and not isinstance(config, GenerationConfig):
             raise ValueError(f"generation_config is a {type(config).__name__}; it must be a GenerationConfig")
-        settings = {entry.name for entry in model.settings_class.choices()} | {part.field for part in PARTS}
-        choices = cls({}, {})
+        self.model = model
+        self.own = {entry.name for entry in settings_of(model.settings_class)}
+        self.values: dict[str, Any] = {}
+        self.level: dict[str, int] = {}  # of LEVELS, by name
         for level, said in enumerate((_fields(model.generation_config), _fields(config), keywords)):
-            own = {name: value for name, value in said.items() if means_something(name, value, settings, level)}
-            choices.add(own, level)
-        return choices
+            self._add(said, level)
 
-    def add(self, values: Mapping[str, Any], level: int) -> None:
-        """Put a level's values over those of the levels below it."""
+        attends = self.values.get(SAMPLER.selector.name) == "attention"  # whose parameter is called top_k too
+        names = {entry.name for entry in model.settings_class.choices()} | {part.field for part in PARTS}
+        names -= set() if "top_k" in self.own or attends else {"top_k"}
+        for name, value in list(self.values.items()):
+            if name in NEUTRAL and (value is None or _same(value, NEUTRAL[name])) and not (attends and name == "top_k"):
+                self._drop(name)
+            elif name not in names and not self._is_meant(name, value, names):
+                self._drop(name)
+
+    def _add(self, said: Mapping[str, Any], level: int) -> None:
+        """Put what a level says over what the levels below it say."""
         for part in PARTS:
-            if part.field in values or part.selector.name in values:
-                for name in {part.field, part.selector.name, *part.settings} - OWN:
-                    self.drop(name)
-        for names in SYNONYMS[:2]:
-            if any(name in values for name in names):
-                for name in names:
-                    self.drop(name)
-            if len(both := [name for name in names if name in values]) > 1:
-                raise ValueError(f"{' and '.join(both)} are both given; give one of them")
-        if values.get("do_sample") is False or "temperature" in values:
-            self.drop("temperature")
-            self.drop("do_sample")
-        self.values |= values
-        self.level |= dict.fromkeys(values, level)
+            if part.field in said or part.selector.name in said:
+                for name in {part.field, part.selector.name, *part.settings} - self.own:
+                    self._drop(name)
+        for names in SYNONYMS:
+            given = [name for name in names if said.get(name) is not None]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} are both given{LEVELS[level]}; give one of them")
+            for name in names if given else ():
+                self._drop(name)
+        if said.get("do_sample") is False or said.get("temperature") is not None:
+            self._drop("temperature")
+            self._drop("do_sample")
+        self.values |= said
+        self.level |= dict.fromkeys(said, level)
 
-    def drop(self, name: str) -> None:
+    def _drop(self, name: str) -> None:
         self.values.pop(name, None)
         self.level.pop(name, None)
 
-    def bos(self, model: AnsweringModel) -> Tensor:
-        """A prompt of BOS alone, for a call without one."""
-        bos = self.values.get("bos_token_id")
-        if bos is None:
-            raise ValueError("input_ids is missing, and there is no bos_token_id to begin with; give one of the two")
-        check_integer("bos_token_id", bos, 0, model.vocabulary_size - 1)
-        return torch.tensor([[bos]], device=model.device)
+    def _is_meant(self, name: str, value: Any, names: set[str]) -> bool:
+        """Whether a name that is no setting says something; ValueError if that cannot be followed."""
+        said = f"{name} is {short(value)}{LEVELS[self.level[name]]}"
+        if name not in TRANSLATED | ARGUMENTS | NEUTRAL.keys() and not hasattr(_PLAIN, name):
+            raise ValueError(f"{said}, but generate has no such argument{suggest(name, sorted(names | TRANSLATED))}")
+        if name in TRANSLATED and value is not None:
+            return True
+        if value is None or value is False or (hasattr(value, "__len__") and not len(value)):
+            return False
+        raise ValueError(f"{said}, which is not possible: {REASONS.get(name, LEFT_TO_RIGHT)}; leave it out")
 
-    def request(self, model: AnsweringModel, prompts: Tensor) -> Request:
-        """What is to be decoded for these prompts.
+    def prompts(self, input_ids: Tensor | None) -> Tensor:
+        """The prompts; where there are none, BOS alone."""
+        if input_ids is not None:
+            return input_ids
+        bos = _ids("bos_token_id", self.values.get("bos_token_id"), self.model)
+        if not bos:
+            raise ValueError("input_ids is missing, and there is no bos_token_id to begin with; give one of the two")
+        return torch.tensor([bos], device=self.model.device)
+
+    def request(self, columns: int, longest: int) -> Request:
+        """What is to be decoded, and what of it returned.
+
+        Args:
+            columns: of the prompts. longest: the tokens of the longest one.
 
         Raises:
             ValueError: naming the argument, its value and what is allowed.
         """
         values = dict(self.values)
-        attends = values.get(SAMPLER.selector.name) == "attention"  # whose parameter has the name too
-        own_names = {entry.name for entry in settings_of(model.settings_class)}
-        if values.get("top_k") is not None and "top_k" not in own_names and not attends:
-            raise ValueError(f"top_k is {short(values['top_k'])}, but {model.settings_class.family} does not draw from "
-                             "the likeliest tokens alone; leave it out")
-        eos, pad, _, mask = (_ids(name, values.pop(name, None), model) for name in TOKENS)
-        own = model.config.eos_token_id
-        tokens = TokenIds.of(model, mask[0] if mask else None, own if own in eos or not eos else eos[0])
-        end_of_turn = [] if eos or tokens.end_of_turn is None else [tokens.end_of_turn]
-        stop_strings = values.pop("stop_strings", None)
+        eos, pad, _, mask = (_ids(name, values.pop(name, None), self.model) for name in TOKENS)
+        own_eos = self.model.config.eos_token_id
+        tokens = TokenIds.of(self.model, mask[0] if mask else None, own_eos if own_eos in eos or not eos else eos[0])
+        ends = {tokens.eos, *eos}
+        if ends == {own_eos} and tokens.end_of_turn is not None:
+            ends.add(tokens.end_of_turn)
+
         tokenizer = values.pop("tokenizer", None)
-        stops = [] if stop_strings is None else texts_of("stop_strings", stop_strings)
+        stops = texts_of("stop_strings", values.pop("stop_strings")) if "stop_strings" in values else []
         if not all(stops):
-            raise ValueError("stop_strings holds an empty text, which stands everywhere")
+            raise ValueError("stop_strings holds an empty text; it must hold texts that can end an answer")
         if stops and tokenizer is None:
             raise ValueError("stop_strings need the tokenizer: give tokenizer=... beside them")
-        returns_dict = values.pop("return_dict_in_generate", False)
-        token_types = values.pop("token_type_ids", None)
-        if token_types is not None and token_types.any():
+        returns_dict = bool(values.pop("return_dict_in_generate", False))
+        if values.pop("token_type_ids", torch.zeros(())).any():
             raise ValueError("token_type_ids holds other numbers than 0, but the model knows one type of token")
 
-        if values.pop("use_cache", False):
-            values["cache"] = "prefix"
-        do_sample = values.pop("do_sample", None)
-        temperature = values.get("temperature")
-        if do_sample and temperature is None:
-            values["temperature"] = 1.0
-        elif do_sample and temperature == 0:
-            raise ValueError("temperature is 0, which takes the likeliest token; with do_sample=True it must be above "
-                             "0")
-        elif do_sample is False and temperature not in (None, 0, 1):
-            raise ValueError(f"temperature is {short(temperature)}, but do_sample=False takes the likeliest token; "
-                             "leave one of them out")
-        elif do_sample is False:
-            values["temperature"] = 0.0
-
-        length = self._length(values, prompts)
+        if "use_cache" in values:
+            values["cache"] = "prefix" if values.pop("use_cache") else "none"
+        values |= _temperature(values.pop("do_sample", None), values.pop("temperature", None))
+        length = self._length(values, columns)
         if length is not None:
             block = values.get("block_length", BLOCK_LENGTH)
             check_integer("block_length", block, 1)
             values["gen_length"] = -(-length // block) * block
-            room = model.max_positions - prompts.shape[1]
+            room = self.model.max_positions - longest
             if values["gen_length"] > room >= length:
                 raise ValueError(f"max_new_tokens is {length}, which takes whole blocks of {block}, that is "
                                  f"{values['gen_length']} tokens; the prompt leaves room for {room}")
-        settings = model.settings_class.from_keywords(values)
-        return Request(settings, tokens, length or settings.gen_length, pad[0] if pad else None,
-                       [tokens.eos, *eos, *end_of_turn], stops, tokenizer, bool(returns_dict))
+        settings = self.model.settings_class.from_keywords(values)
+        return Request(settings, tokens, length or settings.gen_length, pad[0] if pad else None, sorted(ends), stops,
+                       tokenizer, returns_dict)
 
     @staticmethod
-    def _length(values: dict[str, Any], prompts: Tensor) -> int | None:
+    def _length(values: dict[str, Any], columns: int) -> int | None:
         """The tokens that are wanted, if transformers' names say it, which leave `values`."""
         length = values.pop("max_new_tokens", None)
         total = values.pop("max_length", None)
-        if total is not None:
-            check_integer("max_length", total, 1)
-            length = total - prompts.shape[-1]
-            if length < 1:
-                raise ValueError(f"max_length is {total}, and counts the prompt, which has {prompts.shape[-1]} tokens; "
-                                 "give more, or max_new_tokens in its place")
-        elif length is not None:
+        if length is not None:
             check_integer("max_new_tokens", length, 1)
+        elif total is not None:
+            check_integer("max_length", total, 1)
+            length = total - columns
+            if length < 1:
+                raise ValueError(f"max_length is {total}, and counts the prompt, which has {columns} tokens; give "
+                                 "more, or max_new_tokens in its place")
         return length
 
 
-OWN = {entry.name for entry in settings_of(DecodingSettings)}
+def _temperature(do_sample: bool | None, temperature: float | None) -> dict[str, float]:
+    """The setting for transformers' pair of do_sample and temperature; nothing where neither was given."""
+    if do_sample is not None and not isinstance(do_sample, bool):
+        raise ValueError(f"do_sample is {short(do_sample)}; it must be True or False")
+    if do_sample and temperature == 0:
+        raise ValueError("temperature is 0, which takes the likeliest token; with do_sample=True it must be above 0")
+    if do_sample is False and temperature not in (None, 0, 1):  # 1 is transformers' neutral one
+        raise ValueError(f"temperature is {short(temperature)}, but do_sample=False takes the likeliest token; leave "
+                         "one of them out")
+    if do_sample is None:
+        return {} if temperature is None else {"temperature": temperature}
+    return {"temperature": (1.0 if temperature is None else temperature) if do_sample else 0.0}
 
 
-def means_something(name: str, value: Any, settings: set[str], level: int) -> bool:
-    """Whether a keyword, or a field of a GenerationConfig, says something that decoding can follow.
-
-    settings: the family's own names. level: of LEVELS.
-
-    Raises:
-        ValueError: it says something that cannot be followed, or is unknown.
-    """
-    if name in settings and name not in ("temperature", "top_p", "top_k"):
-        return True  # None has a meaning: off
-    known = name in TRANSLATED or name in ARGUMENTS or hasattr(_PLAIN, name) or name in NEUTRAL
-    if not known and name not in settings:
-        names = sorted(settings | TRANSLATED)
-        raise ValueError(f"{name} is {short(value)}{LEVELS[level]}, but generate has no such argument"
-                         f"{suggest(name, names)}")
-    if value is None or (name in NEUTRAL and not isinstance(value, bool) and value == NEUTRAL[name]):
-        return False
-    if name in TRANSLATED or name in settings:
-        return True
-    if value is False or (hasattr(value, "__len__") and not len(value)):
-        return False
-    reason = REASONS.get(name, "it is made for models that choose one next token after the other, and here many places "
-                         "of a block are decoded at once")
-    raise ValueError(f"{name} is {short(value)}{LEVELS[level]}, which is not possible: {reason}; leave it out")
+def _same(value: Any, neutral: Any) -> bool:
+    return isinstance(value, (int, float, bool)) and isinstance(value, bool) == isinstance(neutral, bool) \
+        and value == neutral
 
 
 _PLAIN = GenerationConfig()

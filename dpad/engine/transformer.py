@@ -29,6 +29,14 @@ from dpad.engine.checks import check_integer, one_line, short
 
 # What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
 NEUTRAL = {"return_dict": (None, True)}
+# Why other arguments of transformers' models are refused.
+REFUSED = {
+    "labels": "the loss of a masked diffusion model needs masks that are drawn (dpad/training)",
+    "use_cache": "a forward keeps nothing; generate does, with cache='prefix' or 'dual'",
+    "past_key_values": "a forward keeps nothing; generate does, with cache='prefix' or 'dual'",
+    "inputs_embeds": "`hidden_states` takes embeddings, and `head` makes logits of its result",
+    "output_attentions": "`python run.py attention` shows what a block attends to",
+}
 # Options of from_pretrained that say where a hub id's files come from.
 DOWNLOAD = ("revision", "local_files_only", "cache_dir", "token", "force_download")
 
@@ -330,10 +338,12 @@ class MaskedDiffusionModel(PreTrainedModel):
         foreign = sorted(
             name for name, value in unused.items()
             if not any(value is neutral for neutral in NEUTRAL.get(name, (None, False)))
+            and not (name == "token_type_ids" and isinstance(value, Tensor) and not value.any())
         )
         if foreign:
+            reasons = "".join(f"; {name}: {REFUSED[name]}" for name in foreign if name in REFUSED)
             raise ValueError(f"{', '.join(foreign)}: not an argument of {type(self).__name__}.forward, which takes "
-                             "input_ids, position_ids, attention_mask and logits_to_keep")
+                             f"input_ids, position_ids, attention_mask and logits_to_keep{reasons}")
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [rows, tokens]")
         rows, length = input_ids.shape
