@@ -15,9 +15,11 @@ from threading import Thread
 import peft
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from helpers import ROOT, left_padded, prompts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,6 +29,7 @@ from transformers import (
     pipeline,
 )
 
+from dpad.engine.attention import MeanAttention
 from dpad.engine.loading import load
 from dpad.engine.settings import TokenIds
 from dpad.engine.transformer import SpreadCache
@@ -363,6 +366,10 @@ def test_new_tokens_are_usable_saved_and_loaded(either, tmp_path):
     assert torch.equal(again.generate(ids, max_new_tokens=32, threshold=0.5), expected)
     assert not list(tmp_path.glob("*.bin"))
 
+    for option in ({"variant": "fp16"}, {"safe_serialization": False}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is .*; it must be .* since weights are loaded from"):
+            either.save_pretrained(tmp_path / "other", **option)
+
     either.resize_token_embeddings(pad_to_multiple_of=64)
     assert either.vocabulary_size == 640
     either.resize_token_embeddings(500)
@@ -429,23 +436,34 @@ def test_device_map_auto(either, tmp_path):
     assert torch.equal(model.generate(IDS, max_new_tokens=32, threshold=0.3, cache="prefix"), expected)
 
 
-def test_a_layer_gets_everything_on_its_own_device(model):
-    """Guards several devices, with torch's `meta` as the second one: keys, rotation and mask follow the layer."""
-    from accelerate import dispatch_model
+def test_every_layer_on_a_device_of_its_own(family):
+    """Guards several GPUs without any: torch's fake tensors know on which device they are, and refuse to mix two."""
+    with FakeTensorMode():
+        with pytest.raises(RuntimeError, match="two (different )?devices"):
+            torch.zeros(1, device="lazy:0") + torch.zeros(1, device="lazy:1")
+        model = small_model(family, tied=family == "dream")
+        for number, name in enumerate(parts_of(model)):
+            device = torch.device(f"lazy:{number}")
+            part = model.get_submodule(name)
+            for module in part.modules():
+                for key, weight in module.named_parameters(recurse=False):
+                    module._parameters[key] = torch.nn.Parameter(weight.detach().to(device))
+            add_hook_to_module(part, AlignDevicesHook(execution_device=device))
 
-    names = parts_of(model)
-    last = [name for name in names if name[-1].isdigit()][-1]
-    model.get_submodule(last).to("meta")
-    dispatch_model(model, {name: "meta" if name == last else "cpu" for name in names}, main_device="cpu",
-                   force_hooks=True)
-    cache = SpreadCache(model, rows=2, capacity=16)
-    assert [buffer.device.type for buffer in cache.buffers] == ["cpu", "meta"]
-    cache.begin(2, 9)
-    seen = []
-    model.get_submodule(last).register_forward_hook(lambda _, __, result: seen.append(result))
-    with pytest.raises(NotImplementedError, match="meta"):  # the way back: a meta tensor has no numbers
-        model.hidden_states(IDS, torch.arange(9).expand(2, 9), torch.ones(2, 9, dtype=torch.bool), cache)
-    assert [result.device.type for result in seen] == ["meta"]
+        first = torch.device("lazy:0")
+        assert model.is_dispatched and model.device == first
+        ids = torch.zeros(2, 9, dtype=torch.long, device=first)
+        assert model(ids, attention_mask=torch.ones_like(ids)).logits.device == first
+
+        cache = SpreadCache(model, rows=2, capacity=16)
+        assert [buffer.device.index for buffer in cache.buffers] == [1, 2]
+        cache.begin(2, 9)
+        watch = MeanAttention(slice(0, 4))
+        hidden = cache.forward(model, ids, ids, ids == 0, 0, watch)
+        assert hidden.device == model.head(hidden).device == first and watch.scores().shape == (2, 9)
+        cache.keep([1])
+        cache.keep_slots(torch.tensor([0, 1, 2, 5], device=first))
+        assert cache.forward(model, ids[:1, :2], ids[:1, :2], None, 1).shape == (1, 2, 32)
 
 
 # --- Training, peft, saving, pipelines --------------------------------------------------------------------------------

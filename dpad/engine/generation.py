@@ -151,7 +151,15 @@ class AnsweringModel(MaskedDiffusionModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *args: Any, **options: Any
     ) -> None:
-        """As transformers'. Samplers and rules among `generation_config`'s settings are written by name."""
+        """As transformers', in safetensors. Samplers and rules among `generation_config`'s settings go by name.
+
+        Raises:
+            ValueError: files of another kind are asked for, which would not be loaded.
+        """
+        for name, allowed in (("variant", None), ("safe_serialization", True)):
+            if options.get(name, allowed) is not allowed:
+                raise ValueError(f"{name} is {short(options[name])}; it must be {allowed}, since weights are loaded "
+                                 f"from {checkpoint.WEIGHTS} or {checkpoint.INDEX} alone")
         for part in PARTS:
             value = getattr(self.generation_config, part.field, None)
             if value is not None and part.is_object(value):

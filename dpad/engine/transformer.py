@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -499,12 +499,12 @@ def _hooks(module: nn.Module) -> Sequence[Any]:
 def _weight_of(module: nn.Module) -> Iterator[Tensor]:
     """A module's weight outside of its own forward, brought to its device if it is kept elsewhere."""
     if not _hooks(module):
-        yield module.get_parameter("weight")
+        yield cast(Tensor, module.weight)
         return
     from accelerate.utils import align_module_device
 
     with align_module_device(module):
-        yield module.get_parameter("weight")
+        yield cast(Tensor, module.weight)
 
 
 def _types_of_plain_weights(model: nn.Module) -> dict[str, str]:
