@@ -76,6 +76,7 @@ class AnsweringModel(MaskedDiffusionModel):
 
     settings_class: ClassVar[type[DecodingSettings]]
     rule_class: ClassVar[type[UnmaskingRule]]
+    output_modalities = ("text",)  # for the pipelines of transformers
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -86,7 +87,6 @@ class AnsweringModel(MaskedDiffusionModel):
         """Yes: transformers then keeps a `generation_config`, and its pipelines and peft call `generate`."""
         return True
 
-    @torch.no_grad()
     def generate(
         self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *,
         input_ids: Tensor | None = None, attention_mask: Tensor | None = None, streamer: Any = None,
