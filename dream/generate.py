@@ -23,8 +23,8 @@ from dpad.engine.selection import (
     without_mask,
 )
 from dpad.engine.settings import TokenIds
+from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.engine.unmasking import UnmaskingRule
-from dream.modeling import DreamModel
 from dream.settings import DreamSettings
 
 
@@ -105,7 +105,7 @@ def keep_top(logits: Tensor, top_p: float | None, top_k: int | None) -> Tensor:
 
 @takes_settings(DreamSettings)
 def generate(
-    model: DreamModel, input_ids: Tensor, *, attention_mask: Tensor | None = None, streamer: Any = None,
+    model: MaskedDiffusionModel, input_ids: Tensor, *, attention_mask: Tensor | None = None, streamer: Any = None,
     mask_id: int | None = None, eos_id: int | None = None, **settings: Any,
 ) -> DecodingOutput:
     """Answer every prompt with `gen_length` tokens, block by block.

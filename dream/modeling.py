@@ -6,14 +6,16 @@ AutoModel and AutoModelForCausalLM find it too once `dream` is imported.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpad.engine.fused import project
-from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
+from dpad.engine.generation import AnsweringModel
+from dpad.engine.transformer import Attention, RMSNorm
 from dream.configuration import DreamConfig
+from dream.generate import DreamRule
+from dream.settings import DreamSettings
 
 
 class DreamAttention(nn.Module):
@@ -83,13 +85,15 @@ class DreamBaseModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-class DreamModel(MaskedDiffusionModel):
+class DreamModel(AnsweringModel):
     """Dream (arXiv 2508.15487): logits at a position predict the token of the next one."""
 
     config_class = DreamConfig
     base_model_prefix = "model"
     head_name = "lm_head.weight"
     prediction_offset = 1
+    settings_class = DreamSettings
+    rule_class = DreamRule
     _no_split_modules = ["DreamDecoderLayer"]
 
     def __init__(self, config: DreamConfig):
@@ -102,7 +106,6 @@ class DreamModel(MaskedDiffusionModel):
         self.head_size = config.hidden_size // config.num_attention_heads
         self.rope_theta = config.rope_theta
         self.max_positions = config.max_position_embeddings
-        self.vocabulary_size = config.vocab_size
         self.post_init()
 
     @property
@@ -115,11 +118,6 @@ class DreamModel(MaskedDiffusionModel):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.model.embed_tokens(input_ids)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        if self.config.tie_word_embeddings:
-            return F.linear(hidden, self.model.embed_tokens.weight)
-        return self.lm_head(hidden)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed_tokens

@@ -23,8 +23,8 @@ from dpad.engine.selection import (
     without_mask,
 )
 from dpad.engine.settings import TokenIds
+from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.engine.unmasking import UnmaskingRule
-from llada.modeling import LLaDAModelLM
 from llada.settings import LLaDASettings
 
 
@@ -108,7 +108,7 @@ def choose_by_factor(confidence: Tensor, factor: float) -> Tensor:
 
 @takes_settings(LLaDASettings)
 def generate(
-    model: LLaDAModelLM, input_ids: Tensor, *, attention_mask: Tensor | None = None, streamer: Any = None,
+    model: MaskedDiffusionModel, input_ids: Tensor, *, attention_mask: Tensor | None = None, streamer: Any = None,
     mask_id: int | None = None, eos_id: int | None = None, **settings: Any,
 ) -> DecodingOutput:
     """Answer every prompt with `gen_length` tokens, block by block.

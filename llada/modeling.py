@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpad.engine.fused import project
-from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
+from dpad.engine.generation import AnsweringModel
+from dpad.engine.transformer import Attention, RMSNorm
 from llada.configuration import LLaDAConfig
+from llada.generate import LLaDARule
+from llada.settings import LLaDASettings
 
 
 class LLaDABlock(GradientCheckpointingLayer):
@@ -69,12 +71,14 @@ class LLaDAModel(nn.Module):
         self.transformer = nn.ModuleDict(modules)
 
 
-class LLaDAModelLM(MaskedDiffusionModel):
+class LLaDAModelLM(AnsweringModel):
     """LLaDA (arXiv 2502.09992): logits at a position predict the token of that position."""
 
     config_class = LLaDAConfig
     base_model_prefix = "model"
     head_name = "model.transformer.ff_out.weight"
+    settings_class = LLaDASettings
+    rule_class = LLaDARule
     _no_split_modules = ["LLaDABlock"]
 
     def __init__(self, config: LLaDAConfig):
@@ -85,7 +89,6 @@ class LLaDAModelLM(MaskedDiffusionModel):
         self.head_size = config.d_model // config.n_heads
         self.rope_theta = config.rope_theta
         self.max_positions = config.max_sequence_length
-        self.vocabulary_size = config.embedding_size
         self.post_init()
 
     @property
@@ -101,10 +104,7 @@ class LLaDAModelLM(MaskedDiffusionModel):
         return x * math.sqrt(self.config.d_model) if self.config.input_emb_norm else x
 
     def head(self, hidden: Tensor) -> Tensor:
-        if self.config.weight_tying:
-            logits = F.linear(hidden, self.model.transformer["wte"].weight)
-        else:
-            logits = self.model.transformer["ff_out"](hidden)
+        logits = super().head(hidden)
         return logits / math.sqrt(self.config.d_model) if self.config.scale_logits else logits
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -10,6 +10,7 @@ import re
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT
@@ -131,13 +132,26 @@ def test_readme_is_short():
     assert len(re.findall(r"\S*\w\S*", text)) <= MAX_WORDS
 
 
-def test_python_example_runs(capsys):
-    """Guards the interface that the README shows."""
-    [example] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+def python_examples(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_python_examples_run(capsys):
+    """Guards the interfaces that the README shows."""
+    ours, theirs = python_examples(README)
+    exec(compile(ours, "README.md", "exec"), {})
     output = capsys.readouterr().out
     assert output.count("#### 12") == 2, "both questions have the answer 12"
     assert "tensor" in output
+    names: dict[str, Any] = {}
+    exec(compile(theirs, "README.md", "exec"), names)
+    assert names["tokens"].shape[1] == names["inputs"].input_ids.shape[1] + 256
+
+
+def test_the_example_with_transformers_answers(capsys):
+    [example] = python_examples(ROOT / "docs" / "transformers.md")
+    exec(compile(example, "docs/transformers.md", "exec"), {})
+    assert capsys.readouterr().out.rstrip().endswith("#### 12")
 
 
 # What we show to type: README, docs, the help of every command, the first lines of every file.

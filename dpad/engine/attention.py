@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dpad.engine.settings import DecodingSettings
-from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
+from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, SpreadCache, Watch
 
 # --- Watches ----------------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ def heads_at(model: MaskedDiffusionModel, moment: Moment, columns: Tensor, cache
         model.hidden_states(given, positions, watch=watch)
         return watch.weights()[:, 0]
 
-    slots = SlotCache(model, 1, len(columns))
+    slots = (SpreadCache if model.is_dispatched else SlotCache)(model, 1, len(columns))
     slots.begin(1, len(columns))
     model.hidden_states(moment.opened.to(device)[columns][None], positions, cache=slots)
     watch.queries = slice(0, moment.end - moment.begin)  # the block is what this forward computes first

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dpad.engine.checks import check_choice
 from dpad.engine.fused import steps_of
-from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
+from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, SpreadCache, Watch
 
 MODES = ("auto", "on", "off")
 QUERY_BUCKET = 16
@@ -60,9 +60,13 @@ def slot_cache(
     """A cache of `capacity` slots in `rows` rows, for one generate call: with graphs where they are on.
 
     A model has one cache of each kind, whose buffers are kept from call to call; a second call at the same time (in
-    another thread) gets one of its own. stores: whether keys and values are kept for later steps; a call that needs
-    none gets a cache only for its graphs, and None where they are off.
+    another thread) gets one of its own. So does a model that accelerate moves about, which no recording could follow.
+    stores: whether keys and values are kept for later steps; a call that needs none gets a cache only for its graphs,
+    and None where they are off.
     """
+    if model.is_dispatched:
+        yield SpreadCache(model, rows, capacity) if stores else None
+        return
     graphed = _mode == "on" or (_mode == "auto" and model.device.type == "cuda")
     if not stores and not graphed:
         yield None

@@ -188,7 +188,8 @@ def _decode_block(
         if watch is not None and first:
             assert isinstance(sampler, ScoredSampler)
             canvas.kept[slots.rows] -= slots.kept
-            slots.choose_suffix(sampler.select(watch.scores()[:, slots.end :]), cache)
+            scores = watch.scores().to(canvas.tokens.device)
+            slots.choose_suffix(sampler.select(scores[:, slots.end :]), cache)
             canvas.kept[slots.rows] += slots.kept
             canvas.kept_suffix[-1] = slots.columns[slots.end :].tolist()
             rule.change_suffix(slots.kept)

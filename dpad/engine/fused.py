@@ -182,9 +182,9 @@ def _merge(mixed: Tensor, sums: Tensor, groups: int) -> Tensor:
     return whole.unflatten(1, (groups, -1)).permute(2, 0, 1, 3).flatten(1)[None]
 
 
-def steps_of(model: nn.Module) -> Steps:
+def steps_of(model: Any) -> Steps:
     """The steps of this model's recorded forwards."""
-    if _mode == "off" or torch.is_grad_enabled() or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+    if _mode == "off" or torch.is_grad_enabled() or model.is_dispatched:
         return PLAIN  # weights that are elsewhere come when their module is called
     parameter = next(model.parameters())
     if _mode == "auto" and not (parameter.is_cuda and _is_large(model)):

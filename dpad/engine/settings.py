@@ -107,10 +107,18 @@ class Part:
                              "-nt how many tokens to keep")
         return made
 
+    def is_object(self, value: Any) -> bool:
+        """Whether a value of `field` is the object itself, and not what the selector calls it."""
+        return self.field != self.selector.name or not isinstance(value, (str, bool))
+
     def name_of(self, value: Any) -> Any:
         """What the selector calls an object; the class's name where it has none there."""
         names = [name for name, kind in self.kinds.items() if (type(value) is kind if kind else value is None)]
         return names[0] if names else type(value).__name__
+
+    def as_choices(self, value: Any) -> dict[str, Any]:
+        """The selector's name for an object, and the object's parameters, by name."""
+        return {self.selector.name: self.name_of(value)} | _parameters(value)
 
 
 CHOOSABLE = {"window"}  # of the presets' parameters
@@ -294,28 +302,44 @@ class DecodingSettings:
                 chosen part has no such setting.
         """
         entries = {entry.name: entry for entry in cls.choices()}
-        unknown = sorted(values.keys() - entries.keys())
+        try:
+            return cls.from_keywords(values)
+        except ValueError as error:
+            name, _, rest = str(error).partition(" ")
+            raise ValueError(f"{entries[name].label if name in entries else name} {rest}") from None
+
+    @classmethod
+    def from_keywords(cls, values: Mapping[str, Any]) -> Self:
+        """The same, named by the keywords in messages; a part may be given as an object too (suffix_sampler=...)."""
+        entries = {entry.name: entry for entry in cls.choices()}
+        unknown = sorted(values.keys() - entries.keys() - {part.field for part in PARTS})
         if unknown:
             labels = [entry.label for entry in entries.values()]
             raise ValueError(f"{', '.join(unknown)}: not a setting of {cls.family}, which has {', '.join(labels)}"
                              f"{suggest(unknown[0], labels)}")
         own = {entry.name for entry in settings_of(cls)}
-        try:
-            gen_length = entries["gen_length"].check(values.get("gen_length", entries["gen_length"].default))
-            values = dict(values) | {"gen_length": gen_length}
-            taken: set[str] = set()
-            parts = {}
-            for part in PARTS:
-                applicable = part.defaults(values).keys()
-                names = [name for name in part.settings if name in values and (name not in own or name in applicable)]
-                taken.update(names)
-                chosen = {name: values[name] for name in names if not (name in own and values[name] is None)}
-                parts[part.field] = part.make(values, chosen)
-            fields = {name: values[name] for name in own if name in values and name not in taken}
-            settings = cls(**fields, **parts)
-        except ValueError as error:
-            name, _, rest = str(error).partition(" ")
-            raise ValueError(f"{entries[name].label if name in entries else name} {rest}") from None
+        gen_length = entries["gen_length"].check(values.get("gen_length", entries["gen_length"].default))
+        values = dict(values) | {"gen_length": gen_length}
+        taken: set[str] = set()
+        parts = {}
+        for part in PARTS:
+            if part.field in values and part.is_object(values[part.field]):
+                parts[part.field] = values.pop(part.field)
+                if part.selector.name in values:
+                    raise ValueError(f"{part.selector.name} is {values[part.selector.name]!r} while {part.field} is "
+                                     f"given; give one of the two")
+                continue
+            applicable = part.defaults(values).keys()
+            names = [name for name in part.settings if name in values and (name not in own or name in applicable)]
+            taken.update(names)
+            chosen = {name: values[name] for name in names if not (name in own and values[name] is None)}
+            parts[part.field] = part.make(values, chosen)
+        fields = {name: values[name] for name in own if name in values and name not in taken}
+        foreign = values.keys() - own - taken - {part.selector.name for part in PARTS}
+        if foreign:
+            raise ValueError(f"{', '.join(sorted(foreign))}: not beside an object that brings its own; give the name "
+                             "of its kind in its place, or leave this out")
+        settings = cls(**fields, **parts)
         if settings.parallel and values.get("steps") is not None:
             raise ValueError(f"steps is {values['steps']}, but a threshold, factor or rule decides how many steps "
                              "there are; leave one out")
@@ -326,7 +350,7 @@ class DecodingSettings:
         values = {entry.name: getattr(self, entry.name) for entry in settings_of(type(self))}
         for part in PARTS:
             value = getattr(self, part.field)
-            values |= {part.selector.name: part.name_of(value)} | _parameters(value)
+            values |= part.as_choices(value)
         return values
 
     def to_json(self) -> dict[str, Any]:

@@ -11,10 +11,11 @@ H heads, K key-value heads (K divides H), D head size, E model width, V vocabula
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
@@ -23,11 +24,19 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from dpad.engine import checkpoint
-from dpad.engine.checks import one_line, short
+from dpad.engine.checks import check_integer, one_line, short
 from dpad.engine.fused import PLAIN, Steps, join, rms_norm, separate
 
 # What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
 NEUTRAL = {"return_dict": (None, True)}
+# Why other arguments of transformers' models are refused.
+REFUSED = {
+    "labels": "the loss of a masked diffusion model needs masks that are drawn (dpad/training)",
+    "use_cache": "a forward keeps nothing; generate does, with cache='prefix' or 'dual'",
+    "past_key_values": "a forward keeps nothing; generate does, with cache='prefix' or 'dual'",
+    "inputs_embeds": "`hidden_states` takes embeddings, and `head` makes logits of its result",
+    "output_attentions": "`python run.py attention` shows what a block attends to",
+}
 # Options of from_pretrained that say where a hub id's files come from.
 DOWNLOAD = ("revision", "local_files_only", "cache_dir", "token", "force_download")
 
@@ -75,6 +84,15 @@ class SlotCache:
         with torch.inference_mode(False):  # it may serve a later call, which is not in that mode
             return torch.empty(shape, dtype=model.dtype, device=model.device)
 
+    @property
+    def buffers(self) -> Sequence[Tensor]:
+        """All memory, in tensors [..., R, K, capacity, D]."""
+        return (self.buffer,)
+
+    def of_layer(self, layer: int) -> Tensor:
+        """A layer's keys and values, [2, R, K, capacity, D]."""
+        return self.buffer[layer]
+
     def begin(self, rows: int, length: int) -> None:
         """Start a block with `rows` rows of `length` slots; whatever the buffers held is stale."""
         self.rows = rows
@@ -83,7 +101,7 @@ class SlotCache:
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [R, K, Q, D] at slots [start, start + Q) of a layer; return all its slots, [R, K, length, D]."""
         assert isinstance(start, int)
-        stored = self.buffer[layer, :, : self.rows]
+        stored = self.of_layer(layer)[:, : self.rows]
         stored[0, :, :, start : start + keys.shape[2]] = keys
         stored[1, :, :, start : start + keys.shape[2]] = values
         return stored[0, :, :, : self.length], stored[1, :, :, : self.length]
@@ -95,15 +113,36 @@ class SlotCache:
 
     def keep(self, rows: list[int]) -> None:
         """Drop every row but these: the row rows[i] becomes row i, and each moves only onto one no longer needed."""
-        for target, source in enumerate(rows):
-            if target != source:
-                self.buffer[:, :, target, :, : self.length] = self.buffer[:, :, source, :, : self.length]
+        for buffer in self.buffers:
+            for target, source in enumerate(rows):
+                if target != source:
+                    buffer[..., target, :, : self.length, :] = buffer[..., source, :, : self.length, :]
         self.rows = len(rows)
 
     def keep_slots(self, slots: Tensor) -> None:
         """Drop every slot but these (int64 [kept], ascending), which become the slots 0, 1, ..."""
-        self.buffer[:, :, : self.rows, :, : len(slots)] = self.buffer[:, :, : self.rows].index_select(4, slots)
+        for buffer in self.buffers:
+            kept = buffer[..., : self.rows, :, :, :].index_select(-2, slots.to(buffer.device))
+            buffer[..., : self.rows, :, : len(slots), :] = kept
         self.length = len(slots)
+
+
+class SpreadCache(SlotCache):
+    """The same for layers on several devices: each one's keys and values stay where it computes."""
+
+    def __init__(self, model: MaskedDiffusionModel, rows: int, capacity: int):
+        shape = (2, rows, model.kv_head_count, capacity, model.head_size)
+        with torch.inference_mode(False):
+            self.parts = [torch.empty(shape, dtype=model.dtype, device=device_of(layer)) for layer in model.layers]
+        self.rows = rows
+        self.length = 0
+
+    @property
+    def buffers(self) -> Sequence[Tensor]:
+        return self.parts
+
+    def of_layer(self, layer: int) -> Tensor:
+        return self.parts[layer]
 
 
 class Watch(Protocol):
@@ -128,6 +167,7 @@ class Attention:
     implementation: transformers' names, "sdpa" (torch's kernels) or "eager" (the textbook formula: the oracle, and the
     faster of the two for training in bfloat16 on a CPU). watch: gets the weights of some queries, which are computed
     for it by the textbook formula beside the layer's own output. steps: what the layers do between their products.
+    copies: of the first two, for layers on other devices.
     """
 
     rope: tuple[Tensor, Tensor]
@@ -137,6 +177,17 @@ class Attention:
     implementation: str = "sdpa"
     watch: Watch | None = None
     steps: Steps = PLAIN
+    copies: dict[torch.device, tuple[tuple[Tensor, Tensor], Tensor | None]] = field(default_factory=dict)
+
+    def shared_on(self, device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """`rope` and `key_mask` on the device of a layer, copied there once."""
+        if device == self.rope[0].device:
+            return self.rope, self.key_mask
+        if device not in self.copies:
+            cos, sin = self.rope
+            mask = None if self.key_mask is None else self.key_mask.to(device)
+            self.copies[device] = (cos.to(device), sin.to(device)), mask
+        return self.copies[device]
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Bidirectional attention of Q queries [R, Q, H, D] to all slots, returned as [R, Q, H * D].
@@ -144,16 +195,17 @@ class Attention:
         layer: the layer's index, for the cache. keys, values: [R, Q, K, D], of the same slots as the queries.
         """
         queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))  # [R, heads, Q, D]
-        queries, keys = self.steps.rotate(queries, keys, *self.rope)
+        rope, key_mask = self.shared_on(queries.device)
+        queries, keys = self.steps.rotate(queries, keys, *rope)
         if self.cache is not None:
             keys, values = self.cache.write(layer, self.start, keys, values)
         groups = queries.shape[1] // keys.shape[1]
         if self.watch is not None:
             watched = queries[:, :, self.watch.queries].float()
-            self.watch(layer, _attention_weights(watched, keys.float(), self.key_mask, groups))
+            self.watch(layer, _attention_weights(watched, keys.float(), key_mask, groups))
         if self.implementation == "eager":
-            return _textbook_attention(queries, keys, values, self.key_mask, groups).transpose(1, 2).flatten(2)
-        return self.steps.attend(queries, keys, values, self.key_mask)
+            return _textbook_attention(queries, keys, values, key_mask, groups).transpose(1, 2).flatten(2)
+        return self.steps.attend(queries, keys, values, key_mask)
 
 
 def _textbook_attention(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None, groups: int) -> Tensor:
@@ -179,11 +231,11 @@ def _repeat_heads(x: Tensor, groups: int) -> Tensor:
 class MaskedDiffusionModel(PreTrainedModel):
     """The forward pass that decoding.py needs, over layers that a subclass names as its checkpoints do.
 
-    A subclass builds its modules and provides `embed(input_ids)`, `layers`, `final_norm` and `head(hidden)`; a layer is
-    a GradientCheckpointingLayer called as `layer(x, attention, index)`. It also sets `layer_count`, `kv_head_count`,
-    `head_size`, `rope_theta`, `max_positions` and `vocabulary_size`; `head_name` is the head's weight in a
-    checkpoint. `prediction_offset` is 0 where the logits of a position predict its own token (LLaDA) and 1 where they
-    predict the next one (Dream).
+    A subclass builds its modules and provides `embed(input_ids)`, `layers` and `final_norm`; a layer is a
+    GradientCheckpointingLayer called as `layer(x, attention, index)`. It also sets `layer_count`, `kv_head_count`,
+    `head_size`, `rope_theta` and `max_positions`; `head_name` is the head's weight in a checkpoint, unless the head is
+    the embedding. `prediction_offset` is 0 where the logits of a position predict its own token (LLaDA) and 1 where
+    they predict the next one (Dream).
     """
 
     supports_gradient_checkpointing = True  # a layer is a GradientCheckpointingLayer
@@ -194,7 +246,6 @@ class MaskedDiffusionModel(PreTrainedModel):
     head_size: int
     rope_theta: float
     max_positions: int
-    vocabulary_size: int
     head_name: str
     prediction_offset: int = 0
 
@@ -202,8 +253,12 @@ class MaskedDiffusionModel(PreTrainedModel):
         raise NotImplementedError
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of normalised hidden states [..., E]."""
-        raise NotImplementedError
+        """Logits [..., V] of normalised hidden states [..., E], on their device."""
+        output = self.get_output_embeddings()
+        if not self.config.tie_word_embeddings:
+            return output(hidden).to(hidden.device)
+        with _weight_of(output) as weight:
+            return nn.functional.linear(hidden.to(weight.device), weight).to(hidden.device)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -232,7 +287,22 @@ class MaskedDiffusionModel(PreTrainedModel):
         x = inputs if inputs.is_floating_point() else self.embed(inputs)  # [R, Q, E]
         for index, layer in enumerate(self.layers):
             x = layer(x, attention, index)
-        return steps.normalise(self.final_norm, x)
+        return steps.normalise(self.final_norm, x).to(position_ids.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where decoding takes place: the device that the embedding computes on, wherever its weight is kept."""
+        return device_of(self.get_input_embeddings())
+
+    @property
+    def is_dispatched(self) -> bool:
+        """Whether accelerate moves weights or inputs (`device_map`): over several devices, the CPU or the disk."""
+        return any(_hooks(module) for module in (self, self.get_input_embeddings(), *self.layers))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding and of the head."""
+        return getattr(self.config, "embedding_size", self.config.vocab_size)
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None,
@@ -257,10 +327,12 @@ class MaskedDiffusionModel(PreTrainedModel):
         foreign = sorted(
             name for name, value in unused.items()
             if not any(value is neutral for neutral in NEUTRAL.get(name, (None, False)))
+            and not (name == "token_type_ids" and isinstance(value, Tensor) and not value.any())
         )
         if foreign:
+            reasons = "".join(f"; {name}: {REFUSED[name]}" for name in foreign if name in REFUSED)
             raise ValueError(f"{', '.join(foreign)}: not an argument of {type(self).__name__}.forward, which takes "
-                             "input_ids, position_ids, attention_mask and logits_to_keep")
+                             f"input_ids, position_ids, attention_mask and logits_to_keep{reasons}")
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [rows, tokens]")
         rows, length = input_ids.shape
@@ -313,10 +385,26 @@ class MaskedDiffusionModel(PreTrainedModel):
             join(self)
         return self
 
-    @classmethod
-    def can_generate(cls) -> bool:
-        """Not by transformers' own `generate`, which writes from left to right."""
-        return False
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """transformers': rows are added to, or cut off, the embedding and the head. The configuration follows.
+
+        Raises:
+            ValueError: a special token of the configuration would lose its row.
+        """
+        if new_num_tokens is not None:
+            names = ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id", "eot_id")
+            ids = {getattr(self.config, name, None) or 0: name for name in names}
+            largest = max(ids)
+            try:
+                check_integer("new_num_tokens", new_num_tokens, largest + 1)
+            except ValueError as error:
+                raise ValueError(f"{error}: {ids[largest]} is {largest}") from None
+        embedding: nn.Embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if hasattr(self.config, "embedding_size"):
+            self.config.embedding_size = self.config.vocab_size
+        return embedding
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, **options: Any) -> Any:  # type: ignore[override]
@@ -349,9 +437,6 @@ class MaskedDiffusionModel(PreTrainedModel):
             raise
         except refusals as error:
             raise ValueError(f"checkpoint {str(name)!r} could not be loaded: {one_line(error)}") from error
-        if model.get_input_embeddings().weight.is_meta and "disk" in getattr(model, "hf_device_map", {}).values():
-            raise ValueError(f"device_map puts the embedding of {str(name)!r} on disk; it must be on a GPU or the CPU, "
-                             "since decoding takes its device (the layers may be on disk)")
         checkpoint.check_names(folder, info["missing_keys"], info["unexpected_keys"],
                                [entry[0] for entry in info["mismatched_keys"]])
         checkpoint.check_types(folder, _types_of_plain_weights(model))
@@ -394,6 +479,33 @@ class MaskedDiffusionModel(PreTrainedModel):
         outer = {name: shape for name, shape in shapes.items() if not name.startswith(first)}
         inner = {name.removeprefix(first): shape for name, shape in shapes.items() if name.startswith(first)}
         return checkpoint.Layout(outer, prefix, inner, config.num_hidden_layers, cls.head_name)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes. accelerate's hooks bring it, or its inputs, there; without them it is its weights'."""
+    for part in module.modules():
+        for hook in _hooks(part):
+            if getattr(hook, "execution_device", None) is not None:
+                return torch.device(hook.execution_device)
+    return next(module.parameters()).device
+
+
+def _hooks(module: nn.Module) -> Sequence[Any]:
+    """accelerate's hooks of a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return () if hook is None else getattr(hook, "hooks", (hook,))
+
+
+@contextmanager
+def _weight_of(module: nn.Module) -> Iterator[Tensor]:
+    """A module's weight outside of its own forward, brought to its device if it is kept elsewhere."""
+    if not _hooks(module):
+        yield cast(Tensor, module.weight)
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        yield cast(Tensor, module.weight)
 
 
 def _types_of_plain_weights(model: nn.Module) -> dict[str, str]:
