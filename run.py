@@ -30,6 +30,7 @@ from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, find_adapter, load, placement, resolve
 from dpad.engine.methods import METHODS, combine
 from dpad.engine.prompts import knows_single_questions_only
+from dpad.engine.quantization import SCHEMES, check_scheme
 from dpad.engine.settings import PARTS, DecodingSettings
 from dpad.evaluation import processes
 from dpad.evaluation.sandbox import DEFAULT_LEVEL, LEVELS
@@ -184,6 +185,8 @@ def add_shared_flags(parser: argparse.ArgumentParser, one_method: bool = True) -
                        help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
                        "(Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
     add_placement_flags(group)
+    group.add_argument("--quantize", choices=SCHEMES, help="keep the layers' weights in 8 or 4 bits, by torchao; "
+                       "int4 computes in bfloat16 (default: as they are)")
     group.add_argument("--chat_template", choices=CHAT_TEMPLATE, default="auto",
                        help="put prompts into the model's chat template; auto: as its published numbers were measured "
                        "(default: %(default)s)")
@@ -226,13 +229,15 @@ def load_libraries() -> None:
 def load_model(args: argparse.Namespace) -> LoadedModel:
     load_libraries()
     with waiting_for(f"the model {args.model}"), without_waiting_for_the_hub(args.model, args.adapter):
-        return load(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
+        return load(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter, quantize=args.quantize)
 
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise ValueError unless the device can be used, and model and adapter can be had: before anything takes long."""
     load_libraries()
-    placement(args.device, args.dtype)
+    place = placement(args.device, args.dtype, args.quantize)
+    if args.quantize is not None:
+        check_scheme(args.quantize, *place)
     read_family(args)
     if args.adapter is not None:
         with waiting_for(f"the adapter {args.adapter}"), without_waiting_for_the_hub(args.model, args.adapter):
@@ -430,6 +435,7 @@ def run_compare(args: argparse.Namespace, argv: list[str]) -> None:
     description = compare.describe(
         entries, task=args.task, model=args.model, adapter=args.adapter, seed=seed, seeds=args.seeds,
         repeats=args.repeats, device=args.device, dtype=args.dtype, chat_template=args.chat_template, **answering,
+        **({} if args.quantize is None else {"quantize": args.quantize}),
     )
     folder = compare.folder_of(args.output, args.name, description)
     record = None if args.from_scratch else compare.find_complete(folder, description, checkpoint)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
+from dpad.engine import quantization
 from dpad.engine.adapters import Adapter, check_adapter, merge_into, read_adapter, recorded_template
 from dpad.engine.answer_text import AnswerText
 from dpad.engine.checkpoint import (
@@ -26,6 +27,7 @@ from dpad.engine.checkpoint import (
     check_tokenizer_files,
     find_folder,
     is_hub_id,
+    quant_method,
     read_config,
     similar,
     stored_type,
@@ -132,7 +134,8 @@ class LoadedModel:
     name: as it was asked for; with an adapter also that one's name and the beginning of its hash, so that models with
     different adapters have different names. checkpoint: folder or hub id. chat_template: whether prompts go through the
     tokenizer's chat template by default: as they did in a training here (base.json), and otherwise as in the
-    measurement of the published numbers. adapter: what has been merged into the weights.
+    measurement of the published numbers. adapter: what has been merged into the weights. quantize: how they are
+    quantized, one of quantization.SCHEMES, or the method that the checkpoint names; None: they are plain numbers.
     """
 
     name: str
@@ -142,6 +145,12 @@ class LoadedModel:
     tokenizer: Any  # a PreTrainedTokenizerBase; its methods are typed for one text and for many alike
     chat_template: bool
     adapter: Adapter | None = None
+    quantize: str | None = None
+
+    def describe_weights(self) -> dict[str, str]:
+        """What a record says of the numbers that the model computes with, and where."""
+        numbers = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": self.model.device.type}
+        return numbers | ({"quantize": self.quantize} if self.quantize else {})
 
     @cached_property
     def answer_text(self) -> AnswerText:
@@ -221,35 +230,42 @@ class LoadedModel:
 
 def load(
     name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-    revision: str | None = None, adapter: str | Path | None = None,
+    revision: str | None = None, adapter: str | Path | None = None, quantize: str | None = None,
 ) -> LoadedModel:
     """Load a model by the name that people know, from a folder or from the hub, without remote code.
 
     Args:
         name: one of NAMES, a checkpoint folder, or a hub id (owner/name).
         device: None takes the first GPU, and the CPU where there is none.
-        dtype: one of DTYPES; None takes bfloat16 on a GPU and float32 on the CPU.
+        dtype: one of DTYPES; None takes bfloat16 on a GPU, or with int4, and otherwise float32 on the CPU.
         revision: branch, tag or commit on the hub.
         adapter: a LoRA adapter as peft writes it, a folder or a hub id, to be merged into the weights.
+        quantize: one of quantization.SCHEMES, for the layers' matrices; after an adapter has been merged into them.
 
     Raises:
-        ValueError: one sentence that says what is wrong with the name, the device, the dtype, the checkpoint or the
-            adapter.
+        ValueError: one sentence that says what is wrong with the name, the device, the dtype, the checkpoint, the
+            adapter or the quantization.
     """
     import torch
 
-    device, dtype = placement(device, dtype)
+    device, dtype = placement(device, dtype, quantize)
+    scheme = None if quantize is None else quantization.make_config(quantize, device, dtype)
     checkpoint = resolve(name)
     addition = None if adapter is None else find_adapter(adapter)
     options = _hub_options(checkpoint, revision)
     family = _family_of(name, checkpoint, options)
     folder = find_folder(checkpoint, **options)
+    own_scheme = quant_method(read_config(folder))
+    if quantize and own_scheme:
+        raise ValueError(f"quantize is {quantize!r}, but checkpoint {checkpoint!r} has quantized weights already "
+                         f"({own_scheme}); leave it out")
     if addition:
         check_adapter(addition, checkpoint, folder, family.model)
     with _quiet_if_small(folder):
         # Straight to the device: the machine's main memory may be too small for the weights.
         stored = getattr(torch, stored_type(folder)) if addition else dtype  # sums are rounded once
-        model = family.model.from_pretrained(folder, dtype=stored, device_map={"": device}).eval()
+        how = {"quantization_config": scheme} if scheme and not addition else {}
+        model = family.model.from_pretrained(folder, dtype=stored, device_map={"": device}, **how).eval()
     if options:
         model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
     tokenizer = _tokenizer(folder, model, family)
@@ -258,9 +274,14 @@ def load(
     use_template = not measured_raw(checkpoint, family) if recorded is None else recorded
     if addition:
         merge_into(model, addition, dtype)
+        if scheme:
+            quantization.quantize_model(model, scheme)
+    if quantize:
+        quantization.check_quantized(model, quantize)
     return LoadedModel(
         name=f"{name.rstrip(os.sep)}+{addition.label}" if addition else name,
         checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer, adapter=addition,
+        quantize=quantize or own_scheme,
         chat_template=tokenizer.chat_template is not None and use_template,
     )
 
@@ -312,7 +333,7 @@ def resolve(name: str) -> str:
 
 
 def placement(
-    device: str | torch.device | None, dtype: str | torch.dtype | None
+    device: str | torch.device | None, dtype: str | torch.dtype | None, quantize: str | None = None
 ) -> tuple[torch.device, torch.dtype]:
     """The device and type of a model's weights, with `load`'s defaults filled in; ValueError as there."""
     import torch
@@ -322,7 +343,8 @@ def placement(
         # cuDNN's attention plans anew for every shape, and the suffix has another length in every block.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype is None:
-        dtype = "float32" if device.type == "cpu" else "bfloat16"
+        # torchao's kernel for int4 on a CPU takes forty times as long in float32 as in bfloat16.
+        dtype = "float32" if device.type == "cpu" and quantize != "int4" else "bfloat16"
     if isinstance(dtype, torch.dtype):
         return device, dtype
     check_choice("dtype", dtype, DTYPES)

@@ -149,7 +149,6 @@ def measure(
                              f"forward{'s' * (most_steps != 1)}, which count from 0")
         raise ValueError(f"block is {block}, but with early termination no answer came that far")
 
-    model = loaded.model
     return {
         "kind": "attention",
         "model": loaded.name,
@@ -158,9 +157,7 @@ def measure(
         "samples": views[0].samples,
         "block": block,
         "step": step,
-        "settings": settings.to_json() | {
-            "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type,
-        },
+        "settings": settings.to_json() | loaded.describe_weights(),
         "views": [view.to_json() for view in views],
         "environment": environment(),
     } | describe_adapter(loaded.adapter)

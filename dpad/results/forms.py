@@ -77,14 +77,14 @@ EVALUATION = {
     "settings": {
         "gen_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE, "steps?": COUNT,
         "threshold?": NUMBER, "factor?": NUMBER, "cache?": TEXT, "early_termination?": FLAG, "device?": TEXT,
-        "dtype?": TEXT, "after_eos?": CONVENTION,
+        "dtype?": TEXT, "quantize?": TEXT, "after_eos?": CONVENTION,
         "suffix_sampler?": {"name": TEXT, "window?": SPAN, "number?": ZERO_OR_MORE}, "rule?": {"name": TEXT},
     },
     "adapter?": {"name": TEXT, "sha256": TEXT}, "environment?": ENVIRONMENT,
 }
 RUN_SETTINGS = {  # of a comparison: what all of its methods share
     "gen_length?": LENGTH, "block_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE,
-    "device?": TEXT, "dtype?": TEXT, "after_eos?": CONVENTION,
+    "device?": TEXT, "dtype?": TEXT, "quantize?": TEXT, "after_eos?": CONVENTION,
 }
 COMPARISON = {
     "name": TEXT, "task": TEXT, "model": TEXT, "samples": COUNT, "seeds": [ZERO_OR_MORE], "repeats?": COUNT,
