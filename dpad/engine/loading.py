@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -56,7 +56,8 @@ class Family:
     generate.py). names: what people type -> folder or hub id. raw_prompt: parts of the names of
     checkpoints whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: put
     BOS before a raw prompt. stop_strings: cut answers at a task's stop strings; otherwise at EOS alone. likelihood: how
-    its published likelihoods draw masks, one of likelihood.SCHEMES.
+    its published likelihoods draw masks, one of likelihood.SCHEMES. facts: by name, the fields of config.json in which
+    a checkpoint differs from the defaults of the configuration's class; for its size, before it is fetched.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Family:
     bos_before_raw: bool
     stop_strings: bool
     likelihood: str
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def model(self) -> type[MaskedDiffusionModel]:
@@ -411,20 +413,29 @@ def _hub_answers(checkpoint: str, revision: str | None, kind: str) -> bool:
         return False
 
 
-def _family_of(name: str, checkpoint: str, options: dict) -> Family:
-    """The family that config.json names; of a hub id, no other file is downloaded."""
+def config_folder(name: str, revision: str | None = None) -> Path:
+    """The folder that has a model's config.json; of a hub id, no other file is downloaded. ValueError as `load`."""
+    checkpoint = resolve(name)
+    return _config_folder(name, checkpoint, _hub_options(checkpoint, revision))
+
+
+def _config_folder(name: str, checkpoint: str, options: dict) -> Path:
     from huggingface_hub import hf_hub_download
 
     if os.path.isdir(checkpoint):
         folder = Path(checkpoint)
         check_folder(folder, with_weights=False)
-    else:
-        try:
-            folder = Path(hf_hub_download(checkpoint, "config.json", **options)).parent
-        except (OSError, ValueError) as error:
-            raise ValueError(f"model {name!r}: there is no such folder, {checkpoint} is not in the local cache, and "
-                             "the hub is out of reach; `-m tiny` works offline") from error
-    model_type = read_config(folder)["model_type"]
+        return folder
+    try:
+        return Path(hf_hub_download(checkpoint, "config.json", **options)).parent
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {name!r}: there is no such folder, {checkpoint} is not in the local cache, and "
+                         "the hub is out of reach; `-m tiny` works offline") from error
+
+
+def _family_of(name: str, checkpoint: str, options: dict) -> Family:
+    """The family that config.json names."""
+    model_type = read_config(_config_folder(name, checkpoint, options))["model_type"]
     if model_type.lower() not in FAMILIES:
         raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {short(model_type)}; the families "
                          f"here are {', '.join(FAMILIES)}")
@@ -472,8 +483,8 @@ def _tokenizer(folder: Path, model: MaskedDiffusionModel, family: Family) -> Any
         raise ValueError(f"{name} has a tokenizer without a pad token: is its tokenizer_config.json missing?")
     if tokenizer.bos_token is None and family.bos_before_raw:
         raise ValueError(f"{name} has a tokenizer without a BOS token, which prompts begin with")
-    for field in ("mask_token_id", "eos_token_id"):
-        if tokenizer.convert_ids_to_tokens(getattr(model.config, field)) is None:
-            raise ValueError(f"{name}: config field {field} is {getattr(model.config, field)}, which is not a token of "
+    for entry in ("mask_token_id", "eos_token_id"):
+        if tokenizer.convert_ids_to_tokens(getattr(model.config, entry)) is None:
+            raise ValueError(f"{name}: config field {entry} is {getattr(model.config, entry)}, which is not a token of "
                              "its tokenizer")
     return tokenizer

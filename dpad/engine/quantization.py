@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits, quantized by torchao while a model is loaded: `--quantize int8`, `load(name, quantize="int8")`.
+"""Weights in 8 or 4 bits, quantized by torchao when a model is loaded: `--quantize int8`, load(name, quantize="int8").
 
     python run.py generate -m tiny --quantize int8 --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
 
@@ -103,8 +103,8 @@ def check_quantized(model: MaskedDiffusionModel, scheme: str) -> None:
     plain = [name for name, module in model.layers.named_modules()
              if isinstance(module, nn.Linear) and type(module.weight.data) is Tensor]
     if plain:
-        raise ValueError(f"quantize is {scheme!r}, which shares a scale among {GROUP} weights of a row, and the rows of "
-                         f"{plain[0].partition('.')[2]} are no multiple of that; give int8")
+        raise ValueError(f"quantize is {scheme!r}, which shares a scale among {GROUP} weights of a row, but the rows "
+                         f"of {plain[0].partition('.')[2]} are no multiple of that; give int8")
     if scheme == "int4" and model.device.type == "cpu":
         quantizer: Any = model.hf_quantizer
         quantizer.is_serializable = _refuse_to_save
