@@ -214,7 +214,7 @@ def add_placement_flags(group: argparse._ArgumentGroup) -> None:
     """What comes with a model's name: its adapter, where it computes, and in which type."""
     group.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter of this model, as peft writes it, or its "
                        "hub id; it is merged into the weights when they are loaded")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--debug", action="store_true", help="show where an error happened")
 

@@ -238,7 +238,7 @@ def load(
 
     Args:
         name: one of NAMES, a checkpoint folder, or a hub id (owner/name).
-        device: None takes the first GPU, and the CPU where there is none.
+        device: None takes the first GPU of CUDA, or else that of a Mac (mps), or else the CPU.
         dtype: one of DTYPES; None takes bfloat16 on a GPU, or with int4, and otherwise float32 on the CPU.
         revision: branch, tag or commit on the hub.
         adapter: a LoRA adapter as peft writes it, a folder or a hub id, to be merged into the weights.
@@ -347,38 +347,50 @@ def placement(
     if dtype is None:
         # torchao's kernel for int4 on a CPU takes forty times as long in float32 as in bfloat16.
         dtype = "float32" if device.type == "cpu" and quantize != "int4" else "bfloat16"
-    if isinstance(dtype, torch.dtype):
-        return device, dtype
-    check_choice("dtype", dtype, DTYPES)
-    return device, getattr(torch, dtype)
+    if not isinstance(dtype, torch.dtype):
+        check_choice("dtype", dtype, DTYPES)
+        dtype = getattr(torch, dtype)
+    if device.type == "mps" and dtype == torch.bfloat16:
+        try:
+            torch.ones(1, dtype=dtype, device=device)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError("dtype is 'bfloat16', which this Mac's system does not have; give --dtype float16 or "
+                             "float32") from error
+    return device, dtype
 
 
 def _device(device: str | torch.device | None) -> torch.device:
     import torch
 
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda, cuda:1 or the like"
-                         f"{suggest(device, ('cpu', 'cuda'))}") from error
+        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda, cuda:1, mps or the like"
+                         f"{suggest(device, ('cpu', 'cuda', 'mps'))}") from error
     gpus = torch.cuda.device_count() if place.type == "cuda" else 0
     if place.type == "cuda" and not gpus:
         raise ValueError(f"device is {str(device)!r}, but torch sees no GPU here; leave it out, or give cpu")
     if place.type == "cuda" and (place.index or 0) >= gpus:
         raise ValueError(f"device is {str(device)!r}, but torch sees {gpus} GPU{'s' * (gpus > 1)} here: "
                          f"{', '.join(f'cuda:{number}' for number in range(gpus))}")
+    _try_device(place)
+    if place.type == "meta":
+        raise ValueError("device is 'meta', which holds no numbers; it must be cpu, cuda or mps")
+    return place
+
+
+def _try_device(place: torch.device) -> None:
+    """Raise ValueError unless this installation of torch can put a tensor there."""
+    import torch
+
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device is {str(device)!r}, which this installation of torch cannot use here; it must be cpu "
-                         "or cuda") from error
-    if place.type == "meta":
-        raise ValueError("device is 'meta', which holds no numbers; it must be cpu or cuda")
-    if place.type == "mps":
-        raise ValueError("device is 'mps', which has no float64 to compute confidences in; it must be cpu or cuda")
-    return place
+        raise ValueError(f"device is {str(place)!r}, which this installation of torch cannot use here; it must be "
+                         "cpu, cuda or mps") from error
 
 
 def _hub_options(checkpoint: str, revision: str | None, kind: str = "model") -> dict[str, Any]:
