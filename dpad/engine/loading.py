@@ -347,16 +347,16 @@ def placement(
     if dtype is None:
         # torchao's kernel for int4 on a CPU takes forty times as long in float32 as in bfloat16.
         dtype = "float32" if device.type == "cpu" and quantize != "int4" else "bfloat16"
-    if not isinstance(dtype, torch.dtype):
+    if isinstance(dtype, str):
         check_choice("dtype", dtype, DTYPES)
-        dtype = getattr(torch, dtype)
-    if device.type == "mps" and dtype == torch.bfloat16:
+    numbers: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if device.type == "mps" and numbers == torch.bfloat16:
         try:
-            torch.ones(1, dtype=dtype, device=device)
+            torch.ones(1, dtype=numbers, device=device)
         except (TypeError, RuntimeError) as error:
             raise ValueError("dtype is 'bfloat16', which this Mac's system does not have; give --dtype float16 or "
                              "float32") from error
-    return device, dtype
+    return device, numbers
 
 
 def _device(device: str | torch.device | None) -> torch.device:
