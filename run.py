@@ -192,7 +192,8 @@ def add_shared_flags(parser: argparse.ArgumentParser, one_method: bool = True) -
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
                        help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
-                       "(Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
+                       "(Dream-7B), another name of `run.py models`, a checkpoint folder, or a hub id (default: "
+                       "%(default)s)")
     add_placement_flags(group)
     group.add_argument("--quantize", choices=SCHEMES, help="keep the layers' weights in 8 or 4 bits, by torchao; "
                        "int4 computes in bfloat16 (default: as they are)")

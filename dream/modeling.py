@@ -12,20 +12,20 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
-from dream.configuration import DreamConfig
+from dream.configuration import DreamConfig, ILLaDAConfig
 
 
 class DreamAttention(nn.Module):
-    """Grouped-query attention with biases on q, k and v alone."""
+    """Grouped-query attention with biases on q, k and v alone, or (iLLaDA) without any."""
 
     def __init__(self, config: DreamConfig):
         super().__init__()
         width = config.hidden_size
         self.head_size = config.hidden_size // config.num_attention_heads
         kv_width = config.num_key_value_heads * self.head_size
-        self.q_proj = nn.Linear(width, width, bias=True)
-        self.k_proj = nn.Linear(width, kv_width, bias=True)
-        self.v_proj = nn.Linear(width, kv_width, bias=True)
+        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
@@ -78,7 +78,7 @@ class DreamBaseModel(nn.Module):
 class DreamModel(MaskedDiffusionModel):
     """Dream (arXiv 2508.15487): logits at a position predict the token of the next one."""
 
-    config_class = DreamConfig
+    config_class: type[DreamConfig] = DreamConfig
     base_model_prefix = "model"
     head_name = "lm_head.weight"
     prediction_offset = 1
@@ -120,5 +120,16 @@ class DreamModel(MaskedDiffusionModel):
         self.model.embed_tokens = value
 
 
+class ILLaDAModelLM(DreamModel):
+    """iLLaDA (arXiv 2606.25331): logits at a position predict the token of that position, and it decodes as LLaDA does.
+
+    That its checkpoints have these names of weights is inferred from programs that use them; others would be an error.
+    """
+
+    config_class = ILLaDAConfig
+    prediction_offset = 0
+
+
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
     auto_class.register(DreamConfig, DreamModel)
+    auto_class.register(ILLaDAConfig, ILLaDAModelLM)

@@ -58,6 +58,7 @@ class Family:
     BOS before a raw prompt. stop_strings: cut answers at a task's stop strings; otherwise at EOS alone. likelihood: how
     its published likelihoods draw masks, one of likelihood.SCHEMES. facts: by name, the fields of config.json in which
     a checkpoint differs from the defaults of the configuration's class; for its size, before it is fetched.
+    decodes_like: the package whose settings and rule it has; by default its own.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Family:
     stop_strings: bool
     likelihood: str
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    decodes_like: str = ""
 
     @property
     def model(self) -> type[MaskedDiffusionModel]:
@@ -80,12 +82,12 @@ class Family:
     @property
     def settings(self) -> type[DecodingSettings]:
         """The class of its decoding settings."""
-        return getattr(import_module(f"{self.package}.settings"), self.settings_class)
+        return getattr(import_module(f"{self.decodes_like or self.package}.settings"), self.settings_class)
 
     @property
     def rule(self) -> type[UnmaskingRule]:
         """The class of its unmasking rule."""
-        return getattr(import_module(f"{self.package}.generate"), self.rule_class)
+        return getattr(import_module(f"{self.decodes_like or self.package}.generate"), self.rule_class)
 
 
 FAMILIES = {
@@ -102,6 +104,8 @@ FAMILIES = {
                 "instruct": "GSAI-ML/LLaDA-8B-Instruct",
                 "1.5": "GSAI-ML/LLaDA-1.5",
                 "base": "GSAI-ML/LLaDA-8B-Base",
+                "d3llm": "d3LLM/d3LLM_LLaDA",
+                "dparallel": "Zigeng/dParallel-LLaDA-8B-instruct",
             },
             raw_prompt=("base", "1.5"),
             bos_before_raw=False,
@@ -118,11 +122,36 @@ FAMILIES = {
                 "dream-tiny": str(ROOT / "checkpoints" / "dream-tiny"),
                 "dream-instruct": "Dream-org/Dream-v0-Instruct-7B",
                 "dream-base": "Dream-org/Dream-v0-Base-7B",
+                "dream-coder": "Dream-org/Dream-Coder-v0-Instruct-7B",
+                "dream-coder-base": "Dream-org/Dream-Coder-v0-Base-7B",
+                "diffucoder": "apple/DiffuCoder-7B-cpGRPO",
+                "diffucoder-instruct": "apple/DiffuCoder-7B-Instruct",
+                "diffucoder-base": "apple/DiffuCoder-7B-Base",
+                "d3llm-dream": "d3LLM/d3LLM_Dream",
+                "d3llm-coder": "d3LLM/d3LLM_Dream_Coder",
+                "dparallel-dream": "Zigeng/dParallel_Dream_7B_Instruct",
             },
             raw_prompt=("base",),
             bos_before_raw=True,
             stop_strings=False,
             likelihood="rates",
+        ),
+        Family(
+            name="illada",
+            package="dream",
+            model_class="ILLaDAModelLM",
+            settings_class="LLaDASettings",
+            rule_class="LLaDARule",
+            names={
+                "illada": "GSAI-ML/iLLaDA-8B-Instruct",
+                "illada-base": "GSAI-ML/iLLaDA-8B-Base",
+            },
+            raw_prompt=("base",),
+            bos_before_raw=False,
+            stop_strings=True,
+            likelihood="counts",
+            facts=dict.fromkeys(("illada", "illada-base"), {"eos_token_id": 0}),  # EOS is not known, and takes no room
+            decodes_like="llada",
         ),
     )
 }
@@ -449,8 +478,9 @@ def _family_of(name: str, checkpoint: str, options: dict) -> Family:
     """The family that config.json names."""
     model_type = read_config(_config_folder(name, checkpoint, options))["model_type"]
     if model_type.lower() not in FAMILIES:
+        experts = "moe" in model_type.lower()
         raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {short(model_type)}; the families "
-                         f"here are {', '.join(FAMILIES)}")
+                         f"here are {', '.join(FAMILIES)}{', without mixtures of experts' * experts}")
     return FAMILIES[model_type.lower()]
 
 
