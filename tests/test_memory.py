@@ -14,7 +14,6 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import ROOT
-from test_quantization import bytes_of
 
 import run
 from dpad.engine import loading, memory
@@ -55,7 +54,7 @@ def llada_8b(tmp_path_factory):
 def test_weights_are_those_of_the_model(name, scheme):
     """Guards the largest part of the estimate, to the byte: from config.json alone, for every way to quantize."""
     model = loading.load(name, device="cpu", quantize=scheme).model
-    assert memory.plan(name, "cpu", None, scheme).weights() == bytes_of(model)
+    assert memory.plan(name, "cpu", None, scheme).weights() == memory.size_of(model)
 
 
 def test_weights_of_the_8b(llada_8b):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import run
 from dpad.engine import loading, quantization
+from dpad.engine.memory import size_of
 from dpad.evaluation import runs
 from dpad.results.evaluations import evaluation_caption
 from dpad.results.records import load, numbers_of
@@ -51,15 +52,6 @@ def layer_types(model):
     return {type(module.weight.data).__name__ for module in modules}
 
 
-def bytes_of(model):
-    """What the weights take, inside of torchao's tensors."""
-    parts = []
-    for weight in model.parameters():
-        names = getattr(weight, "tensor_data_names", None)
-        parts += [weight] if names is None else [getattr(weight, name) for name in names]
-    return sum(part.numel() * part.element_size() for part in parts)
-
-
 @pytest.mark.parametrize("scheme, most", [("int8", 0.30), ("int4", 0.20)])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_layers_are_quantized_and_nothing_else(models, name, scheme, most):
@@ -70,7 +62,7 @@ def test_the_layers_are_quantized_and_nothing_else(models, name, scheme, most):
         assert torch.equal(getattr(quantized, get)().weight.float(), getattr(plain, get)().weight)  # stored in bfloat16
     outside = plain.get_input_embeddings().weight.nbytes + plain.get_output_embeddings().weight.nbytes
     outside_too = outside * quantized.dtype.itemsize // plain.dtype.itemsize
-    assert bytes_of(quantized) - outside_too < most * (bytes_of(plain) - outside)
+    assert size_of(quantized) - outside_too < most * (size_of(plain) - outside)
     assert quantized.dtype == (torch.float32 if scheme == "int8" else torch.bfloat16)
 
 
@@ -105,7 +97,7 @@ def test_saved_and_loaded_again(models, name, tmp_path):
     ids = loaded.encode(PROMPT).input_ids
     assert torch.equal(again.model(ids).logits, loaded.model(ids).logits)
     size = (tmp_path / "model.safetensors").stat().st_size
-    assert size < 0.4 * bytes_of(models(name).model)
+    assert size < 0.4 * size_of(models(name).model)
     with pytest.raises(ValueError, match=r"^quantize is 'int4', but checkpoint .* has quantized weights already"):
         loading.load(str(tmp_path), device="cpu", quantize="int4")
 
@@ -275,3 +267,21 @@ def test_the_command_line_evaluates(tmp_path):
     assert run.main(command) == 0
     assert json.loads(record.read_text())["settings"]["quantize"] == "int8"
     assert "float32 with int8 weights" in evaluation_caption(load([record]))
+
+
+def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
+    """Guards the program behind docs/models.md: its rows, its table, and that estimates say so."""
+    from benchmarks import quantization as benchmark
+
+    monkeypatch.setattr(sys, "argv", ["quantization.py", "--limit", "1", "--output", str(tmp_path / "record.json")])
+    monkeypatch.setattr(benchmark, "GEN_LENGTH", 32)
+    assert benchmark.main() == 0
+    [record] = load([tmp_path / "record.json"])
+    rows = {(row["model"], row["dtype"], row.get("quantize")): row for row in record["rows"]}
+    assert rows["tiny", "float32", None]["answers"] == rows["dream-tiny", "float32", None]["tokens"] == 1
+    sizes = [rows["tiny", dtype, scheme]["weights"] for dtype, scheme in
+             (("float32", None), ("bfloat16", None), ("float32", "int8"), ("bfloat16", "int4"))]
+    assert sizes[0] == 2 * sizes[1] and sizes[3] < sizes[1]
+    assert rows["instruct", "bfloat16", None]["estimated"]
+    text = capsys.readouterr().out
+    assert "bfloat16 with int4 weights" in text and "14.9 GB (estimated)" in text

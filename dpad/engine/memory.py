@@ -14,10 +14,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpad.engine.checkpoint import make_config, quant_method, read_config
-from dpad.engine.loading import config_folder, family_of, placement, resolve
+from dpad.engine.loading import FAMILIES, Family, config_folder, family_of, placement, resolve
 from dpad.engine.quantization import GROUP, PADDED, SCHEMES
 from dpad.engine.selection import PIECE_ON_CPU, PIECE_ON_GPU
 
@@ -145,6 +145,32 @@ def plan(
         stored = sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
         stored = stored or _size_on_the_hub(resolve(name), revision)
     return Plan(config, family.model.layout(folder, config), place, numbers, quantize, merges, stored)
+
+
+def plan_of_name(
+    name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
+) -> tuple[Family, Plan]:
+    """The same, with the model's family; of a name that stands for a hub id nothing is asked of the hub.
+
+    Its sizes are those known here: the defaults of the family's configuration, and the family's `facts`.
+    """
+    for family in FAMILIES.values():
+        if name in family.names and not os.path.isdir(family.names[name]):
+            config_class: Any = family.model.config_class
+            config = config_class(**family.facts.get(name, {}))
+            layout = family.model.layout(Path(family.names[name]), config)
+            return family, Plan(config, layout, *placement(device, dtype, quantize), quantize)
+    return family_of(name), plan(name, device, dtype, quantize)
+
+
+def size_of(model: torch.nn.Module) -> int:
+    """Bytes that a loaded model's weights take, inside of torchao's tensors as well."""
+    sizes = []
+    for weight in model.parameters():
+        names = getattr(weight, "tensor_data_names", None)
+        sizes += [part.nbytes for part in ([weight] if names is None else [getattr(weight, name) for name in names])]
+    return sum(sizes)
 
 
 def _size_on_the_hub(checkpoint: str, revision: str | None) -> int | None:

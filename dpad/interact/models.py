@@ -13,11 +13,10 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dpad.engine import checkpoint, memory
 from dpad.engine.checks import check_integer
-from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, placement, resolve
+from dpad.engine.loading import NAMES, placement, resolve
 from dpad.engine.quantization import check_scheme
 from dpad.results.formatting import as_columns
 
@@ -58,7 +57,7 @@ def list_models(
     free = memory.free_memory(place)
     rows = []
     for name in names or NAMES:
-        family, plan = _plan_of(name, device, dtype, quantize)
+        family, plan = memory.plan_of_name(name, device, dtype, quantize)
         settings = family.settings(gen_length=gen_length, cache="prefix")
         need = plan.need(settings, batch_size)
         fits = memory.verdict(need.total, free)
@@ -70,17 +69,6 @@ def list_models(
     return rows, (f"Estimated for {place} ({there} free), {str(numbers).removeprefix('torch.')}"
                   f"{f' with {quantize} weights' if quantize else ''}, answers of {gen_length} tokens, prompts of "
                   f"{memory.PROMPT}, batch size {batch_size}, prefix cache.")
-
-
-def _plan_of(name: str, device: str | None, dtype: str | None, quantize: str | None) -> tuple[Family, memory.Plan]:
-    """The family of a model, and what loading it takes; for the names of hub ids from what is known of them here."""
-    for family in FAMILIES.values():
-        if name in family.names and not os.path.isdir(family.names[name]):
-            config_class: Any = family.model.config_class
-            config = config_class(**family.facts.get(name, {}))
-            layout = family.model.layout(Path(family.names[name]), config)
-            return family, memory.Plan(config, layout, *placement(device, dtype, quantize), quantize)
-    return family_of(name), memory.plan(name, device, dtype, quantize)
 
 
 def _is_cached(hub_id: str) -> bool:

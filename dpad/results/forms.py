@@ -120,6 +120,12 @@ AGREEMENT = {
     "device": TEXT, "problems": COUNT, "environment?": ENVIRONMENT,
     "rows": [{"model": TEXT, "cache?": TEXT, "threshold?": NUMBER, "early_termination?": FLAG}],
 }
+QUANTIZATION = {
+    "configuration": TEXT, "device": TEXT, "problems": COUNT, "settings": {"gen_length": LENGTH},
+    "environment?": ENVIRONMENT,
+    "rows": [{"model": TEXT, "dtype": TEXT, "quantize?": TEXT, "weights": COUNT, "estimated": FLAG,
+              "right?": ZERO_OR_MORE, "answers?": AMOUNT, "tokens?": AMOUNT}],
+}
 TRAINING_STEPS = {
     "model": TEXT, "environment?": ENVIRONMENT,
     "settings": {"lora": COUNT, "batch_size": COUNT, "prompt_length": COUNT, "gen_length": LENGTH, "dtype?": TEXT,

@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "benchmark": forms.BENCHMARK,  # run.py bench
     "growth": forms.GROWTH,  # run.py bench --gen_lengths
     "agreement": forms.AGREEMENT,  # benchmarks/agreement.py
+    "quantization": forms.QUANTIZATION,  # benchmarks/quantization.py
     "training steps": forms.TRAINING_STEPS,  # benchmarks/training/steps.py
     "study": forms.STUDY,  # benchmarks/training/study.py
     "attention": forms.ATTENTION,  # run.py attention
