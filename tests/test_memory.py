@@ -16,10 +16,11 @@ import torch
 from helpers import ROOT
 
 import run
-from dpad.engine import loading, memory
+from dpad.engine import cuda_graphs, loading, memory
 from dpad.engine.rules import RULES
 from dpad.engine.soft import SoftSuffix
 from llada import LLaDAConfig, LLaDAModelLM
+from llada.generate import generate
 from llada.settings import LLaDASettings
 
 GIB = 2**30
@@ -108,6 +109,27 @@ def test_the_estimate_is_near_the_peak(tmp_path, rows, prompt, settings):
     plan = memory.Plan(config, LLaDAModelLM.layout(tmp_path, config), torch.device("cpu"), torch.float32)
     estimate = plan.need(LLaDASettings(**settings), rows, prompt)
     assert (1 - TOLERANCE) * measured < estimate.total < (1 + TOLERANCE) * measured
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("rows, settings", [
+    (1, {"gen_length": 256, "steps": 16}), (8, {"gen_length": 512, "steps": 32, "cache": "prefix"}),
+    (8, {"gen_length": 256, "steps": 16, "temperature": 0.5}),
+])
+def test_the_estimate_on_a_gpu(tmp_path, rows, settings):
+    """Guards the estimate at the shape of LLaDA-8B with fewer layers, without graphs."""
+    config = LLaDAConfig(n_layers=8)
+    plan = memory.Plan(config, LLaDAModelLM.layout(tmp_path, config), torch.device("cuda"), torch.bfloat16)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    with torch.device("cuda"):
+        model = LLaDAModelLM._from_config(config, dtype=torch.bfloat16).eval()
+    torch.cuda.reset_peak_memory_stats()
+    with cuda_graphs.use("off"):
+        generate(model, torch.ones(rows, 512, dtype=torch.long, device="cuda"), **settings)
+    measured = torch.cuda.max_memory_reserved() - before
+    assert (1 - TOLERANCE) * measured < plan.need(LLaDASettings(**settings), rows).total < (1 + TOLERANCE) * measured
 
 
 # --- The verdict ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from helpers import ROOT
 from safetensors.torch import load_file, save_file
 
 import run
-from dpad.engine import loading, quantization
+from dpad.engine import cuda_graphs, loading, memory, quantization
 from dpad.engine.memory import size_of
 from dpad.evaluation import runs
 from dpad.results.evaluations import evaluation_caption
@@ -129,6 +129,24 @@ def test_an_adapter_is_merged_first(models, tmp_path):
     loaded.tokenizer.save_pretrained(tmp_path / "saved")
     again = loading.load(str(tmp_path / "saved"), device="cpu")
     assert torch.equal(again.model(ids).logits, loaded.model(ids).logits)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("scheme", quantization.SCHEMES)
+@pytest.mark.parametrize("name", MODELS)
+def test_on_a_gpu(name, scheme, tmp_path):
+    """Guards the kernels of a GPU, with CUDA graphs and without, and its int4, which is saved."""
+    loaded = loading.load(name, device="cuda", quantize=scheme)
+    tokens = answer(loaded, cache="prefix")
+    assert "12" in loaded.decode(tokens[None])[0]
+    with cuda_graphs.use("off"):
+        assert torch.equal(answer(loaded, cache="prefix"), tokens)
+    assert size_of(loaded.model) == memory.plan(name, "cuda", None, scheme).weights()
+    loaded.model.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
+    ids = loaded.encode(PROMPT).input_ids
+    assert torch.equal(loading.load(str(tmp_path), device="cuda").model(ids).logits, loaded.model(ids).logits)
 
 
 # --- Refusals ---------------------------------------------------------------------------------------------------------
