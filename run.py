@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpad.engine import hub
+from dpad.engine import hub, memory
 from dpad.engine.answer_text import AFTER_EOS
 from dpad.engine.checks import check_integer, suggest
 from dpad.engine.command_line import Parser, say, waiting_for
@@ -30,6 +30,7 @@ from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import FAMILIES, NAMES, Family, family_of, find_adapter, load, placement, resolve
 from dpad.engine.methods import METHODS, combine
 from dpad.engine.prompts import knows_single_questions_only
+from dpad.engine.quantization import SCHEMES, check_scheme
 from dpad.engine.settings import PARTS, DecodingSettings
 from dpad.evaluation import processes
 from dpad.evaluation.sandbox import DEFAULT_LEVEL, LEVELS
@@ -51,6 +52,7 @@ run.py [flags]            measure a model on a task
        run.py trace FILE...      show and draw recorded denoisings
        run.py attention [flags]  draw what a block attends to
        run.py train [flags]      fine-tune a model, with suffix dropout
+       run.py models [NAME...]   the models, their sizes, and whether they fit here
 Each of them has its own --help."""
 DPAD_FLAGS = f"-k {DPAD['k_sigma']:g} -sc {DPAD['scale']:g}"
 NOTE = f"""
@@ -127,6 +129,14 @@ examples:
   python run.py table record.json --format csv > table.csv
   python run.py table results/heatmap/1.5 --figure heatmap --plot heatmap.svg
 """
+MODELS_EXAMPLES = """\
+examples:
+  python run.py models                                     all names; needs no network
+  python run.py models 1.5 -l 1024 --batch_size 8 --quantize int8
+  python run.py models path/to/checkpoint --json
+
+Memory is estimated, from config.json alone, and GB are 2^30 bytes.
+"""
 ATTENTION_EXAMPLES = """\
 examples:
   python run.py attention -m tiny --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?" --plot attention.png
@@ -184,8 +194,11 @@ def add_shared_flags(parser: argparse.ArgumentParser, one_method: bool = True) -
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
                        help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
-                       "(Dream-7B), a checkpoint folder, or a hub id (default: %(default)s)")
+                       "(Dream-7B), another name of `run.py models`, a checkpoint folder, or a hub id (default: "
+                       "%(default)s)")
     add_placement_flags(group)
+    group.add_argument("--quantize", choices=SCHEMES, help="keep the layers' weights in 8 or 4 bits, by torchao; "
+                       "int4 computes in bfloat16 (default: as they are)")
     group.add_argument("--chat_template", choices=CHAT_TEMPLATE, default="auto",
                        help="put prompts into the model's chat template; auto: as its published numbers were measured "
                        "(default: %(default)s)")
@@ -204,7 +217,7 @@ def add_placement_flags(group: argparse._ArgumentGroup) -> None:
     """What comes with a model's name: its adapter, where it computes, and in which type."""
     group.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter of this model, as peft writes it, or its "
                        "hub id; it is merged into the weights when they are loaded")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU if there is one)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the first GPU if there is one)")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--debug", action="store_true", help="show where an error happened")
 
@@ -225,16 +238,28 @@ def load_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(args: argparse.Namespace) -> LoadedModel:
+def plan_of(args: argparse.Namespace) -> memory.Plan:
+    """What loading the model takes; of a hub id, only config.json is downloaded."""
+    return memory.plan(args.model, args.device, args.dtype, args.quantize, args.adapter is not None)
+
+
+def load_model(args: argparse.Namespace, settings: DecodingSettings) -> LoadedModel:
+    """Load the model, and say first whether a large one will fit; who knows better is not held up."""
     load_libraries()
     with waiting_for(f"the model {args.model}"), without_waiting_for_the_hub(args.model, args.adapter):
-        return load(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
+        plan = plan_of(args)
+        if plan.weights() > memory.LARGE and processes.current().rank == 0:
+            rows = getattr(args, "batch_size", 1)
+            note(memory.describe(plan, args.model, settings, rows if isinstance(rows, int) else 1))
+        return load(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter, quantize=args.quantize)
 
 
 def check_model(args: argparse.Namespace) -> None:
     """Raise ValueError unless the device can be used, and model and adapter can be had: before anything takes long."""
     load_libraries()
-    placement(args.device, args.dtype)
+    place = placement(args.device, args.dtype, args.quantize)
+    if args.quantize is not None:
+        check_scheme(args.quantize, *place)
     read_family(args)
     if args.adapter is not None:
         with waiting_for(f"the adapter {args.adapter}"), without_waiting_for_the_hub(args.model, args.adapter):
@@ -340,8 +365,8 @@ def run_evaluate(args: argparse.Namespace, argv: list[str]) -> None:
     with one_report():
         announce(args, here, isolated)
         record = runs.evaluate(
-            load_model(args), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot, limit=args.limit,
-            chat_template=CHAT_TEMPLATE[args.chat_template], output=args.output, name=args.name,
+            load_model(args, settings), args.task, settings, tasks=loaded_tasks, num_fewshot=args.num_fewshot,
+            limit=args.limit, chat_template=CHAT_TEMPLATE[args.chat_template], output=args.output, name=args.name,
             from_scratch=args.from_scratch, command=command, processes=here, note=note, isolation=args.isolation,
             **answering,
         )
@@ -357,7 +382,7 @@ def share_work(args: argparse.Namespace, argv: list[str]) -> bool:
     if args.num_processes == 1 or processes.current().count > 1:
         return False
     with without_waiting_for_the_hub(args.model):
-        weights = processes.weight_bytes(args.model, placement(args.device, args.dtype)[1])
+        weights = plan_of(args).weights()
     processes.check_count(args.num_processes, args.device, weights)
     processes.launch(args.num_processes, args.main_process_port, argv, args.device)
     return True
@@ -432,6 +457,7 @@ def run_compare(args: argparse.Namespace, argv: list[str]) -> None:
     description = compare.describe(
         entries, task=args.task, model=args.model, adapter=args.adapter, seed=seed, seeds=args.seeds,
         repeats=args.repeats, device=args.device, dtype=args.dtype, chat_template=args.chat_template, **answering,
+        **({} if args.quantize is None else {"quantize": args.quantize}),
     )
     folder = compare.folder_of(args.output, args.name, description)
     record = None if args.from_scratch else compare.find_complete(folder, description, checkpoint)
@@ -471,9 +497,9 @@ def make_comparison(
     with one_report():
         announce(args, here, isolated)
         return compare.compare(
-            load_model(args), entries, description, tasks=loaded_tasks, output=args.output, name=args.name,
-            command=command, chat_template=CHAT_TEMPLATE[args.chat_template], from_scratch=args.from_scratch,
-            processes=here, isolation=args.isolation, **answering,
+            load_model(args, entries[0].settings), entries, description, tasks=loaded_tasks, output=args.output,
+            name=args.name, command=command, chat_template=CHAT_TEMPLATE[args.chat_template],
+            from_scratch=args.from_scratch, processes=here, isolation=args.isolation, **answering,
         )
 
 
@@ -513,7 +539,7 @@ def run_generate(args: argparse.Namespace, argv: list[str]) -> None:
 
     prompts = answers.read_prompts(args.prompt, args.prompt_file)
     answers.answer_prompts(
-        load_model(args), prompts, settings, chat_template=CHAT_TEMPLATE[args.chat_template],
+        load_model(args, settings), prompts, settings, chat_template=CHAT_TEMPLATE[args.chat_template],
         batch_size=args.batch_size, watch=args.watch, trace_file=args.trace, as_json=args.json,
     )
 
@@ -527,7 +553,7 @@ def run_chat(args: argparse.Namespace, argv: list[str]) -> None:
     from dpad.interact import terminal
     from dpad.interact.chat import Chat
 
-    loaded = load_model(args)
+    loaded = load_model(args, settings)
     use_template = check_chat_template(loaded, CHAT_TEMPLATE[args.chat_template])
     Chat(loaded, settings, use_chat_template=use_template, live=terminal.can_redraw(),
          colour=terminal.wants_colour()).run()
@@ -665,17 +691,46 @@ def run_attention(args: argparse.Namespace, argv: list[str]) -> None:
     chat_template = CHAT_TEMPLATE[args.chat_template]
     if args.task is None:
         questions = answers.read_prompts(args.prompt, None)
-        loaded = load_model(args)
+        loaded = load_model(args, settings)
         prompts = answers.complete_prompts(loaded, questions, chat_template)
         about["prompt"] = questions[0]
     else:
         about |= {"task": args.task, "num_fewshot": args.num_fewshot or 0, "limit": args.limit}
         tasks = attention.load_task(args.task, args.num_fewshot or 0, args.limit, settings.seed)
         check_model(args)
-        loaded = load_model(args)
+        loaded = load_model(args, settings)
         prompts = attention.prompts_of_task(loaded, tasks, settings, args.limit, chat_template)
     record = attention.measure(loaded, prompts, settings, block, args.step, args.before, about)
     attention.show(record, args.record, args.plot)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def add_models_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names, checkpoint folders or hub ids (default: all "
+                        "names)")
+    parser.add_argument("--device", help="the device to fit (default: the one that would be taken)")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the device's)")
+    parser.add_argument("--quantize", choices=SCHEMES, help="as if the layers' weights were kept in 8 or 4 bits")
+    parser.add_argument("-l", "--gen_length", type=int, default=DecodingSettings.gen_length, metavar="N",
+                        help="length of the answers in tokens (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="prompts decoded together (default: "
+                        "%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    parser.add_argument("--debug", action="store_true", help="show where an error happened")
+
+
+def run_models(args: argparse.Namespace, argv: list[str]) -> None:
+    """List models; nothing is downloaded but, of a hub id that is named, its config.json."""
+    names = [resolve(name) and name for name in args.names]  # wrong names are reported before seconds have passed
+    load_libraries()
+
+    from dpad.interact import models
+
+    with hub.offline_if_unreachable() if names else nullcontext():
+        models.show(*models.list_models(names, args.device, args.dtype, args.quantize, args.gen_length,
+                                        args.batch_size), args.json)
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -745,6 +800,10 @@ COMMANDS = {
     "train": Command(
         "Fine-tune a masked diffusion model on what it meets when it decodes, suffix dropout included.",
         "run.py train -m NAME --data SOURCE --output FOLDER [flags]", TRAIN_EXAMPLES, add_train_flags, run_train,
+    ),
+    "models": Command(
+        "List the models that have names: their sizes, whether they are on this machine, and whether they fit it.",
+        "run.py models [NAME...] [flags]", MODELS_EXAMPLES, add_models_flags, run_models,
     ),
 }
 

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from dpad.engine.checks import check_integer
 from dpad.engine.completion import synchronize
 from dpad.engine.configurations import VANILLA, Configuration
 from dpad.engine.decoding import DecodingOutput, decode
+from dpad.engine.memory import free_memory
 from dpad.engine.settings import DecodingSettings, TokenIds
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.engine.unmasking import UnmaskingRule
@@ -98,22 +98,6 @@ def check_memory(name: str, weights: int, dtype: torch.dtype, device: torch.devi
     if needed > 2**30:
         print(f"{name}: making {weights / 1e9:.1f} billion random weights, {needed / 2**30:.1f} GB in {dtype_name} on "
               f"{device}", file=sys.stderr, flush=True)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device has left; on the CPU those of the machine, or of this process's group (cgroup) where it has
-    fewer. None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    amounts = []
-    try:
-        with open("/proc/meminfo") as file:
-            amounts += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable")]
-        group = Path("/sys/fs/cgroup")
-        amounts.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # not Linux, or no limit ("max")
-    return min(amounts, default=None)
 
 
 # --- One run ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpad.engine import auto_classes
+from dpad.engine import auto_classes, quantization
 
 if TYPE_CHECKING:
     from dpad.engine.loading import load
@@ -32,4 +32,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+quantization.silence()
 auto_classes.install()

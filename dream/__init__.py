@@ -2,7 +2,7 @@
 
     from dream import DreamModel
 
-Imported, never run. From then on transformers' Auto classes find model type `Dream`.
+Imported, never run. From then on transformers' Auto classes find model types `Dream` and `illada`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import dpad  # noqa: F401  (registers the classes: dpad/engine/auto_classes.py)
 
 if TYPE_CHECKING:
-    from dream.configuration import DreamConfig
-    from dream.modeling import DreamModel
+    from dream.configuration import DreamConfig, ILLaDAConfig
+    from dream.modeling import DreamModel, ILLaDAModelLM
     from dream.tokenization import DreamTokenizer
 
-__all__ = ["DreamConfig", "DreamModel", "DreamTokenizer"]
+__all__ = ["DreamConfig", "DreamModel", "DreamTokenizer", "ILLaDAConfig", "ILLaDAModelLM"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Dream's configuration, with the field names of the config.json on the hub (Dream-org/Dream-v0-Instruct-7B and kin).
 
-Imported, never run. `DreamConfig.from_pretrained(folder)` reads one; `Dream` is its name in AutoConfig.
+Imported, never run. `DreamConfig.from_pretrained(folder)` reads one; `Dream` is its name in AutoConfig. iLLaDA, whose
+layers are of the same make, is `illada` there.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from dpad.engine.checks import check_config, check_token_ids, short
+from dpad.engine.checks import check_config, check_plain, check_token_ids, plain_rope, short
 
-# Every Dream checkpoint has these values. No other value is implemented, so others are refused.
-FIXED = {"hidden_act": "silu", "rope_scaling": None, "rope_parameters": None, "use_sliding_window": False}
+# What every Dream checkpoint has.
+FIXED: dict[str, tuple[tuple[object, ...], str]] = {
+    "hidden_act": (("silu",), "only the SwiGLU is implemented"),
+}
+ILLADA_MASK_ID = 5  # <[MASK]> of its vocabulary
 
 
 class DreamConfig(PretrainedConfig):
@@ -27,6 +31,7 @@ class DreamConfig(PretrainedConfig):
     """
 
     model_type = "Dream"
+    qkv_bias = True  # on the projections to queries, keys and values
 
     def __init__(
         self, hidden_size: int = 3584, num_hidden_layers: int = 28, num_attention_heads: int = 28,
@@ -35,11 +40,11 @@ class DreamConfig(PretrainedConfig):
         initializer_range: float = 0.02, tie_word_embeddings: bool = False, mask_token_id: int = 151666,
         bos_token_id: int | None = 151643, eos_token_id: int = 151643, pad_token_id: int | None = 151643, **others: Any,
     ):
-        for name, fixed in FIXED.items():
-            value = others.pop(name, fixed)
-            if value != fixed:
-                raise ValueError(f"config field {name} is {short(value)}; every Dream checkpoint has {fixed!r}, and no "
-                                 "other value is implemented")
+        bias = ((None, self.qkv_bias), f"queries, keys and values have {'' if self.qkv_bias else 'no '}biases here")
+        check_plain(others, FIXED | {"attention_bias": bias})
+        for name in (*FIXED, "use_sliding_window"):
+            others.pop(name, None)
+        rope_theta = plain_rope(rope_theta, others)  # type: ignore[assignment]  # checked below
         check_config(
             {"hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers, "vocab_size": vocab_size,
              "num_attention_heads": num_attention_heads, "num_key_value_heads": num_key_value_heads,
@@ -56,6 +61,10 @@ class DreamConfig(PretrainedConfig):
                              f"num_attention_heads ({num_attention_heads})")
         check_token_ids(vocab_size, {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id},
                         {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id})
+        head_dim = others.get("head_dim")
+        if head_dim not in (None, hidden_size // num_attention_heads):
+            raise ValueError(f"config field head_dim is {short(head_dim)}; it must be hidden_size / "
+                             f"num_attention_heads ({hidden_size // num_attention_heads}), or left out")
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
@@ -72,4 +81,35 @@ class DreamConfig(PretrainedConfig):
         super().__init__(**others)
 
 
-AutoConfig.register(DreamConfig.model_type, DreamConfig)
+class ILLaDAConfig(DreamConfig):
+    """What an iLLaDA checkpoint is made of (arXiv 2606.25331): Dream's layers without biases, under the same names.
+
+    The fields are Dream's. The defaults are iLLaDA-8B's, from its card, since its files were not at hand; there is none
+    for EOS. The mask is missing in the hub's config.json (None: ILLADA_MASK_ID).
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+
+    model_type = "illada"
+    qkv_bias = False
+
+    def __init__(
+        self, hidden_size: int = 4096, num_hidden_layers: int = 32, num_attention_heads: int = 32,
+        num_key_value_heads: int = 8, intermediate_size: int = 14336, vocab_size: int = 155136,
+        max_position_embeddings: int = 8192, tie_word_embeddings: bool = True, mask_token_id: int | None = None,
+        bos_token_id: int | None = None, eos_token_id: int | None = None, pad_token_id: int | None = None,
+        **others: Any,
+    ):
+        super().__init__(
+            hidden_size=hidden_size, num_hidden_layers=num_hidden_layers, num_attention_heads=num_attention_heads,
+            num_key_value_heads=num_key_value_heads, intermediate_size=intermediate_size, vocab_size=vocab_size,
+            max_position_embeddings=max_position_embeddings, tie_word_embeddings=tie_word_embeddings,
+            mask_token_id=ILLADA_MASK_ID if mask_token_id is None else mask_token_id, bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,  # type: ignore[arg-type]  # None is refused there
+            pad_token_id=pad_token_id, **others,
+        )
+
+
+for config_class in (DreamConfig, ILLaDAConfig):
+    AutoConfig.register(config_class.model_type, config_class)

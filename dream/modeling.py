@@ -6,20 +6,26 @@ AutoModel and AutoModelForCausalLM find it too once `dream` is imported.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpad.engine.fused import project
 from dpad.engine.generation import AnsweringModel
+from dpad.engine.settings import DecodingSettings
 from dpad.engine.transformer import Attention, RMSNorm
-from dream.configuration import DreamConfig
+from dpad.engine.unmasking import UnmaskingRule
+from dream.configuration import DreamConfig, ILLaDAConfig
 from dream.generate import DreamRule
 from dream.settings import DreamSettings
+from llada.generate import LLaDARule
+from llada.settings import LLaDASettings
 
 
 class DreamAttention(nn.Module):
-    """Grouped-query attention with biases on q, k and v alone."""
+    """Grouped-query attention with biases on q, k and v alone, or (iLLaDA) without any."""
 
     shared_input = (("q_proj", "k_proj", "v_proj"),)
 
@@ -28,9 +34,9 @@ class DreamAttention(nn.Module):
         width = config.hidden_size
         self.head_size = config.hidden_size // config.num_attention_heads
         kv_width = config.num_key_value_heads * self.head_size
-        self.q_proj = nn.Linear(width, width, bias=True)
-        self.k_proj = nn.Linear(width, kv_width, bias=True)
-        self.v_proj = nn.Linear(width, kv_width, bias=True)
+        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
@@ -88,12 +94,12 @@ class DreamBaseModel(nn.Module):
 class DreamModel(AnsweringModel):
     """Dream (arXiv 2508.15487): logits at a position predict the token of the next one."""
 
-    config_class = DreamConfig
+    config_class: type[DreamConfig] = DreamConfig
     base_model_prefix = "model"
     head_name = "lm_head.weight"
     prediction_offset = 1
-    settings_class = DreamSettings
-    rule_class = DreamRule
+    settings_class: ClassVar[type[DecodingSettings]] = DreamSettings
+    rule_class: ClassVar[type[UnmaskingRule]] = DreamRule
     _no_split_modules = ["DreamDecoderLayer"]
 
     def __init__(self, config: DreamConfig):
@@ -126,5 +132,18 @@ class DreamModel(AnsweringModel):
         self.model.embed_tokens = value
 
 
+class ILLaDAModelLM(DreamModel):
+    """iLLaDA (arXiv 2606.25331): logits at a position predict the token of that position, and it decodes as LLaDA does.
+
+    That its checkpoints have these names of weights is inferred from programs that use them; others would be an error.
+    """
+
+    config_class = ILLaDAConfig
+    prediction_offset = 0
+    settings_class = LLaDASettings
+    rule_class = LLaDARule
+
+
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
     auto_class.register(DreamConfig, DreamModel)
+    auto_class.register(ILLaDAConfig, ILLaDAModelLM)

@@ -9,23 +9,23 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from dpad.engine.checks import check_config, check_token_ids, short
+from dpad.engine.checks import check_config, check_plain, check_token_ids, plain_rope
 
-# Options of OLMo, whose configuration LLaDA's comes from, that every LLaDA checkpoint leaves at these values. No other
-# value is implemented, so others are refused.
-FIXED = {
-    "activation_type": "silu",
-    "clip_qkv": None,
-    "rope_scaling": None,
-    "alibi": False,
-    "attention_layer_norm": False,
-    "block_group_size": 1,
-    "block_type": "llama",
-    "layer_norm_type": "rms",
-    "rope": True,
-    "rope_full_precision": True,
-    "rope_parameters": None,
+# Options of OLMo, whose configuration LLaDA's comes from, that every LLaDA checkpoint leaves at these values.
+FIXED: dict[str, tuple[tuple[object, ...], str]] = {
+    "activation_type": (("silu",), "only LLaDA's SwiGLU is implemented"),
+    "clip_qkv": ((None,), "clipped queries, keys and values are not implemented"),
+    "alibi": ((None, False), "positions are RoPE's; ALiBi is not implemented"),
+    "rope": ((True,), "positions are RoPE's alone"),
+    "rope_full_precision": ((True,), "RoPE is computed in float32"),
+    "attention_layer_norm": ((None, False), "norms of queries and keys are not implemented"),
+    "layer_norm_type": (("rms",), "only RMSNorm is implemented"),
+    "layer_norm_with_affine": ((True,), "norms have weights"),
+    "bias_for_layer_norm": ((None, False), "norms with biases are not implemented"),
+    "block_type": (("llama",), "only LLaMA's layers are implemented"),
+    "block_group_size": ((1,), "layers in groups are not implemented"),
 }
+MASK_ID = 126336  # <|mdm_mask|> of LLaDA's vocabulary
 EOT_ID = 126348  # <|eot_id|> of LLaDA's vocabulary; the hub's files leave it out
 
 
@@ -37,7 +37,7 @@ class LLaDAConfig(PretrainedConfig):
     vocab_size). max_sequence_length: prompt and answer together. include_bias: on every projection;
     include_qkv_bias: on q, k, v at least. weight_tying: the head is the embedding. scale_logits: divide logits by
     sqrt(d_model). input_emb_norm: multiply embeddings by sqrt(d_model). eot_id: ends a turn of the chat template
-    (None: EOT_ID where the vocabulary has it). pad_token_id: None means EOS.
+    (None: EOT_ID where the vocabulary is LLaDA's). pad_token_id: None means EOS.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -56,15 +56,13 @@ class LLaDAConfig(PretrainedConfig):
         embedding_size: int | None = None, max_sequence_length: int = 4096, rope_theta: float = 500000.0,
         rms_norm_eps: float = 1e-5, include_bias: bool = False, include_qkv_bias: bool = False,
         weight_tying: bool = False, scale_logits: bool = False, input_emb_norm: bool = False,
-        init_std: float = 0.02, mask_token_id: int = 126336, eos_token_id: int = 126081,
+        init_std: float = 0.02, mask_token_id: int = MASK_ID, eos_token_id: int = 126081,
         eot_id: int | None = None, pad_token_id: int | None = None, **others: Any,
     ):
         if others.get("multi_query_attention"):
             raise ValueError("config field multi_query_attention is on; set n_kv_heads to 1 instead")
-        for name, value in FIXED.items():
-            if others.get(name, value) != value:
-                raise ValueError(f"config field {name} is {short(others[name])}; every LLaDA checkpoint has {value!r}, "
-                                 "and no other value is implemented")
+        check_plain(others, FIXED)
+        rope_theta = plain_rope(rope_theta, others)  # type: ignore[assignment]  # checked below
         check_config(
             {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "vocab_size": vocab_size,
              "mlp_ratio": mlp_ratio, "max_sequence_length": max_sequence_length},
@@ -87,7 +85,8 @@ class LLaDAConfig(PretrainedConfig):
         if embedding_size < vocab_size:
             raise ValueError(f"config field embedding_size is {embedding_size}; it must be at least vocab_size "
                              f"({vocab_size})")
-        eot_id = EOT_ID if eot_id is None and EOT_ID < vocab_size else eot_id
+        if eot_id is None and mask_token_id == MASK_ID and EOT_ID < vocab_size:
+            eot_id = EOT_ID
         check_token_ids(vocab_size, {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id},
                         {"pad_token_id": pad_token_id, "bos_token_id": others.get("bos_token_id"), "eot_id": eot_id})
         self.d_model = d_model

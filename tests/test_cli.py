@@ -259,7 +259,7 @@ def test_bad_flags_are_one_line(model, capsys, tmp_path, flags, message):
     (["-t", "choices-local", "-d", "gaussian"], "dropout_strategy: task choices-local asks for log-likelihoods alone"),
     (["--device", "cuda"], "device is 'cuda', but torch sees no GPU here; leave it out, or give cpu"),
     (["--device", "cuda:7"], "device is 'cuda:7', but torch sees no GPU here"),
-    (["--device", "meta"], "device is 'meta', which holds no numbers; it must be cpu or cuda"),
+    (["--device", "meta"], "device is 'meta', which holds no numbers; it must be cpu, cuda or mps"),
     (["-s", "100"], "num_fewshot is 100; task 'arithmetic-50' has 64 worked examples"),
 ])
 def test_flags_without_effect_are_refused(model, capsys, monkeypatch, flags, message):

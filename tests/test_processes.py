@@ -18,9 +18,9 @@ from helpers import with_flags
 
 import run
 from dpad import ROOT
+from dpad.engine import memory
 from dpad.evaluation import processes
 from dpad.evaluation.journal import Journal
-from llada import LLaDAModelLM
 
 pytestmark = pytest.mark.slow
 # One token a forward, so that answers take long enough to be interrupted.
@@ -228,8 +228,8 @@ def machine(monkeypatch, tmp_path):
     """A machine without GPUs that has 8 cores and 4 GiB free; a function that sets its control group's limits."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(processes, "cores", lambda: 8)
-    monkeypatch.setattr(processes, "MEMORY", tmp_path / "meminfo")
-    monkeypatch.setattr(processes, "_control_groups", lambda: [tmp_path])
+    monkeypatch.setattr(memory, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_control_groups", lambda: [tmp_path])
     (tmp_path / "meminfo").write_text("MemTotal: 99999999 kB\nMemAvailable: 4194304 kB\n")
 
     def limit(maximum: str, used: int, version: int = 2) -> None:
@@ -260,17 +260,17 @@ def test_cores_and_memory_bound_the_processes(machine):
 def test_a_containers_memory_counts(machine, version):
     """Guards containers, whose limit is lower than what the machine has free; files that can be dropped are free."""
     machine(str(2**30), 2**29, version)
-    assert processes.available_memory() == 2**29 + 2**28
+    assert memory.available_memory() == 2**29 + 2**28
     machine("max", 2**29, version)
-    assert processes.available_memory() == 4 * 2**30
+    assert memory.available_memory() == 4 * 2**30
     machine(str(2**29), 2**30, version)
-    assert processes.available_memory() == 0
+    assert memory.available_memory() == 0
 
 
 def test_control_groups_are_found():
     """Guards the reading of /proc/self/cgroup: whatever is found lies below the mount, the innermost group first."""
-    assert all(folder.is_relative_to(processes.CONTROL_GROUPS) for folder in processes._control_groups())
-    assert 0 < processes.available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert all(folder.is_relative_to(memory.CONTROL_GROUPS) for folder in memory._control_groups())
+    assert 0 < memory.available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.parametrize("device, count, message", [
@@ -285,14 +285,6 @@ def test_gpus_bound_the_processes(machine, monkeypatch, device, count, message):
     else:
         with pytest.raises(ValueError, match=message):
             processes.check_count(count, device, 0)
-
-
-def test_weights_are_counted_from_the_configuration(checkpoint_folder):
-    """Guards the estimate: that of the model itself, in the type that it will have."""
-    model = LLaDAModelLM.from_pretrained(checkpoint_folder)
-    count = sum(weight.numel() for weight in model.parameters())
-    assert processes.weight_bytes(str(checkpoint_folder), torch.float32) == 4 * count
-    assert processes.weight_bytes(str(checkpoint_folder), torch.bfloat16) == 2 * count
 
 
 @pytest.mark.parametrize("number, message", [

@@ -209,18 +209,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {str(folder)!r} has a config.json that names no model_type or cannot be "
                          "read: model_type must be text")
     if config.get("quantization_config") is not None:
-        check_quantization(folder, config["quantization_config"])
+        check_quantization(folder, config)
     return config
 
 
-def check_quantization(folder: Path, quantization: Any) -> None:
+def quant_method(config: dict[str, Any]) -> Any:
+    """How a config.json says that the weights are quantized; None where they are not, or it does not say how."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        return None
+    if quantization.get("quant_method") is None and any(quantization.get(f"load_in_{bits}bit") for bits in (4, 8)):
+        return "bitsandbytes"  # which older versions of transformers did not write down
+    return quantization.get("quant_method")
+
+
+def check_quantization(folder: Path, config: dict[str, Any]) -> None:
     """Raise ValueError unless the package is installed that a config.json's `quantization_config` needs."""
     name = f"checkpoint {str(folder)!r} has quantized weights"
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method is None and isinstance(quantization, dict) and any(
-        quantization.get(f"load_in_{bits}bit") for bits in (4, 8)
-    ):
-        method = "bitsandbytes"  # which older versions of transformers did not write down
+    method = quant_method(config)
     if not isinstance(method, str):
         raise ValueError(f"{name}, but its quantization_config names no quant_method")
 
@@ -365,10 +371,11 @@ def check_weights(folder: Path, layout: Layout, config: PretrainedConfig) -> Non
     name = f"checkpoint {str(folder)!r}"
     headers = read_headers(folder)
     if getattr(config, "quantization_config", None) is not None:
-        # Names and shapes are the package's own. A weight has at least half a bit, or else the configuration lies.
+        # How a matrix is stored is the package's own. It has at least half a bit a weight, or else config.json lies.
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         if layout.layers > len(headers) or layout.count > 16 * size:
             raise ValueError(f"{name} has a config.json of {layout.count} weights, which its {size} bytes cannot hold")
+        _check_packed(folder, layout.shapes(), headers)
         return
 
     start = len(layout.prefix)
@@ -382,6 +389,36 @@ def check_weights(folder: Path, layout: Layout, config: PretrainedConfig) -> Non
         hint=_hint_about_head(config) if headers.keys() ^ shapes.keys() == {layout.head} else "",
     )
     check_types(folder, {weight: header.dtype for weight, header in headers.items()})
+
+
+def _check_packed(folder: Path, shapes: dict[str, tuple[int, ...]], headers: dict[str, Weight]) -> None:
+    """Compare the headers of quantized weights with what the model needs, as far as all formats are alike.
+
+    Of a matrix there may be several tensors (numbers, scales, zero points, ...), whose names begin with its module's.
+    Vectors stay as they are, and so does what is a floating-point number under its own name.
+    """
+    modules = {weight.rpartition(".")[0] for weight in shapes}
+    owners = {stored: _owner(stored, modules) for stored in headers}
+    present = set(owners.values())
+    plain = {weight: headers[weight] for weight in shapes.keys() & headers.keys()
+             if len(shapes[weight]) == 1 or headers[weight].dtype in FLOATING}
+    check_names(
+        folder,
+        missing=[weight for weight, shape in shapes.items() if weight not in headers
+                 and (len(shape) == 1 or weight.rpartition(".")[0] not in present)],
+        foreign=[stored for stored, owner in owners.items() if owner is None],
+        mismatched=[weight for weight, header in plain.items() if header.shape != shapes[weight]],
+    )
+    check_types(folder, {weight: header.dtype for weight, header in plain.items()})
+
+
+def _owner(stored: str, modules: set[str]) -> str | None:
+    """The module among these that a tensor's name begins with."""
+    while stored:
+        stored = stored.rpartition(".")[0]
+        if stored in modules:
+            return stored
+    return None
 
 
 def stored_type(folder: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 MAX_INTEGER = 2**63 - 1  # what an int64 tensor holds
 
@@ -119,6 +119,59 @@ def check_config(
             raise ValueError(f"config field {name} is {short(value)}; it must be true or false")
     if others.get("num_labels") is not None:
         check_integer("config field num_labels", others["num_labels"], 0, 2**16)
+
+
+# Fields of a config.json by which layers would compute something else: what they may be, and what is not implemented.
+PLAIN: dict[str, tuple[tuple[object, ...], str]] = {
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
+         "expert_intermediate_size"), ((None, 0), "mixtures of experts are not implemented")),
+    "use_sliding_window": ((None, False), "attention within a sliding window is not implemented"),
+    **dict.fromkeys(("qk_layernorm", "use_qk_norm", "qk_norm"),
+                    ((None, False), "norms of queries and keys are not implemented")),
+    "partial_rotary_factor": ((None, 1), "RoPE for a part of each head is not implemented"),
+    "use_mrope": ((None, False), "RoPE in several dimensions is not implemented"),
+    "mlp_bias": ((None, False), "biases in the MLP are not implemented"),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"),
+                    ((None,), "soft caps of scores and logits are not implemented")),
+}
+
+
+def check_plain(fields: Mapping[str, object], own: Mapping[str, tuple[tuple[object, ...], str]]) -> None:
+    """Check the fields of a config.json that are not sizes: those of PLAIN, and a family's own.
+
+    Raises:
+        ValueError: naming the field, its value, why that is refused, and what is allowed.
+    """
+    for name, (allowed, why) in {**PLAIN, **own}.items():
+        if name in fields and fields[name] not in allowed:
+            values = " or ".join(repr(value) for value in allowed if value is not None)
+            raise ValueError(f"config field {name} is {short(fields[name])}, but {why}; it must be "
+                             f"{values + ', or ' if values else ''}left out")
+    layers = fields.get("layer_types")
+    if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
+        raise ValueError(f"config field layer_types is {short(layers)}, but every layer attends to everything here; "
+                         "it must be full_attention alone, or left out")
+
+
+def plain_rope(theta: object, others: dict[str, object]) -> object:
+    """The base of RoPE, wherever a config.json says it; `rope_parameters` and `rope_scaling` are taken from the others.
+
+    Raises:
+        ValueError: RoPE is scaled.
+    """
+    for name in ("rope_scaling", "rope_parameters"):
+        value = others.pop(name, None)
+        if value is None:
+            continue
+        plain = {"rope_type": "default", "type": "default", "rope_theta": None, "partial_rotary_factor": 1}
+        if not isinstance(value, dict) or any(
+            key not in plain or plain[key] not in (None, entry) for key, entry in value.items()
+        ):
+            raise ValueError(f"config field {name} is {short(value)}, but scaled RoPE is not implemented; it must be "
+                             "of rope_type 'default', or left out")
+        theta = value.get("rope_theta", theta)
+    return theta
 
 
 def check_token_ids(vocab_size: int, required: dict[str, object], optional: dict[str, object]) -> None:

@@ -33,6 +33,7 @@ from transformers.utils import ModelOutput
 
 from dpad.engine.attention import MeanAttention
 from dpad.engine.cuda_graphs import slot_cache
+from dpad.engine.selection import deciding_device
 from dpad.engine.settings import DecodingSettings, TokenIds
 from dpad.engine.soft import SoftStates
 from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
@@ -146,11 +147,12 @@ def _decode_block(
     has_suffix = len(slots.columns) > slots.end
     watch = MeanAttention(slice(slots.begin, slots.end)) if isinstance(sampler, ScoredSampler) and has_suffix else None
     canvas.enter(slots)
-    rule.begin_block(block, slots.kept)
+    deciding = deciding_device(canvas.tokens.device)  # everything that a rule sees is there
+    rule.begin_block(block, slots.kept.to(deciding))
     if cache is not None:
         cache.begin(len(slots.rows), len(slots.columns))
     first = True
-    finite = torch.ones((), dtype=torch.bool, device=canvas.tokens.device)
+    finite = torch.ones((), dtype=torch.bool, device=deciding)
 
     if soft is not None and rule.settings.cache == "dual" and has_suffix:
         # The cached steps do not compute the suffix again: a forward of its own takes its states.
@@ -160,7 +162,7 @@ def _decode_block(
         _compute(model, canvas, slots, everything, None, soft, opening=True)
         canvas.count(slots, everything)
         if streamer is not None:
-            nothing = torch.zeros_like(slots.masked)
+            nothing = torch.zeros_like(slots.masked, device=deciding)
             _report(streamer, canvas, slots, block, everything, nothing, nothing.long(), nothing.double() - math.inf)
 
     for step in itertools.count():
@@ -178,7 +180,8 @@ def _decode_block(
         noise = noise_generator(rule.settings.seed, block, step)
         candidates, confidence, entropy = _candidates(model, rule, slots, computed, hidden, step, noise)  # [R, L] each
         finite &= ~confidence.isnan().any()
-        choice = rule.choose(confidence, quota, noise, entropy)  # bool [R, L]
+        choice = rule.choose(confidence, quota, noise, entropy).to(canvas.tokens.device)  # bool [R, L]
+        candidates = candidates.to(canvas.tokens.device)
 
         # Write what was chosen.
         canvas.write(slots, choice, candidates, computed)
@@ -192,7 +195,7 @@ def _decode_block(
             slots.choose_suffix(sampler.select(scores[:, slots.end :]), cache)
             canvas.kept[slots.rows] += slots.kept
             canvas.kept_suffix[-1] = slots.columns[slots.end :].tolist()
-            rule.change_suffix(slots.kept)
+            rule.change_suffix(slots.kept.to(deciding))
         first = False
 
         # Leave when nothing is masked. Rows that are complete sit out the rest of the block.
@@ -244,16 +247,17 @@ def _candidates(model: MaskedDiffusionModel, rule: UnmaskingRule, slots: _Slots,
     """The token that each position would become, int64 [R, L], its confidence and its entropy, float64 [R, L].
 
     Only positions that compete at this step have one; the confidence of the others is -inf. Without a rule that needs
-    entropies there are none.
+    entropies there are none. All of it is on the deciding device.
     """
-    masked = slots.masked
+    masked = slots.masked.to(deciding_device(slots.masked.device))
     if rule.opens(step) and not rule.observes:
         rows = torch.arange(len(masked), device=masked.device)
         columns = torch.zeros_like(rows)
     else:
         rows, columns = masked.nonzero_static(size=sum(slots.masks)).unbind(1)  # its size is known without a wait
     places = (columns + slots.begin - computed.start - model.prediction_offset).clamp(min=0)
-    logits = rule.adjust(model.head(hidden[rows, places]), rows, columns)  # [M, V]
+    predicting = hidden[rows.to(hidden.device), places.to(hidden.device)]  # [M, E]
+    logits = rule.adjust(model.head(predicting).to(masked.device), rows, columns)  # [M, V]
     if rule.opens(step) and rule.observes:
         opening = columns == 0
         rows, columns, logits = rows[opening], columns[opening], logits[opening]
@@ -426,7 +430,7 @@ class _Slots:
             return suffix
         own = suffix if self.suffix_mask is None else suffix.where(self.suffix_mask, suffix.new_tensor(0))
         before = torch.nn.functional.pad(own[:, :-1], (1, 0), value=self.end - 1)
-        return before.cummax(dim=1).values
+        return before.to(deciding_device(own.device)).cummax(dim=1).values.to(own.device)  # mps has no cummax either
 
     def keep(self, places: list[int]) -> None:
         """Keep only the rows at these places, in this order."""

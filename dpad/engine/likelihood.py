@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from dpad.engine.checks import check_choice, check_integer
-from dpad.engine.selection import best_but_mask, log_probability
+from dpad.engine.selection import best_but_mask, deciding_device, log_probability
 from dpad.engine.transformer import MaskedDiffusionModel
 
 SCHEMES = ("counts", "rates")
@@ -87,8 +87,8 @@ def log_likelihood(
         masked_target = torch.where(batch, mask_id, target)  # [R, T]
         sequences = torch.cat((prompt.expand(len(batch), -1), masked_target), dim=1)  # [R, P + T]
         logits = predictions(model, sequences, rows, len(prompt) + columns)  # [M, V]
-        losses = F.cross_entropy(logits.float(), target[columns], reduction="none")
-        total -= (losses.double() * batch_weights[rows]).sum().item()
+        losses = F.cross_entropy(logits.float(), target[columns].to(logits.device), reduction="none")
+        total -= (losses.double() * batch_weights[rows].to(logits.device)).sum().item()
     return total / samples
 
 
@@ -116,7 +116,11 @@ def greedy_tokens(model: MaskedDiffusionModel, prompt: Tensor, target: Tensor, *
 
 
 def predictions(model: MaskedDiffusionModel, ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Logits [M, V] that predict the tokens of ids [R, Q] at `rows`, `columns` [M]; see `prediction_offset`."""
+    """Logits [M, V] that predict the tokens of ids [R, Q] at `rows`, `columns` [M]; see `prediction_offset`.
+
+    They are on the deciding device (selection.py).
+    """
     positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
     hidden = model.hidden_states(ids, positions)
-    return model.head(hidden[rows, (columns - model.prediction_offset).clamp(min=0)])
+    logits = model.head(hidden[rows, (columns - model.prediction_offset).clamp(min=0)])
+    return logits.to(deciding_device(logits.device))

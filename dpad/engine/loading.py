@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
+from dpad.engine import quantization
 from dpad.engine.adapters import Adapter, check_adapter, merge_into, read_adapter, recorded_template
 from dpad.engine.answer_text import AnswerText
 from dpad.engine.checkpoint import (
@@ -26,6 +27,7 @@ from dpad.engine.checkpoint import (
     check_tokenizer_files,
     find_folder,
     is_hub_id,
+    quant_method,
     read_config,
     similar,
     stored_type,
@@ -54,7 +56,9 @@ class Family:
     generate.py). names: what people type -> folder or hub id. raw_prompt: parts of the names of
     checkpoints whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: put
     BOS before a raw prompt. stop_strings: cut answers at a task's stop strings; otherwise at EOS alone. likelihood: how
-    its published likelihoods draw masks, one of likelihood.SCHEMES.
+    its published likelihoods draw masks, one of likelihood.SCHEMES. facts: by name, the fields of config.json in which
+    a checkpoint differs from the defaults of the configuration's class; for its size, before it is fetched.
+    decodes_like: the package whose settings and rule it has; by default its own.
     """
 
     name: str
@@ -67,6 +71,8 @@ class Family:
     bos_before_raw: bool
     stop_strings: bool
     likelihood: str
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    decodes_like: str = ""
 
     @property
     def model(self) -> type[MaskedDiffusionModel]:
@@ -76,12 +82,12 @@ class Family:
     @property
     def settings(self) -> type[DecodingSettings]:
         """The class of its decoding settings."""
-        return getattr(import_module(f"{self.package}.settings"), self.settings_class)
+        return getattr(import_module(f"{self.decodes_like or self.package}.settings"), self.settings_class)
 
     @property
     def rule(self) -> type[UnmaskingRule]:
         """The class of its unmasking rule."""
-        return getattr(import_module(f"{self.package}.generate"), self.rule_class)
+        return getattr(import_module(f"{self.decodes_like or self.package}.generate"), self.rule_class)
 
 
 FAMILIES = {
@@ -98,6 +104,8 @@ FAMILIES = {
                 "instruct": "GSAI-ML/LLaDA-8B-Instruct",
                 "1.5": "GSAI-ML/LLaDA-1.5",
                 "base": "GSAI-ML/LLaDA-8B-Base",
+                "d3llm": "d3LLM/d3LLM_LLaDA",
+                "dparallel": "Zigeng/dParallel-LLaDA-8B-instruct",
             },
             raw_prompt=("base", "1.5"),
             bos_before_raw=False,
@@ -114,11 +122,36 @@ FAMILIES = {
                 "dream-tiny": str(ROOT / "checkpoints" / "dream-tiny"),
                 "dream-instruct": "Dream-org/Dream-v0-Instruct-7B",
                 "dream-base": "Dream-org/Dream-v0-Base-7B",
+                "dream-coder": "Dream-org/Dream-Coder-v0-Instruct-7B",
+                "dream-coder-base": "Dream-org/Dream-Coder-v0-Base-7B",
+                "diffucoder": "apple/DiffuCoder-7B-cpGRPO",
+                "diffucoder-instruct": "apple/DiffuCoder-7B-Instruct",
+                "diffucoder-base": "apple/DiffuCoder-7B-Base",
+                "d3llm-dream": "d3LLM/d3LLM_Dream",
+                "d3llm-coder": "d3LLM/d3LLM_Dream_Coder",
+                "dparallel-dream": "Zigeng/dParallel_Dream_7B_Instruct",
             },
             raw_prompt=("base",),
             bos_before_raw=True,
             stop_strings=False,
             likelihood="rates",
+        ),
+        Family(
+            name="illada",
+            package="dream",
+            model_class="ILLaDAModelLM",
+            settings_class="LLaDASettings",
+            rule_class="LLaDARule",
+            names={
+                "illada": "GSAI-ML/iLLaDA-8B-Instruct",
+                "illada-base": "GSAI-ML/iLLaDA-8B-Base",
+            },
+            raw_prompt=("base",),
+            bos_before_raw=False,
+            stop_strings=True,
+            likelihood="counts",
+            facts=dict.fromkeys(("illada", "illada-base"), {"eos_token_id": 0}),  # EOS is not known, and takes no room
+            decodes_like="llada",
         ),
     )
 }
@@ -132,7 +165,8 @@ class LoadedModel:
     name: as it was asked for; with an adapter also that one's name and the beginning of its hash, so that models with
     different adapters have different names. checkpoint: folder or hub id. chat_template: whether prompts go through the
     tokenizer's chat template by default: as they did in a training here (base.json), and otherwise as in the
-    measurement of the published numbers. adapter: what has been merged into the weights.
+    measurement of the published numbers. adapter: what has been merged into the weights. quantize: how they are
+    quantized, one of quantization.SCHEMES, or the method that the checkpoint names; None: they are plain numbers.
     """
 
     name: str
@@ -142,6 +176,12 @@ class LoadedModel:
     tokenizer: Any  # a PreTrainedTokenizerBase; its methods are typed for one text and for many alike
     chat_template: bool
     adapter: Adapter | None = None
+    quantize: str | None = None
+
+    def describe_weights(self) -> dict[str, str]:
+        """What a record says of the numbers that the model computes with, and where."""
+        numbers = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": self.model.device.type}
+        return numbers | ({"quantize": self.quantize} if self.quantize else {})
 
     @cached_property
     def answer_text(self) -> AnswerText:
@@ -221,35 +261,42 @@ class LoadedModel:
 
 def load(
     name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-    revision: str | None = None, adapter: str | Path | None = None,
+    revision: str | None = None, adapter: str | Path | None = None, quantize: str | None = None,
 ) -> LoadedModel:
     """Load a model by the name that people know, from a folder or from the hub, without remote code.
 
     Args:
         name: one of NAMES, a checkpoint folder, or a hub id (owner/name).
-        device: None takes the first GPU, and the CPU where there is none.
-        dtype: one of DTYPES; None takes bfloat16 on a GPU and float32 on the CPU.
+        device: None takes the first GPU of CUDA, or else that of a Mac (mps), or else the CPU.
+        dtype: one of DTYPES; None takes bfloat16 on a GPU, or with int4, and otherwise float32 on the CPU.
         revision: branch, tag or commit on the hub.
         adapter: a LoRA adapter as peft writes it, a folder or a hub id, to be merged into the weights.
+        quantize: one of quantization.SCHEMES, for the layers' matrices; after an adapter has been merged into them.
 
     Raises:
-        ValueError: one sentence that says what is wrong with the name, the device, the dtype, the checkpoint or the
-            adapter.
+        ValueError: one sentence that says what is wrong with the name, the device, the dtype, the checkpoint, the
+            adapter or the quantization.
     """
     import torch
 
-    device, dtype = placement(device, dtype)
+    device, dtype = placement(device, dtype, quantize)
+    scheme = None if quantize is None else quantization.make_config(quantize, device, dtype)
     checkpoint = resolve(name)
     addition = None if adapter is None else find_adapter(adapter)
     options = _hub_options(checkpoint, revision)
     family = _family_of(name, checkpoint, options)
     folder = find_folder(checkpoint, **options)
+    own_scheme = quant_method(read_config(folder))
+    if quantize and own_scheme:
+        raise ValueError(f"quantize is {quantize!r}, but checkpoint {checkpoint!r} has quantized weights already "
+                         f"({own_scheme}); leave it out")
     if addition:
         check_adapter(addition, checkpoint, folder, family.model)
     with _quiet_if_small(folder):
         # Straight to the device: the machine's main memory may be too small for the weights.
         stored = getattr(torch, stored_type(folder)) if addition else dtype  # sums are rounded once
-        model = family.model.from_pretrained(folder, dtype=stored, device_map={"": device}).eval()
+        how = {"quantization_config": scheme} if scheme and not addition else {}
+        model = family.model.from_pretrained(folder, dtype=stored, device_map={"": device}, **how).eval()
     if options:
         model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
     tokenizer = _tokenizer(folder, model, family)
@@ -258,10 +305,15 @@ def load(
     use_template = not measured_raw(checkpoint, family) if recorded is None else recorded
     if addition:
         merge_into(model, addition, dtype)
+        if scheme:
+            quantization.quantize_model(model, scheme)
+    if quantize:
+        quantization.check_quantized(model, quantize)
     prepare(model)
     return LoadedModel(
         name=f"{name.rstrip(os.sep)}+{addition.label}" if addition else name,
         checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer, adapter=addition,
+        quantize=quantize or own_scheme,
         chat_template=tokenizer.chat_template is not None and use_template,
     )
 
@@ -319,7 +371,7 @@ def resolve(name: str) -> str:
 
 
 def placement(
-    device: str | torch.device | None, dtype: str | torch.dtype | None
+    device: str | torch.device | None, dtype: str | torch.dtype | None, quantize: str | None = None
 ) -> tuple[torch.device, torch.dtype]:
     """The device and type of a model's weights, with `load`'s defaults filled in; ValueError as there."""
     import torch
@@ -329,39 +381,52 @@ def placement(
         # cuDNN's attention plans anew for every shape, and the suffix has another length in every block.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype is None:
-        dtype = "float32" if device.type == "cpu" else "bfloat16"
-    if isinstance(dtype, torch.dtype):
-        return device, dtype
-    check_choice("dtype", dtype, DTYPES)
-    return device, getattr(torch, dtype)
+        # torchao's kernel for int4 on a CPU takes forty times as long in float32 as in bfloat16.
+        dtype = "float32" if device.type == "cpu" and quantize != "int4" else "bfloat16"
+    if isinstance(dtype, str):
+        check_choice("dtype", dtype, DTYPES)
+    numbers: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if device.type == "mps" and numbers == torch.bfloat16:
+        try:
+            torch.ones(1, dtype=numbers, device=device)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError("dtype is 'bfloat16', which this Mac's system does not have; give --dtype float16 or "
+                             "float32") from error
+    return device, numbers
 
 
 def _device(device: str | torch.device | None) -> torch.device:
     import torch
 
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda, cuda:1 or the like"
-                         f"{suggest(device, ('cpu', 'cuda'))}") from error
+        raise ValueError(f"device is {str(device)!r}; it must be cpu, cuda, cuda:1, mps or the like"
+                         f"{suggest(device, ('cpu', 'cuda', 'mps'))}") from error
     gpus = torch.cuda.device_count() if place.type == "cuda" else 0
     if place.type == "cuda" and not gpus:
         raise ValueError(f"device is {str(device)!r}, but torch sees no GPU here; leave it out, or give cpu")
     if place.type == "cuda" and (place.index or 0) >= gpus:
         raise ValueError(f"device is {str(device)!r}, but torch sees {gpus} GPU{'s' * (gpus > 1)} here: "
                          f"{', '.join(f'cuda:{number}' for number in range(gpus))}")
+    _try_device(place)
+    if place.type == "meta":
+        raise ValueError("device is 'meta', which holds no numbers; it must be cpu, cuda or mps")
+    return place
+
+
+def _try_device(place: torch.device) -> None:
+    """Raise ValueError unless this installation of torch can put a tensor there."""
+    import torch
+
     try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device is {str(device)!r}, which this installation of torch cannot use here; it must be cpu "
-                         "or cuda") from error
-    if place.type == "meta":
-        raise ValueError("device is 'meta', which holds no numbers; it must be cpu or cuda")
-    if place.type == "mps":
-        raise ValueError("device is 'mps', which has no float64 to compute confidences in; it must be cpu or cuda")
-    return place
+        raise ValueError(f"device is {str(place)!r}, which this installation of torch cannot use here; it must be "
+                         "cpu, cuda or mps") from error
 
 
 def _hub_options(checkpoint: str, revision: str | None, kind: str = "model") -> dict[str, Any]:
@@ -396,23 +461,33 @@ def _hub_answers(checkpoint: str, revision: str | None, kind: str) -> bool:
         return False
 
 
-def _family_of(name: str, checkpoint: str, options: dict) -> Family:
-    """The family that config.json names; of a hub id, no other file is downloaded."""
+def config_folder(name: str, revision: str | None = None) -> Path:
+    """The folder that has a model's config.json; of a hub id, no other file is downloaded. ValueError as `load`."""
+    checkpoint = resolve(name)
+    return _config_folder(name, checkpoint, _hub_options(checkpoint, revision))
+
+
+def _config_folder(name: str, checkpoint: str, options: dict) -> Path:
     from huggingface_hub import hf_hub_download
 
     if os.path.isdir(checkpoint):
         folder = Path(checkpoint)
         check_folder(folder, with_weights=False)
-    else:
-        try:
-            folder = Path(hf_hub_download(checkpoint, "config.json", **options)).parent
-        except (OSError, ValueError) as error:
-            raise ValueError(f"model {name!r}: there is no such folder, {checkpoint} is not in the local cache, and "
-                             "the hub is out of reach; `-m tiny` works offline") from error
-    model_type = read_config(folder)["model_type"]
+        return folder
+    try:
+        return Path(hf_hub_download(checkpoint, "config.json", **options)).parent
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {name!r}: there is no such folder, {checkpoint} is not in the local cache, and "
+                         "the hub is out of reach; `-m tiny` works offline") from error
+
+
+def _family_of(name: str, checkpoint: str, options: dict) -> Family:
+    """The family that config.json names."""
+    model_type = read_config(_config_folder(name, checkpoint, options))["model_type"]
     if model_type.lower() not in FAMILIES:
+        experts = "moe" in model_type.lower()
         raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {short(model_type)}; the families "
-                         f"here are {', '.join(FAMILIES)}")
+                         f"here are {', '.join(FAMILIES)}{', without mixtures of experts' * experts}")
     return FAMILIES[model_type.lower()]
 
 
@@ -457,8 +532,8 @@ def _tokenizer(folder: Path, model: MaskedDiffusionModel, family: Family) -> Any
         raise ValueError(f"{name} has a tokenizer without a pad token: is its tokenizer_config.json missing?")
     if tokenizer.bos_token is None and family.bos_before_raw:
         raise ValueError(f"{name} has a tokenizer without a BOS token, which prompts begin with")
-    for field in ("mask_token_id", "eos_token_id"):
-        if tokenizer.convert_ids_to_tokens(getattr(model.config, field)) is None:
-            raise ValueError(f"{name}: config field {field} is {getattr(model.config, field)}, which is not a token of "
+    for entry in ("mask_token_id", "eos_token_id"):
+        if tokenizer.convert_ids_to_tokens(getattr(model.config, entry)) is None:
+            raise ValueError(f"{name}: config field {entry} is {getattr(model.config, entry)}, which is not a token of "
                              "its tokenizer")
     return tokenizer

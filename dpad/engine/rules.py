@@ -36,11 +36,13 @@ class ParallelRule(ABC):
     """Which positions a step decodes, when the predictions decide how many. Frozen: what changes is in the `RuleState`.
 
     orders: what positions may be ordered by, under the names of Dream's --alg; the first one is the default.
-    needs_entropy: whether `choose` needs the entropies.
+    needs_entropy: whether `choose` needs the entropies. bytes_per_logit: memory that a block takes, for each of its
+    R L V logits.
     """
 
     orders: ClassVar[tuple[str, ...]] = ("maskgit_plus",)
     needs_entropy: ClassVar[bool] = False
+    bytes_per_logit: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -309,6 +311,8 @@ class Klass(ParallelRule):
     A block needs 8 R L V bytes.
     """
 
+    bytes_per_logit = 8
+
     threshold: float = _threshold()
     max_kl: float = setting(0.01, "klass: a prediction is stable while its divergence from the one before is below "
                             "this", above=0, unit="nats")
@@ -376,8 +380,10 @@ class Credit(ParallelRule):
     which is of the same group and has these defaults but for the threshold. There the mask token can earn credit; here
     it is never a candidate, so it cannot.
 
-    A block needs 4 R L V bytes.
+    A block needs 4 R L V bytes, and as many for the logits that take the model's place.
     """
+
+    bytes_per_logit = 8
 
     threshold: float = _threshold()
     credit_weight: float = setting(0.7, "credit: weight of the logarithm of the credit; 0: the threshold alone",

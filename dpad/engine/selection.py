@@ -20,6 +20,19 @@ else:
 # How many logits are turned into float64 at a time (see `in_pieces`): 2 MiB of them, which fit a core's cache; 128 MiB.
 PIECE_ON_CPU = 2**18
 PIECE_ON_GPU = 2**24
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
+
+
+# --- Where ------------------------------------------------------------------------------------------------------------
+
+
+def deciding_device(device: torch.device) -> torch.device:
+    """Where logits are looked at in float64: on the model's device, or on the CPU where that has no float64.
+
+    So decisions are the same everywhere, given the same logits. Of a step only the logits of the masked positions are
+    moved, and the choice is moved back.
+    """
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 # --- Candidates -------------------------------------------------------------------------------------------------------

@@ -457,11 +457,11 @@ class MaskedDiffusionModel(PreTrainedModel):
                              f"{cls.config_class.model_type!r}")
         checkpoint.check_fields(folder, cls.config_class, fields)
         config = config or checkpoint.make_config(folder, cls.config_class, fields)
-        checkpoint.check_weights(folder, cls._layout(folder, config), config)
+        checkpoint.check_weights(folder, cls.layout(folder, config), config)
         return config
 
     @classmethod
-    def _layout(cls, folder: Path, config: PretrainedConfig) -> checkpoint.Layout:
+    def layout(cls, folder: Path, config: PretrainedConfig) -> checkpoint.Layout:
         """The weights of such a model: those of one with a single layer, made without taking memory, tell them all."""
         one_layer = copy.deepcopy(config)
         one_layer.num_hidden_layers = 1

@@ -383,8 +383,7 @@ def describe_settings(
     """All that an answer and its cost depend on besides the prompt and the checkpoint, in JSON's types."""
     return settings.to_json() | {
         "batch_size": batch_size,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": loaded.model.device.type,
+        **loaded.describe_weights(),
         "prompt_limit": prompt_limit,
         "mc_samples": mc_samples,
     }

@@ -44,7 +44,7 @@ class CommandLineLM(DiffusionLM):
     """A model from `--model_args`, which are all optional:
 
     checkpoint (or pretrained): a name such as tiny or instruct, a folder, or a hub id. revision: on the hub. dtype.
-    adapter: a LoRA adapter to be merged into its weights, a folder or a hub id.
+    adapter: a LoRA adapter to be merged into its weights, a folder or a hub id. quantize: int8 or int4.
     journal: a folder in which finished answers are kept, so that the same command goes on after an interruption.
     prompt_limit, mc_samples, after_eos: see DiffusionLM. All others are decoding settings by the names of their
     flags: gen_length, block_length, threshold, dropout_strategy, ... method: a published way of decoding (methods.py),
@@ -60,7 +60,7 @@ class CommandLineLM(DiffusionLM):
         dtype: str | None = None, device: str | None = None, batch_size: int | str = 1,
         max_batch_size: int | None = None, journal: str | None = None, prompt_limit: int | None = None,
         mc_samples: int = 128, after_eos: str = "drop", isolation: str | None = None, adapter: str | None = None,
-        method: str | None = None, **choices: Any,
+        method: str | None = None, quantize: str | None = None, **choices: Any,
     ) -> None:
         sandbox.require_level(isolation)
         if checkpoint and pretrained:
@@ -82,7 +82,7 @@ class CommandLineLM(DiffusionLM):
             os.environ["LOCAL_RANK"] = str(self.processes.rank)
 
         loaded = load(name, device=device, dtype=dtype, revision=revision,
-                      adapter=None if adapter is None else str(adapter))
+                      adapter=None if adapter is None else str(adapter), quantize=quantize)
         answering: dict[str, Any] = {
             "batch_size": int(batch_size) if str(batch_size).isdecimal() else batch_size,
             "prompt_limit": prompt_limit,

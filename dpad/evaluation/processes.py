@@ -18,24 +18,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpad import ROOT
 from dpad.engine.checks import check_integer
-from dpad.engine.loading import family_of, resolve
+from dpad.engine.memory import available_memory
 from dpad.results.records import cores
-
-if TYPE_CHECKING:
-    import torch
 
 RUN = ROOT / "run.py"
 LAUNCHER = "DPAD_LAUNCHER"  # the environment variable that holds the launcher's process id
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-MEMORY, CONTROL_GROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 BASE_MEMORY = 400 * 2**20  # bytes that a process takes besides the weights: Python, torch, lm-eval, answering
 GRACE = 60  # seconds that the launcher has to end the other processes of a run in which one failed
 # How long processes that are finished wait for the others. If one of them dies, its launcher ends the run at once.
@@ -178,56 +173,6 @@ def check_count(count: int, device: str | None, weight_bytes: int) -> None:
             maximum = max(1, free // each)
     if count > maximum:
         raise ValueError(f"num_processes is {count}; it must be at most {maximum} here: {reason}")
-
-
-def weight_bytes(model: str, dtype: torch.dtype) -> int:
-    """Bytes that a model's weights take, from its name and its config.json alone."""
-    import torch
-
-    family = family_of(model)
-    config_class: Any = family.model.config_class
-    with torch.device("meta"):
-        weights = family.model(config_class.from_pretrained(resolve(model))).parameters()
-    return sum(weight.numel() for weight in weights) * dtype.itemsize
-
-
-def available_memory() -> int:
-    """Bytes of main memory that new processes can take: what is free, within the limits of the control groups."""
-    free = _free_memory()
-    for folder in _control_groups():
-        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            try:
-                maximum = int((folder / limit).read_text())  # "max" is no number, and no limit
-                used = int((folder / usage).read_text())
-                counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):
-                continue
-            reclaimable = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
-            free = min(free, maximum - used + reclaimable)
-    return max(0, free)
-
-
-def _free_memory() -> int:
-    """Bytes that the whole machine has free, or can free at once (Linux); elsewhere all that it has."""
-    try:
-        [line] = [line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable:")]
-        return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _control_groups() -> Iterator[Path]:
-    """The folders of the control groups (of both versions) that this process is in, and of those around them."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers or "memory" in controllers.split(","):
-            root = CONTROL_GROUPS / controllers
-            group = root / path.lstrip("/")
-            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
 
 
 def launch(count: int, port: int | None, arguments: Sequence[str], device: str | None = None,

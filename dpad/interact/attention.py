@@ -25,6 +25,7 @@ from dpad.engine.checks import check_integer, short, suggest
 from dpad.engine.command_line import waiting_for
 from dpad.engine.loading import LoadedModel
 from dpad.engine.prompts import check_chat_template, check_prompt
+from dpad.engine.selection import deciding_device
 from dpad.engine.settings import SAMPLER, DecodingSettings
 from dpad.results import attentions, charts, files
 from dpad.results.attentions import WHOLE
@@ -149,7 +150,6 @@ def measure(
                              f"forward{'s' * (most_steps != 1)}, which count from 0")
         raise ValueError(f"block is {block}, but with early termination no answer came that far")
 
-    model = loaded.model
     return {
         "kind": "attention",
         "model": loaded.name,
@@ -158,9 +158,7 @@ def measure(
         "samples": views[0].samples,
         "block": block,
         "step": step,
-        "settings": settings.to_json() | {
-            "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type,
-        },
+        "settings": settings.to_json() | loaded.describe_weights(),
         "views": [view.to_json() for view in views],
         "environment": environment(),
     } | describe_adapter(loaded.adapter)
@@ -232,7 +230,8 @@ class _View:
 
     def add(self, weights: Tensor, moment: Moment, columns: Tensor, before: int) -> None:
         """Add a sample: weights float32 [layers, H, S] to the columns [S]."""
-        weights = weights.double()
+        weights = weights.to(deciding_device(weights.device)).double()
+        columns = columns.to(weights.device)
         width = before + len(moment.tokens) - moment.begin
         missing = max(0, width - len(self.counts))  # another block may have a longer suffix
         if not self.samples:

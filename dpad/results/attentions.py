@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dpad.results.formatting import Table, join_unique, number, times
-from dpad.results.records import commit_of, hardware_line
+from dpad.results.records import commit_of, hardware_line, numbers_of
 
 WHOLE = "whole"  # the view in which a block sees its whole suffix
 SPIKE = 2.0  # a spike is at least so many times the median of its neighbourhood
@@ -122,7 +122,7 @@ def attention_caption(records: Sequence[dict]) -> str:
         f"answer's last position over the median of the suffix before it. Spikes: the largest local maxima of at least "
         f"{SPIKE:g} times the median within {NEIGHBOURHOOD} tokens, by their distance from the block. "
         f"{join_unique(map(describe, records))}, {join_unique(map(hardware_line, records))}, "
-        f"{join_unique(record['settings'].get('dtype') for record in records)}, commit "
+        f"{join_unique(numbers_of(record['settings']) for record in records)}, commit "
         f"{join_unique(map(commit_of, records))}."
     )
 

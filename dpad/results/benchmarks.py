@@ -12,7 +12,7 @@ from typing import Any
 
 from dpad.engine.configurations import VANILLA, classify
 from dpad.results.formatting import Table, join_unique, number, seconds, times
-from dpad.results.records import commit_of, hardware_line
+from dpad.results.records import commit_of, hardware_line, numbers_of
 
 
 def benchmark_table(records: Sequence[dict]) -> Table:
@@ -226,5 +226,38 @@ def agreement_caption(records: Sequence[dict]) -> str:
         f"Answers / tokens (%) that equal the plain path's: float32 runs those of float32 on the CPU without graphs, "
         f"bfloat16 with graphs those of bfloat16 without; {record['problems']} "
         f"problem{'s' * (record['problems'] != 1)}, {hardware_line(record)}, commit {commit_of(record)}."
+        for record in records
+    )
+
+
+# --- Quantized weights ------------------------------------------------------------------------------------------------
+
+
+def quantization_table(records: Sequence[dict]) -> Table:
+    """For each model and way to keep its weights: their size, right answers, and what is the same as in float32."""
+    several = len({record["device"] for record in records}) > 1
+    cells = [
+        [row["model"], numbers_of(row) or "", *[record["device"]] * several, _size(row["weights"]) + " (estimated)" *
+         row["estimated"], number(row.get("right"), 0), *(_percent(row.get(name)) for name in ("answers", "tokens"))]
+        for record in records for row in record["rows"]
+    ]
+    return Table(["model", "numbers", *["device"] * several, "weights", "right", "same answers (%)", "same tokens (%)"],
+                 cells)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**29 else f"{count / 2**20:.1f} MB"
+
+
+def _percent(share: float | None) -> str:
+    return number(share if share is None else 100 * share)
+
+
+def quantization_caption(records: Sequence[dict]) -> str:
+    """What was decoded, where, and what was only estimated."""
+    return " ".join(
+        f"Right: of {record['problems']} problem{'s' * (record['problems'] != 1)}, {record['configuration']}, G = "
+        f"{record['settings']['gen_length']}. Same: as in float32. Estimated sizes are of models that were not loaded. "
+        f"{hardware_line(record)}, {record['device']}, commit {commit_of(record)}."
         for record in records
     )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dpad.results.evaluations import METRIC_LABELS, Z95, Metric, display_factor, share_interval
 from dpad.results.formatting import Table, count_samples, milliseconds, number, seconds, times
-from dpad.results.records import commit_of, hardware_line
+from dpad.results.records import commit_of, hardware_line, numbers_of
 
 BASELINE = "vanilla"
 
@@ -226,7 +226,7 @@ def _measured_with(record: Mapping[str, Any]) -> str:
             f"{record['samples']} samples, G = {settings.get('gen_length')}, blocks of {settings.get('block_length')}, "
             f"batch size {settings.get('batch_size') or 1}, {ran}. All rows in {where}, one method after the other in "
             f"the order of the rows, seed by seed, each warmed up by an answer that does not count.{later} "
-            f"{hardware_line(dict(record))}, {settings.get('dtype') or 'unknown dtype'}, commit "
+            f"{hardware_line(dict(record))}, {numbers_of(settings) or 'unknown dtype'}, commit "
             f"{commit_of(dict(record))}.")
 
 

@@ -15,7 +15,7 @@ from dpad.engine.configurations import LONG_SEQUENCES, Configuration, classify
 from dpad.results import paper
 from dpad.results.formatting import Table, count_samples, join_unique, milliseconds, number, ratio, seconds, times
 from dpad.results.paper import STAND_INS, Reported
-from dpad.results.records import commit_of, hardware_line
+from dpad.results.records import commit_of, hardware_line, numbers_of
 
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
 CONFIGURING = ("cache", "threshold", "factor", "rule", "suffix_sampler", "soft_suffix", "early_termination", "steps",
@@ -93,7 +93,7 @@ def _batch_size(record: dict) -> int | str:
 
 
 def _dtype(record: dict) -> str:
-    return record["settings"].get("dtype") or "unknown dtype"
+    return numbers_of(record["settings"]) or "unknown dtype"
 
 
 def _after_eos(record: dict) -> str:
@@ -419,7 +419,7 @@ def evaluation_caption(records: Sequence[dict]) -> str:
     lengths = join_unique(entry.get("gen_length") for entry in settings)
     batch_sizes = join_unique(entry.get("batch_size") for entry in settings)
     hardware = join_unique(map(hardware_line, records))
-    dtypes = join_unique(entry.get("dtype") for entry in settings)
+    dtypes = join_unique(map(numbers_of, settings))
     commits = join_unique(map(commit_of, records))
     return (f"Model {models}, task {tasks} ({shots}-shot), {samples} samples, G = {lengths}, batch size {batch_sizes}, "
             f"{hardware}, {dtypes}, commit {commits}.")

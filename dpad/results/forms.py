@@ -77,14 +77,14 @@ EVALUATION = {
     "settings": {
         "gen_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE, "steps?": COUNT,
         "threshold?": NUMBER, "factor?": NUMBER, "cache?": TEXT, "early_termination?": FLAG, "device?": TEXT,
-        "dtype?": TEXT, "after_eos?": CONVENTION,
+        "dtype?": TEXT, "quantize?": TEXT, "after_eos?": CONVENTION,
         "suffix_sampler?": {"name": TEXT, "window?": SPAN, "number?": ZERO_OR_MORE}, "rule?": {"name": TEXT},
     },
     "adapter?": {"name": TEXT, "sha256": TEXT}, "environment?": ENVIRONMENT,
 }
 RUN_SETTINGS = {  # of a comparison: what all of its methods share
     "gen_length?": LENGTH, "block_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE,
-    "device?": TEXT, "dtype?": TEXT, "after_eos?": CONVENTION,
+    "device?": TEXT, "dtype?": TEXT, "quantize?": TEXT, "after_eos?": CONVENTION,
 }
 COMPARISON = {
     "name": TEXT, "task": TEXT, "model": TEXT, "samples": COUNT, "seeds": [ZERO_OR_MORE], "repeats?": COUNT,
@@ -119,6 +119,12 @@ GROWTH = {
 AGREEMENT = {
     "device": TEXT, "problems": COUNT, "environment?": ENVIRONMENT,
     "rows": [{"model": TEXT, "cache?": TEXT, "threshold?": NUMBER, "early_termination?": FLAG}],
+}
+QUANTIZATION = {
+    "configuration": TEXT, "device": TEXT, "problems": COUNT, "settings": {"gen_length": LENGTH},
+    "environment?": ENVIRONMENT,
+    "rows": [{"model": TEXT, "dtype": TEXT, "quantize?": TEXT, "weights": COUNT, "estimated": FLAG,
+              "right?": ZERO_OR_MORE, "answers?": AMOUNT, "tokens?": AMOUNT}],
 }
 TRAINING_STEPS = {
     "model": TEXT, "environment?": ENVIRONMENT,

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "benchmark": forms.BENCHMARK,  # run.py bench
     "growth": forms.GROWTH,  # run.py bench --gen_lengths
     "agreement": forms.AGREEMENT,  # benchmarks/agreement.py
+    "quantization": forms.QUANTIZATION,  # benchmarks/quantization.py
     "training steps": forms.TRAINING_STEPS,  # benchmarks/training/steps.py
     "study": forms.STUDY,  # benchmarks/training/study.py
     "attention": forms.ATTENTION,  # run.py attention
@@ -138,6 +139,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
     return printable(value) if isinstance(value, str) else value
+
+
+def numbers_of(settings: Mapping[str, Any]) -> str | None:
+    """The numbers that a model computed with: float32, or bfloat16 with int8 weights; None where that is unknown."""
+    dtype, scheme = settings.get("dtype"), settings.get("quantize")
+    return f"{dtype} with {scheme} weights" if dtype and scheme else dtype
 
 
 def hardware_line(record: dict) -> str:

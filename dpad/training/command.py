@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
+from dpad.engine import memory
 from dpad.engine.checks import check_integer, one_line
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
 from dpad.engine.loading import load, placement
@@ -174,7 +175,7 @@ def run_train(args: argparse.Namespace, argv: Sequence[str], load_libraries: Cal
         raise ValueError(f"eval_task is {args.eval_task!r}, which needs the Python package lm_eval")
     load_libraries()
     if args.num_processes > 1 and processes.current().count == 1:
-        weights = processes.weight_bytes(args.model, placement(args.device, "float32")[1])
+        weights = memory.plan(args.model, args.device, "float32").weights()
         processes.check_count(args.num_processes, args.device, 4 * weights)  # with gradients and the optimizer's state
         processes.launch(args.num_processes, args.main_process_port, argv, args.device, WAY_ON)
         return

@@ -1,0 +1,121 @@
+"""What quantized weights change: how many answers and tokens stay the same, how many are right, and their size.
+
+    python -m benchmarks.quantization --output benchmarks/quantization-cpu.json
+    python -m benchmarks.quantization --device cuda --output benchmarks/quantization-gpu.json
+    python -m benchmarks.quantization --limit 2                                  # tries the script itself
+
+Both embedded models answer the embedded problems with +Parallel+PrefixCache+DPad, as they are and with every scheme of
+dpad/engine/quantization.py, each in the dtype that `load` takes for it; and as they are in the coarser dtype too, so
+that what rounding alone does can be seen. The sizes of the 7B and 8B models are estimates and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.progress import Progress
+from dpad import ROOT
+from dpad.engine import loading, memory
+from dpad.engine.checks import check_integer
+from dpad.engine.command_line import Parser
+from dpad.engine.configurations import CONFIGURATIONS
+from dpad.engine.quantization import SCHEMES
+from dpad.results import files, outputs, records, tables
+
+MODELS = ("tiny", "dream-tiny")
+LARGE = ("instruct", "dream-instruct", "illada")  # estimated
+CONFIGURATION = "+Parallel+PrefixCache+DPad"
+GEN_LENGTH = 128
+BATCH = 10
+
+
+def answer(loaded: loading.LoadedModel, questions: list[str], choices: dict[str, Any]) -> Tensor:
+    """The answers' tokens [R, G], on the CPU."""
+    settings = loaded.family.settings.from_choices(choices)
+    answers = []
+    for first in range(0, len(questions), BATCH):
+        batch = loaded.encode(questions[first : first + BATCH])
+        output = loaded.generate(**batch, settings=settings)
+        answers.append(output.sequences[:, batch.input_ids.shape[1] :].cpu())
+    return torch.cat(answers)
+
+
+def count_right(loaded: loading.LoadedModel, answers: Tensor, targets: list[str]) -> int:
+    """How many answers end with the number that the problem's own solution ends with."""
+    return sum(final(text) == final(target) for text, target in zip(loaded.decode(answers), targets, strict=True))
+
+
+def final(text: str) -> str:
+    """What stands behind the mark of a result."""
+    return text.rpartition("####")[2].strip()
+
+
+def measure(name: str, device: str, problems: list[dict[str, str]], choices: dict[str, Any],
+            progress: Progress) -> list[dict[str, Any]]:
+    """A row for each way to keep a model's weights; the first is what the others are compared with."""
+    questions = [problem["question"] for problem in problems]
+    targets = [problem["answer"] for problem in problems]
+    rows: list[dict[str, Any]] = []
+    expected = None
+    for scheme, dtype in [(None, "float32"), (None, "bfloat16"), *((scheme, None) for scheme in SCHEMES)]:
+        progress.announce(f"{name}: {scheme or dtype}")
+        loaded = loading.load(name, device=device, dtype=dtype, quantize=scheme)
+        answers = answer(loaded, questions, choices)
+        expected = answers if expected is None else expected
+        same = answers == expected
+        rows.append({
+            "model": name, **loaded.describe_weights(), "weights": memory.size_of(loaded.model), "estimated": False,
+            "right": count_right(loaded, answers, targets), "answers": same.all(1).float().mean().item(),
+            "tokens": same.float().mean().item(),
+        })
+        progress.advance()
+    return rows
+
+
+def estimate(name: str, device: str) -> list[dict[str, Any]]:
+    """The sizes of a model that is not here, from what is known of its configuration."""
+    rows = []
+    for scheme in (None, *SCHEMES):
+        _, plan = memory.plan_of_name(name, device, "bfloat16", scheme)
+        rows.append({"model": name, "dtype": "bfloat16", "device": device, "weights": plan.weights(), "estimated": True}
+                    | ({"quantize": scheme} if scheme else {}))
+    return rows
+
+
+def main() -> int:
+    parser = Parser(prog="python -m benchmarks.quantization", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="problems (default: %(default)s)")
+    parser.add_argument("--output", metavar="FILE", help="write the record into this .json file")
+    options = parser.parse_args()
+    try:
+        check_integer("--limit", options.limit, 1)
+        if options.output is not None:
+            outputs.check("--output", options.output, outputs.QUANTIZATION)
+        loading.placement(options.device, None)
+    except ValueError as error:
+        parser.error(str(error))
+
+    lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()[: options.limit]
+    problems = [json.loads(line) for line in lines]
+    choices = CONFIGURATIONS[CONFIGURATION].choices(GEN_LENGTH)
+    with Progress(len(MODELS) * (2 + len(SCHEMES)), "model") as progress:
+        rows = [row for name in MODELS for row in measure(name, options.device, problems, choices, progress)]
+    rows += [row for name in LARGE for row in estimate(name, options.device)]
+    record = {
+        "kind": "quantization", "configuration": CONFIGURATION, "device": options.device, "problems": len(problems),
+        "settings": choices, "rows": rows, "environment": records.environment(),
+    }
+    print(tables.render([record]))
+    if options.output is not None:
+        files.write_json(options.output, record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
