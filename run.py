@@ -188,7 +188,7 @@ def without_waiting_for_the_hub(name: str, adapter: str | None = None) -> Abstra
 
 
 def add_shared_flags(parser: argparse.ArgumentParser, one_method: bool = True, chat_template: bool = True) -> None:
-    """Which model decodes, and how. one_method: whether --method may say it. chat_template: whether that is a choice."""
+    """Which model decodes, and how. one_method, chat_template: whether --method and --chat_template may say it."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
                        help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "

@@ -5,8 +5,8 @@
     decoder.submit(Job(ids, settings, GrowingAnswer(loaded.answer_text, 100), listener=print))
 
 Only prompts whose settings agree, seed included, share a batch; the block loop gives every row the tokens that it gets
-alone (docs/exactness.md). A row whose answer is complete, or whose client has gone, leaves at the end of its block; when
-nobody waits any more, decoding ends at the next forward. Imported, never run.
+alone (docs/exactness.md). A row whose answer is complete, or whose client has gone, leaves at the end of its block;
+when nobody waits any more, decoding ends at the next forward. Imported, never run.
 """
 
 from __future__ import annotations

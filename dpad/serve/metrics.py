@@ -19,18 +19,18 @@ class Metrics:
     """The counters of one server. waiting, decoding: say how many prompts wait and are decoded now."""
 
     def __init__(self, waiting: Callable[[], int], decoding: Callable[[], int]) -> None:
-        self.registry = CollectorRegistry()
-        shared = {"registry": self.registry}
-        self.requests = Counter("dpad_requests", "Requests by endpoint and status", ["endpoint", "status"], **shared)
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter("dpad_requests", "Requests by endpoint and status", ["endpoint", "status"],
+                                registry=registry)
         self.latency = Histogram("dpad_request_seconds", "From a request to the end of its answer", ["endpoint"],
-                                 buckets=SECONDS, **shared)
-        self.prompt_tokens = Counter("dpad_prompt_tokens", "Tokens of prompts that were answered", **shared)
-        self.completion_tokens = Counter("dpad_completion_tokens", "Tokens of answers", **shared)
-        self.batch_rows = Histogram("dpad_batch_rows", "Prompts decoded together", buckets=ROWS, **shared)
-        self.batch_seconds = Histogram("dpad_batch_seconds", "Decoding of a batch", buckets=SECONDS, **shared)
-        self.disconnects = Counter("dpad_disconnects", "Requests whose client left before the answer", **shared)
-        Gauge("dpad_waiting", "Prompts that wait", **shared).set_function(waiting)
-        Gauge("dpad_decoding", "Prompts that are decoded now", **shared).set_function(decoding)
+                                 buckets=SECONDS, registry=registry)
+        self.prompt_tokens = Counter("dpad_prompt_tokens", "Tokens of prompts that were answered", registry=registry)
+        self.completion_tokens = Counter("dpad_completion_tokens", "Tokens of answers", registry=registry)
+        self.batch_rows = Histogram("dpad_batch_rows", "Prompts decoded together", buckets=ROWS, registry=registry)
+        self.batch_seconds = Histogram("dpad_batch_seconds", "Decoding of a batch", buckets=SECONDS, registry=registry)
+        self.disconnects = Counter("dpad_disconnects", "Requests whose client left too early", registry=registry)
+        Gauge("dpad_waiting", "Prompts that wait", registry=registry).set_function(waiting)
+        Gauge("dpad_decoding", "Prompts that are decoded now", registry=registry).set_function(decoding)
 
     def count_batch(self, rows: int, seconds: float) -> None:
         self.batch_rows.observe(rows)

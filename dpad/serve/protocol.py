@@ -2,9 +2,9 @@
 
     query = RequestReader(loaded, settings, Limits()).read(CHAT, {"messages": [{"role": "user", "content": "Hi"}]})
 
-A field is one of OpenAI's that this server has; one of OpenAI's that it lacks, which may only have a value that asks for
-nothing; or a decoding setting of the model's family, whose names, kinds and bounds come from the settings' fields. Any
-other is refused, so that nothing is ignored in silence. Imported, never run.
+A field is one of OpenAI's that this server has; one of OpenAI's that it lacks, which may only have a value that asks
+for nothing; or a decoding setting of the model's family, whose names, kinds and bounds come from the settings' fields.
+Any other is refused, so that nothing is ignored in silence. Imported, never run.
 """
 
 from __future__ import annotations
@@ -137,14 +137,14 @@ class RequestReader:
             for ids in prompts:
                 self._check_length(ids, settings, "messages" if endpoint is CHAT else "prompt")
         except ValueError as error:
-            raise self._as_api_error(error, body) from None
+            raise self._as_api_error(error, {*body, *SHARED, *endpoint.fields}) from None
         echoes = [self._echo(text) if echo else "" for text in texts]
         return Query(endpoint, prompts, echoes, settings, max_tokens, stop, stream, include_usage, drafts)
 
-    def _as_api_error(self, error: ValueError, body: dict[str, Any]) -> ApiError:
+    def _as_api_error(self, error: ValueError, fields: set[str]) -> ApiError:
         """The sentence with the setting's name instead of its flag's."""
         label, _, rest = str(error).partition(" ")
-        names = {entry.label: name for name, entry in self.entries.items()} | {name: name for name in body}
+        names = {entry.label: name for name, entry in self.entries.items()} | {name: name for name in fields}
         param = names.get(label.partition("[")[0])
         return ApiError(400, f"{label if param is None or label.startswith(param) else param} {rest}", param)
 
@@ -300,8 +300,9 @@ def _read_message(name: str, message: Any) -> dict[str, str]:
         raise ValueError(f"{name} has the role {short(role)}; it must be one of {', '.join(ROLES)}")
     content = message.get("content")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
+        texts = [part["text"] for part in content
+                 if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)]
+        content = "".join(texts) if len(texts) == len(content) else content
     if not isinstance(content, str):
         raise ValueError(f"{name} has the content {short(content)}; it must be text")
     return {"role": ROLES[role], "content": content}

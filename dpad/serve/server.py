@@ -1,4 +1,4 @@
-"""The server of one machine: uvicorn with bounds on slow clients, and an end in which no answer is lost that can be had.
+"""The server of one machine: uvicorn with bounds on slow clients, and an end that waits for answers.
 
 Imported by command.py, never run; needs uvicorn (dpad/serve/requirements.txt).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from asyncio import Transport
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +27,16 @@ MARGIN = 2.0  # seconds to send what the decoder's end has become
 
 def serve(service: Service, app: Any, listener: socket.socket) -> None:
     """Answer requests until SIGINT or SIGTERM; then finish what is being decoded, within `limits.grace` seconds."""
+    asyncio.run(make_server(service, app).serve(sockets=[listener]))
+
+
+def make_server(service: Service, app: Any) -> Server:
     config = uvicorn.Config(
         app, http=protocol_of(service.limits), loop="asyncio", ws="none", lifespan="off", log_config=None,
         access_log=False, server_header=False, timeout_keep_alive=KEEP_ALIVE, h11_max_incomplete_event_size=MAX_HEAD,
         timeout_graceful_shutdown=int(service.limits.grace + MARGIN + 1),
     )
-    asyncio.run(Server(config, service).serve(sockets=[listener]))
+    return Server(config, service)
 
 
 class Server(uvicorn.Server):
@@ -44,6 +49,9 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """A signal asks for the end; a second one also ends what is being decoded."""
+        if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+            yield
+            return
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)
         for number in signals:
