@@ -351,7 +351,7 @@ def test_requests_that_arrive_together_are_one_batch(loaded):
         texts = list(pool.map(lambda prompt: post(server, {"prompt": prompt}).json()["choices"][0]["text"], prompts))
         assert server.metric("dpad_batch_rows_count") <= 3 and server.metric("dpad_batch_rows_sum") == 16
     ids = [loaded.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    assert texts == [loaded.answer_text.decode(alone(loaded, prompt, SETTINGS)) for prompt in ids]
+    assert texts == [loaded.answer_text.decode(alone(loaded, prompt, QUICK)) for prompt in ids]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -77,6 +77,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 ABOUT_THE_CLIENT = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # information that changes no answer
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+MARGIN = 4  # a tokenizer may make one character of so many, such as of letters and their accents
 MAX_STOPS = 16
 MAX_STOP = 500  # characters of a stop string
 
@@ -113,6 +114,8 @@ class RequestReader:
         self.settings = settings
         self.limits = limits
         self.entries: dict[str, Setting] = {entry.name: entry for entry in loaded.family.settings.choices()}
+        longest = max(map(len, loaded.tokenizer.get_vocab()))
+        self.max_characters = MARGIN * longest * loaded.model.max_positions  # of what may fit into the model
         loaded.tokenizer("", add_special_tokens=False)  # takes back what padding has changed in it, while it is unused
 
     def read(self, endpoint: Endpoint, body: Any) -> Query:
@@ -268,6 +271,10 @@ class RequestReader:
     def _encode(self, endpoint: Endpoint, text: str | list[int]) -> list[int]:
         if not isinstance(text, str):
             return text
+        if len(text) > self.max_characters:
+            raise ApiError(400, f"{endpoint.fields[0]} has {len(text)} characters; {self.loaded.name} holds "
+                                f"{self.loaded.model.max_positions} tokens", endpoint.fields[0],
+                           "context_length_exceeded")
         complete = text if endpoint is CHAT else self.loaded.raw(text)
         return self.loaded.tokenizer(complete, add_special_tokens=False)["input_ids"]
 

@@ -22,12 +22,14 @@ from dpad.serve.limits import Limits
 
 MAX_HEAD = 2**14  # bytes of a request before its body
 KEEP_ALIVE = 30  # seconds for which a connection waits for the next request
+LAST_FORWARD = 60.0  # seconds
 MARGIN = 2.0  # seconds to send what the decoder's end has become
 
 
 def serve(service: Service, app: Any, listener: socket.socket) -> None:
     """Answer requests until SIGINT or SIGTERM; then finish what is being decoded, within `limits.grace` seconds."""
     asyncio.run(make_server(service, app).serve(sockets=[listener]))
+    service.decoder.join(LAST_FORWARD)  # torch aborts a process that ends while another thread computes
 
 
 def make_server(service: Service, app: Any) -> Server:
