@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -217,9 +218,9 @@ def make_app(service: Service, *, local_only: bool = True, api_key: str | None =
     @app.get("/health")
     async def health() -> JSONResponse:
         is_well = service.decoder.is_alive() and not service.ending
-        return JSONResponse({"status": "ok" if is_well else "ending", "model": service.loaded.name,
-                             "waiting": service.decoder.waiting, "decoding": len(service.decoder.decoding)},
-                            200 if is_well else 503)
+        status = {"status": "ok" if is_well else "ending", "model": service.loaded.name, "process": os.getpid(),
+                  "waiting": service.decoder.waiting, "decoding": len(service.decoder.decoding)}
+        return JSONResponse(status, 200 if is_well else 503)
 
     @app.get("/metrics")
     async def show_metrics() -> PlainTextResponse:
