@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from helpers import ROOT
 from serving import process, wait_until
 
 import run
+from benchmarks import load
 from dpad.evaluation import tasks
 
 httpx = pytest.importorskip("httpx")
@@ -153,6 +155,19 @@ def test_what_is_refused_leaves_nothing_behind(server):
     assert memory_of(child.pid) < before + 20
     assert "####" in ask(url, QUESTIONS[0])
     wait_until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) < 30)
+
+
+def test_the_load_program_compares_every_answer(server):
+    """Guards the measurement: each answer is right, also of streams; a wrong one and a lost one are counted."""
+    _, url = server
+    root = url.removesuffix("/v1")
+    prompts = load.questions()[:4]
+    expected = load.answers_alone(prompts)
+    row = asyncio.run(load.load(root, 4, 2.0, prompts, expected))
+    assert row["answers"] >= 4 and row["wrong"] == row["lost"] == 0 < row["latency_s"]["p50"]
+    assert row["tokens_per_second"] > 0
+    assert asyncio.run(load.load(root, 2, 0.5, prompts, ["another one"] * 4))["wrong"] >= 2
+    assert asyncio.run(load.load("http://127.0.0.1:9", 1, 0.01, prompts, expected))["lost"] == 1
 
 
 def test_lm_eval_gets_the_scores_of_the_harness(server, tmp_path, monkeypatch):
