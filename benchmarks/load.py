@@ -37,7 +37,8 @@ MODEL = "tiny"
 TASK = "arithmetic-50"
 # One token a forward, most of which recompute the block alone: a processor gains most from a batch of small forwards.
 CHOICES: dict[str, Any] = {
-    "gen_length": 128, "cache": "dual", "dropout_strategy": "gaussian", "k_sigma": 3, "scale": 1.6, "window": 128,
+    "gen_length": 128, "block_length": 16, "cache": "dual", "dropout_strategy": "gaussian", "k_sigma": 3, "scale": 1.6,
+    "window": 128,
 }
 MAX_BATCH = 32
 PATIENCE = 120  # seconds for one answer
@@ -173,17 +174,27 @@ def memory(process: int) -> float | None:
     return int(found[1]) / 1024 if found else None
 
 
+def computing(process: int) -> float | None:
+    """The processor time of a process in seconds, which others on the machine change little; None as above."""
+    status = Path(f"/proc/{process}/stat")
+    if not status.exists():
+        return None
+    user, system = status.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(url: str, process: int | None, clients: int, seconds: float, prompts: Sequence[str],
             expected: Sequence[str]) -> dict[str, Any]:
     """A row: a short time in which buffers grow, then the time that counts."""
     asyncio.run(load(url, clients, min(10.0, seconds / 3), prompts, expected))
     if process is None:
         return asyncio.run(load(url, clients, seconds, prompts, expected))
-    before, start = batches(url), memory(process)
+    before, start, computed = batches(url), memory(process), computing(process)
     row = asyncio.run(load(url, clients, seconds, prompts, expected))
     rows, count = (after - earlier for after, earlier in zip(batches(url), before))
     row["rows_per_batch"] = rows / count
-    if start is not None:
+    if start is not None and computed is not None:
+        row["processor_s"] = (computing(process) or 0) - computed
         row["memory_mb"] = {"start": start, "end": memory(process)}
     return row
 

@@ -19,13 +19,14 @@ def load_table(records: Sequence[dict]) -> Table:
     several = len({record["server"] for record in records}) > 1
     return Table(
         ["clients", *["server"] * several, "answers", "wrong", "lost", "p50 (s)", "p95 (s)", "tokens/s", "gain",
-         "prompts a batch", "memory (MB)"],
+         "prompts a batch", "tokens per CPU s", "memory (MB)"],
         [
             [str(row["clients"]), *[record["server"]] * several, str(row["answers"]), str(row["wrong"]),
              str(row["lost"]), seconds(row["latency_s"]["p50"]), seconds(row["latency_s"]["p95"]),
              number(row["tokens_per_second"], 0),
              times(ratio(row["tokens_per_second"], record["rows"][0]["tokens_per_second"])),
-             number(row.get("rows_per_batch")), _memory_text(row.get("memory_mb"))]
+             number(row.get("rows_per_batch")), number(ratio(row.get("tokens"), row.get("processor_s")), 0),
+             _memory_text(row.get("memory_mb"))]
             for record, row in rows
         ],
     )
@@ -41,11 +42,11 @@ def load_caption(records: Sequence[dict]) -> str:
     parts = []
     for record in records:
         settings = record["settings"]
-        part = (f"Model {record['model']}, {record['problems']} questions of {record['task']} in turn, half of them "
-                f"as streams, each answer compared with the one that it gets alone; G = {settings['gen_length']}, one "
-                f"token a forward, DPad with the dual cache, at most {settings['max_batch']} prompts a batch; "
-                f"{record['seconds']:g} s for each number of clients, which run on the same machine; "
-                f"{record['server']}")
+        part = (f"Model {record['model']}, {record['problems']} questions of {record['task']} in turn, half of them as "
+                f"streams, each answer compared with the one that it gets alone; G = {settings['gen_length']}, blocks of "
+                f"{settings['block_length']}, one token a forward, DPad with the dual cache, at most "
+                f"{settings['max_batch']} prompts a batch; {record['seconds']:g} s for each number of clients, which "
+                f"run on the same machine; {record['server']}")
         parts.append(f"{part}; {record['remark']}" if record.get("remark") else part)
-    return (f"{' '.join(f'{part}.' for part in parts)} Gain: tokens/s over one client's. "
+    return (f"{' '.join(f'{part}.' for part in parts)} Gain: tokens/s over one client's; CPU s: of the server. "
             f"{join_unique(map(hardware_line, records))}, commit {join_unique(map(commit_of, records))}.")
