@@ -43,7 +43,7 @@ def load_caption(records: Sequence[dict]) -> str:
     for record in records:
         settings = record["settings"]
         part = (f"Model {record['model']}, {record['problems']} questions of {record['task']} in turn, half of them as "
-                f"streams, each answer compared with the one that it gets alone; G = {settings['gen_length']}, blocks of "
+                f"streams, each answer compared with that of being alone; G = {settings['gen_length']}, blocks of "
                 f"{settings['block_length']}, one token a forward, DPad with the dual cache, at most "
                 f"{settings['max_batch']} prompts a batch; {record['seconds']:g} s for each number of clients, which "
                 f"run on the same machine; {record['server']}")
