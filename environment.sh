@@ -5,7 +5,7 @@
 #
 # The first call installs (about two minutes), later ones only look at a stamp. A half-made environment is repaired.
 # PYTHON names another interpreter than python3. pip's own settings (mirrors, proxies, wheel folders) apply as usual.
-# EXTRA: a second file of requirements to install (the tests take the web UI's).
+# EXTRA: more files of requirements to install, with spaces between them (the tests take the web UI's and the server's).
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
@@ -55,12 +55,14 @@ install_all() {
 }
 
 install_extra() {
-    local venv="$ROOT/.venv" stamp
-    stamp="$(cat "$ROOT/requirements.txt" "$ROOT/$EXTRA" | cksum)"
+    local venv="$ROOT/.venv" stamp file files=(-r "$ROOT/requirements.txt")
+    for file in $EXTRA; do
+        files+=(-r "$ROOT/$file")
+    done
+    stamp="$(for file in "${files[@]}"; do [ "$file" = -r ] || cat "$file"; done | cksum)"
     if [ "$(cat "$venv/installed-extra" 2>/dev/null)" != "$stamp" ]; then
         printf 'Installing the packages of %s … ' "$EXTRA" >&2
-        "$venv/bin/python" -m pip --disable-pip-version-check install -r "$ROOT/requirements.txt" -r "$ROOT/$EXTRA" \
-            >"$venv/install-extra.log" 2>&1 ||
+        "$venv/bin/python" -m pip --disable-pip-version-check install "${files[@]}" >"$venv/install-extra.log" 2>&1 ||
             give_up "pip could not install $EXTRA; its whole output is in $venv/install-extra.log"
         echo "$stamp" >"$venv/installed-extra"
         printf 'done\n' >&2

@@ -52,6 +52,7 @@ run.py [flags]            measure a model on a task
        run.py trace FILE...      show and draw recorded denoisings
        run.py attention [flags]  draw what a block attends to
        run.py train [flags]      fine-tune a model, with suffix dropout
+       run.py serve [flags]      answer OpenAI's clients
        run.py models [NAME...]   the models, their sizes, and whether they fit here
 Each of them has its own --help."""
 DPAD_FLAGS = f"-k {DPAD['k_sigma']:g} -sc {DPAD['scale']:g}"
@@ -121,6 +122,15 @@ examples:
 A line of my.jsonl: {"prompt": "...", "response": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}.
 The same command with --resume continues an interrupted run; it ends with the same weights (on a CPU to the bit).
 """
+SERVE_EXAMPLES = """\
+examples:
+  python run.py serve -m tiny -d gaussian -k 3 -sc 1.6 -th 0.9         then http://127.0.0.1:8000/v1 is the base URL
+  python run.py serve -m 1.5 --method dpad-parallel-cache --max_batch 8 --max_tokens 2048
+  DPAD_API_KEY=secret python run.py serve -m instruct --host 0.0.0.0
+
+It needs a few packages more: pip install -r dpad/serve/requirements.txt. The decoding flags count where a request does
+not say otherwise. docs/server.md has the endpoints.
+""" + NOTE
 TABLE_EXAMPLES = """\
 examples:
   python run.py table results                                         all runs, compared where they can be
@@ -189,8 +199,8 @@ def without_waiting_for_the_hub(name: str, adapter: str | None = None) -> Abstra
     return nullcontext() if is_here else hub.offline_if_unreachable()
 
 
-def add_shared_flags(parser: argparse.ArgumentParser, one_method: bool = True) -> None:
-    """Which model decodes, and how. one_method: whether --method may say it."""
+def add_shared_flags(parser: argparse.ArgumentParser, one_method: bool = True, chat_template: bool = True) -> None:
+    """Which model decodes, and how. one_method, chat_template: whether --method and --chat_template may say it."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="instruct", metavar="NAME",
                        help="tiny, dream-tiny (embedded), instruct, 1.5, base (LLaDA-8B), dream-instruct, dream-base "
@@ -199,9 +209,10 @@ def add_shared_flags(parser: argparse.ArgumentParser, one_method: bool = True) -
     add_placement_flags(group)
     group.add_argument("--quantize", choices=SCHEMES, help="keep the layers' weights in 8 or 4 bits, by torchao; "
                        "int4 computes in bfloat16 (default: as they are)")
-    group.add_argument("--chat_template", choices=CHAT_TEMPLATE, default="auto",
-                       help="put prompts into the model's chat template; auto: as its published numbers were measured "
-                       "(default: %(default)s)")
+    if chat_template:
+        group.add_argument("--chat_template", choices=CHAT_TEMPLATE, default="auto",
+                           help="put prompts into the model's chat template; auto: as its published numbers were "
+                           "measured (default: %(default)s)")
     decoding, parts = all_settings()
     group = parser.add_argument_group("decoding")
     if one_method:
@@ -749,6 +760,24 @@ def run_train(args: argparse.Namespace, argv: list[str]) -> None:
     command.run_train(args, argv, load_libraries, note)
 
 
+# --- serve ------------------------------------------------------------------------------------------------------------
+
+
+def add_serve_flags(parser: argparse.ArgumentParser) -> None:
+    from dpad.serve import command
+
+    command.add_serve_flags(parser)
+    add_shared_flags(parser, chat_template=False)  # a request's endpoint says that
+
+
+def run_serve(args: argparse.Namespace, argv: list[str]) -> None:
+    """Answer OpenAI's clients until the process is ended."""
+    from dpad.serve import command
+
+    settings = settings_from(args)
+    command.run_serve(args, settings, lambda: load_model(args, settings), note)
+
+
 # --- main -------------------------------------------------------------------------------------------------------------
 
 
@@ -800,6 +829,10 @@ COMMANDS = {
     "train": Command(
         "Fine-tune a masked diffusion model on what it meets when it decodes, suffix dropout included.",
         "run.py train -m NAME --data SOURCE --output FOLDER [flags]", TRAIN_EXAMPLES, add_train_flags, run_train,
+    ),
+    "serve": Command(
+        "Answer OpenAI's clients: chat and completions, whole or as a stream, in batches.",
+        "run.py serve [flags]", SERVE_EXAMPLES, add_serve_flags, run_serve,
     ),
     "models": Command(
         "List the models that have names: their sizes, whether they are on this machine, and whether they fit it.",

@@ -27,7 +27,8 @@ LAYERS = [  # from the bottom to the top; a package stands for all its modules t
      "dpad.engine.prompts", "dpad.engine.completion", "dpad.engine.likelihood", "dpad.engine.answer_text",
      "dpad.engine.methods", "dpad.engine.memory"},
     {"dpad.results"},
-    {"dpad.evaluation", "dpad.interact", "dpad.training", "checkpoints", "dataset", "postprocess_code"},
+    {"dpad.evaluation", "dpad.interact", "dpad.serve", "dpad.training", "checkpoints", "dataset",
+     "postprocess_code"},
     {"benchmarks", "demo"},
     {"run"},
 ]

@@ -39,8 +39,8 @@ class Clone:
 
     def __init__(self, folder):
         self.folder, self.calls = folder / "a clone", folder / "calls"
-        for name in ("environment.sh", "requirements.txt", "demo/demo.sh", "demo/requirements.txt", "tests/run.sh",
-                     ".ci/run"):
+        for name in ("environment.sh", "requirements.txt", "demo/demo.sh", "demo/requirements.txt",
+                     "dpad/serve/requirements.txt", "tests/run.sh", ".ci/run"):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.folder / name)
         self.python = folder / "python-stand-in"
@@ -75,7 +75,7 @@ def clone(tmp_path):
 
 
 def installs(calls):
-    """Installations of requirements.txt alone; the tests' script then installs the page's as well."""
+    """Installations of requirements.txt alone; the tests' script then installs the page's and the server's as well."""
     return [call for call in calls if " install -r " in call and "demo/requirements.txt" not in call]
 
 
@@ -89,6 +89,20 @@ def test_set_up_installs_once_and_again_when_requirements_change(clone):
     with open(clone.folder / "requirements.txt", "a") as file:
         file.write("another==1.0\n")
     assert len(installs(clone.run("tests/run.sh")[2])) == 1
+
+
+def test_extra_packages_are_installed_together_and_again_when_one_of_the_files_changes(clone):
+    """Guards a clone that has the packages of an older file; the demo needs none of them."""
+    def extra(script):
+        return [call for call in clone.run(script)[2] if " install -r " in call and "demo/requirements.txt" in call]
+
+    assert not extra("demo/demo.sh")
+    [call] = extra("tests/run.sh")
+    assert "dpad/serve/requirements.txt" in call and not extra("tests/run.sh")
+    for name in ("demo/requirements.txt", "dpad/serve/requirements.txt"):
+        with open(clone.folder / name, "a") as file:
+            file.write("another==1.0\n")
+        assert len(extra("tests/run.sh")) == 1
 
 
 def test_set_up_repairs_a_broken_environment(clone):

@@ -32,6 +32,19 @@ AGREEMENT = {
     "environment": {"commit": "abc1234", "hardware": {"processor": "Test CPU", "cores": 2, "gpus": []}},
 }
 
+LOAD = {
+    "kind": "load", "model": "tiny", "task": "arithmetic-50", "problems": 50, "server": "run.py serve", "seconds": 60,
+    "settings": {"gen_length": 128, "block_length": 16, "max_batch": 32}, "remark": "beside nothing",
+    "rows": [
+        {"clients": 1, "answers": 100, "wrong": 0, "lost": 0, "tokens_per_second": 50.0,
+         "latency_s": {"p50": 0.25, "p95": 0.5}, "rows_per_batch": 1.0, "memory_mb": {"start": 450.2, "end": 451.0},
+         "tokens": 3000, "processor_s": 60.0},
+        {"clients": 64, "answers": 300, "wrong": 1, "lost": 2, "tokens_per_second": 150.0,
+         "latency_s": {"p50": 4.5, "p95": 9.0}},
+    ],
+    "environment": AGREEMENT["environment"],
+}
+
 
 @pytest.fixture
 def pair():
@@ -302,6 +315,17 @@ def test_committed_records_are_shown():
         content = json.loads(path.read_text(encoding="utf-8"))
         lines = markdown_table(load([path])).splitlines()
         assert len(lines) > 4 and "unknown" not in lines[-1], (path, content)
+
+
+def test_a_server_under_load():
+    """Guards what a reader must see: the gain over one client, and what went wrong."""
+    table = tables.table_of([LOAD])
+    assert dict(zip(table.headings, table.cells[1])) == {
+        "clients": "64", "answers": "300", "wrong": "1", "lost": "2", "p50 (s)": "4.50", "p95 (s)": "9.00",
+        "tokens/s": "150", "gain": "3.00×", "prompts a batch": "–", "tokens per CPU s": "–", "memory (MB)": "–"}
+    assert table.cells[0][-3:] == ["1.0", "50", "450 to 451"]
+    assert "run.py serve; beside nothing. Gain" in tables.caption([LOAD]) and "abc1234" in tables.caption([LOAD])
+    assert tables.table_of([LOAD, LOAD | {"server": "Ray Serve"}]).headings[1] == "server"
 
 
 def test_agreement_with_the_plain_path():

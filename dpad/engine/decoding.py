@@ -80,7 +80,8 @@ def decode(
         streamer: has transformers' `put`, `end` and, optionally, `put_draft`, which gets the canvas of the block after
             every forward. If it also has `put_step`, that gets every forward: the block's number, the columns computed
             [Q], and for the rows still in the block which positions were decoded (bool [R, L]), the candidates [R, L]
-            and their confidence (float64 [R, L], -inf where a position did not compete).
+            and their confidence (float64 [R, L], -inf where a position did not compete). If it has `unwanted`, that is
+            asked after each block for bool [R]: rows that leave the batch, whose later blocks stay masks.
         on_forward: called before every forward with the block's number and whether the forward is its first one.
 
     Raises:
@@ -112,8 +113,10 @@ def decode(
                 streamer.put(canvas.tokens[:, slots.begin : slots.end].cpu())
             if settings.early_termination:
                 canvas.terminate_rows(slots, rule.tokens.eos)
-                if not len(canvas.active):
-                    break
+            if hasattr(streamer, "unwanted"):
+                canvas.leave(streamer.unwanted())
+            if not len(canvas.active):
+                break
 
     if streamer is not None:
         streamer.end()
@@ -344,6 +347,10 @@ class _Canvas:
         ended = (self.tokens[self.active, slots.begin : slots.end] == eos_id).any(dim=1)
         self.tokens[self.active[ended], slots.end :] = eos_id
         self.active = self.active[~ended]
+
+    def leave(self, rows: Tensor) -> None:
+        """Take rows (bool [R]) out of the batch; what is left of their answers stays masked."""
+        self.active = self.active[~rows.to(self.active.device)[self.active]]
 
 
 @dataclass

@@ -33,7 +33,11 @@ def check_prompt(loaded: LoadedModel, prompt: str, gen_length: int) -> None:
     """
     if not prompt.strip():
         raise ValueError("the prompt is empty; it must have at least one word")
-    length = count_tokens(loaded, prompt)
+    check_room(loaded, count_tokens(loaded, prompt), gen_length)
+
+
+def check_room(loaded: LoadedModel, length: int, gen_length: int) -> None:
+    """Raise PromptTooLong when a prompt of `length` tokens leaves no room for `gen_length` more."""
     maximum = loaded.model.max_positions
     if length + gen_length > maximum:
         raise PromptTooLong(f"gen_length is {gen_length}, but after a prompt of {length} tokens there is room for "

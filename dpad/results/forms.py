@@ -133,6 +133,16 @@ TRAINING_STEPS = {
     "rows": [{"name": TEXT, "seconds": [SECONDS], "tokens": [COUNT], "tokens_per_second": AMOUNT,
               "loss_is_finite": FLAG, "peak_memory?": AMOUNT}],
 }
+LOAD = {
+    "model": TEXT, "task": TEXT, "problems": COUNT, "server": TEXT, "seconds": SECONDS, "remark?": TEXT,
+    "settings": {"gen_length": LENGTH, "block_length": LENGTH, "max_batch": COUNT, "dtype?": TEXT, "device?": TEXT},
+    "environment?": ENVIRONMENT,
+    "rows": [{
+        "clients": COUNT, "answers": COUNT, "wrong": ZERO_OR_MORE, "lost": ZERO_OR_MORE, "tokens_per_second": AMOUNT,
+        "latency_s": {"p50": SECONDS, "p95": SECONDS}, "rows_per_batch?": AMOUNT,
+        "memory_mb?": {"start": AMOUNT, "end": AMOUNT}, "processor_s?": AMOUNT, "tokens?": ZERO_OR_MORE,
+    }],
+}
 STUDY = {
     "model": TEXT, "arm": TEXT, "seed": ZERO_OR_MORE,
     "settings": {"problems": COUNT, "threshold?": NUMBER, "dtype": TEXT, "device?": TEXT}, "environment?": ENVIRONMENT,

@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "agreement": forms.AGREEMENT,  # benchmarks/agreement.py
     "quantization": forms.QUANTIZATION,  # benchmarks/quantization.py
     "training steps": forms.TRAINING_STEPS,  # benchmarks/training/steps.py
+    "load": forms.LOAD,  # benchmarks/load.py
     "study": forms.STUDY,  # benchmarks/training/study.py
     "attention": forms.ATTENTION,  # run.py attention
     "paper": forms.PAPER,  # benchmarks/paper.json, typed from the paper

@@ -5,7 +5,7 @@
 
 Every number comes from a record. Evaluations are shown one table for each task, model, answer length, number of samples
 and machine, rows in the paper's order, and each comparison by itself; all other records of one kind share a table.
-evaluations.py, comparisons.py, benchmarks.py, studies.py, attentions.py and paper.py make the rows.
+evaluations.py, comparisons.py, benchmarks.py, loads.py, studies.py, attentions.py and paper.py make the rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import io
 from collections.abc import Callable, Sequence
 
 from dpad.engine.configurations import VANILLA
-from dpad.results import attentions, benchmarks, comparisons, evaluations, paper, studies
+from dpad.results import attentions, benchmarks, comparisons, evaluations, loads, paper, studies
 from dpad.results.formatting import FORMATS, Table, as_columns, as_markdown
 
 TABLES: dict[str, Callable[[Sequence[dict]], Table]] = {
@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[Sequence[dict]], Table]] = {
     "agreement": benchmarks.agreement_table,
     "quantization": benchmarks.quantization_table,
     "training steps": benchmarks.steps_table,
+    "load": loads.load_table,
     "study": studies.study_table,
     "attention": attentions.attention_table,
     "paper": paper.scripts_table,
@@ -38,6 +39,7 @@ CAPTIONS: dict[str, Callable[[Sequence[dict]], str]] = {
     "agreement": benchmarks.agreement_caption,
     "quantization": benchmarks.quantization_caption,
     "training steps": benchmarks.steps_caption,
+    "load": loads.load_caption,
     "study": studies.study_caption,
     "attention": attentions.attention_caption,
     "paper": paper.scripts_caption,
