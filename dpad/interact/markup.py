@@ -33,9 +33,9 @@ CELL_LABELS = {
 }
 LEGEND = {
     "block": "mask of the block",
-    "kept": "suffix kept: computed",
-    "dropped": "suffix dropped: not computed",
-    "blank": "without text: after the answer's end",
+    "kept": "suffix kept",
+    "dropped": "suffix dropped, not computed",
+    "blank": "no text: after the answer's end",
 }
 NO_ATTENTION = "this answer was decoded without looking at attention: ask again"
 FORMULAS = {  # of the retention probability, by dropout strategy; formatted with the sampler's parameters
@@ -215,7 +215,7 @@ def render_chart(
     return (
         f'<div class="chart" role="img" aria-label="{html.escape(label)}"><span class="y-name">{y_name}</span>'
         f'<span class="y">{ticks[1]}</span>'
-        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{drawn}</svg>'
+        f'<div class="plot"><svg viewBox="0 0 100 100" preserveAspectRatio="none">{drawn}</svg></div>'
         f'<span class="x">{ticks[0]}</span><span class="x-name">{x_name}</span></div>'
     )
 
@@ -253,7 +253,7 @@ def render_work(traces: Sequence[Trace], counts: Sequence[int], duration: float,
         seconds = [forward["seconds"] for forward in trace.forwards[:count]]
         points = [(0.0, 0.0), *((now / (duration or 1.0), work / top) for now, work in zip(seconds, side))]
         lines.append((kind, points))
-        words.append(f"{name}: {side[count - 1] if count else 0:,} positions in {seconds[-1] if seconds else 0:.2f} s")
+        words.append(f"{name}: {side[count - 1] if count else 0:,} in {seconds[-1] if seconds else 0:.2f} s")
     keys = "".join(f'<span><i class="{kind}"></i>{html.escape(text)}</span>' for (kind, _), text in zip(lines, words))
     chart = render_chart(lines, "seconds", "positions computed", ["0", f"{duration / 2:.2f}", f"{duration:.2f}"],
                          ["0", f"{top:,}"], "; ".join(words))

@@ -264,7 +264,7 @@ class Page:
                                           elem_id="open", elem_classes="link")
             self.link = gr.Button("Link to these settings", size="sm", scale=0, min_width=0, elem_id="link",
                                   elem_classes="link")
-            self.query = gr.State("")
+            self.query = gr.Textbox(visible=False)  # of the link, for the browser
         self.preset = gr.Radio(list(PRESETS), value="DPad", show_label=False, label="Decoding", elem_id="preset",
                                container=False)
 
