@@ -118,7 +118,7 @@ def _render_numbers(canvas: Canvas, most: float) -> str:
         numbers["suffix kept"] = f"{canvas.kept_suffix} of {canvas.suffix}"
     if canvas.attention:
         numbers["attention to prompt"] = f"{100 * (1 - sum(canvas.attention)):.0f}%"
-        numbers["full height"] = f"{100 * most:.2g}%"
+        numbers["tallest bar"] = f"{100 * most:.2g}%"
     return "".join(f"<span>{name} <b>{value}</b></span>" for name, value in numbers.items())
 
 
