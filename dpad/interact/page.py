@@ -190,10 +190,14 @@ class Page:
 
     def applicable(self, choices: dict[str, Any]) -> dict[str, Any]:
         """The choices without the parameters of dropout strategies and rules that are not chosen."""
-        parameters = part_defaults(choices)
-        own = {setting.name for setting in settings_of(self.family)}
-        return {name: value for name, value in choices.items()
-                if name not in PART_SETTINGS or name in parameters or name in own}
+        used = self.used(choices)
+        return {name: value for name, value in choices.items() if name not in PART_SETTINGS or name in used}
+
+    def used(self, choices: dict[str, Any]) -> set[str]:
+        """The settings that apply: the family's own, and the parameters of what is chosen; ValueError where a choice is
+        none."""
+        parameters = part_defaults(choices | {"gen_length": self.length_of(choices["gen_length"])})
+        return {*parameters, *(setting.name for setting in settings_of(self.family))}
 
     def vanilla_choices(self, choices: dict[str, Any]) -> dict[str, Any]:
         """Vanilla decoding to compare with: it keeps the choices that all models share, except what presets change."""
@@ -395,7 +399,7 @@ class Page:
     def hide_unused(self, choices: dict[str, Any]) -> str:
         """A style that hides the parameters of strategies and rules that are not chosen."""
         try:
-            used = {*part_defaults(choices), *(setting.name for setting in settings_of(self.family))}
+            used = self.used(choices)
         except ValueError:  # of a strategy that does not exist
             return ""
         unused = ", ".join(f"#{name}" for name in PART_SETTINGS if name not in used)
