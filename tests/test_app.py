@@ -104,7 +104,7 @@ def visit(browser, address):
         page.goto(f"{address}?{urlencode(choices)}" if choices else address)
         page.wait_for_selector("#ask")
         if "gen_length" in choices:  # the link has been followed
-            has(page, f"document.querySelector('#gen_length input[type=number]').value == '{choices['gen_length']}'")
+            has(page, f"document.querySelector('#gen_length input[type=number]')?.value == '{choices['gen_length']}'")
         pages.append(page)
         return page
 
@@ -297,8 +297,8 @@ def test_the_example_where_dropout_fails():
 
 
 def test_the_empty_page_explains_itself(visit):
-    """The model has a name and a size; an idle canvas says what the parts are, and follows the settings until the first
-    question; examples fill the question; nothing is to be stopped, played or saved."""
+    """The model has a name and a size; an idle canvas says what the parts are, and follows the settings until the
+    first question; examples fill the question; nothing is to be stopped, played or saved."""
     page = visit({})
     assert "LLaDA-tiny, 3 M parameters" in page.inner_text("#head")
     idle = page.locator("#left .idle")
@@ -543,8 +543,8 @@ def test_questions_are_answered_whole_or_refused(visit):
 
 
 def test_visitors_and_their_queue(visit):
-    """Two are answered at the same time, each with their own settings; a third waits, is told so, may leave the queue,
-    and is answered when there is room."""
+    """Two are answered at the same time, each with their own settings; a third waits, is told so, may leave the
+    queue, and is answered when there is room."""
     busy = [visit(choices) for choices in (VANILLA | {"gen_length": 512}, SHORT | {"gen_length": 512})]
     third = visit(PARALLEL)
     for page in busy:

@@ -5,6 +5,7 @@ Imported by demo/app.py, which serves it; needs Gradio (demo/requirements.txt).
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -322,7 +323,7 @@ class Page:
         self.stop.click(self.end, None, [self.message, *player, *buttons], cancels=[answers], queue=False, **quiet)
 
         for chip, text in self.examples.items():
-            chip.click(partial(str, text), None, self.question, queue=False, **quiet)
+            chip.click(None, None, self.question, js=f"() => {json.dumps(text)}", **quiet)
         self.fold.click(None, None, None, js=FOLD, **quiet)
         self.preset.input(self.use_preset, [self.preset, self.controls["gen_length"]], controls, **quiet)
         for part in PARTS:
