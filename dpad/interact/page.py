@@ -278,15 +278,15 @@ class Page:
             self.play = gr.Button("Play", min_width=80, scale=0, elem_id="play", interactive=False)
             self.position = gr.Slider(0, 1, value=0, step=1, label="Forward", elem_id="position", scale=1,
                                       min_width=160, buttons=[], interactive=False)
-            self.download = gr.DownloadButton("Save trace", scale=0, min_width=100, elem_id="download",
-                                              interactive=False)
-            self.gif = gr.Button("Save GIF", scale=0, min_width=90, elem_id="gif", interactive=False)
+            with gr.Row(visible=False, elem_id="saves", scale=0) as self.saves:
+                self.download = gr.DownloadButton("Save trace", scale=0, min_width=100, elem_id="download")
+                self.gif = gr.Button("Save GIF", scale=0, min_width=90, elem_id="gif")
             self.gif_file = gr.DownloadButton("GIF", elem_id="gif-file", elem_classes="unseen")
         self.clock = gr.Timer(0.1, active=False)
 
     def lay_out_settings(self, values: dict[str, Any]) -> None:
         more = [name for name in self.settings if name not in self.main]
-        self.controls = {}
+        self.controls: dict[str, Any] = {}
         self.retention = gr.HTML(self.draw_curve(self.start), elem_id="retention")
         with gr.Accordion("Settings", open=True, elem_id="settings"):
             self._make_controls(self.main, values)
@@ -309,7 +309,7 @@ class Page:
         """Say which events call which methods."""
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         controls = list(self.controls.values())
-        player = [self.play, self.position, self.clock, self.download, self.gif]
+        player = [self.play, self.position, self.clock, self.download, self.saves]
         buttons = [self.ask, self.compare, self.stop]
         canvases = [self.message, self.work, self.legend, self.left, self.right]
         results = [*canvases, *player, *buttons, self.shown, self.is_idle]
@@ -434,8 +434,8 @@ class Page:
         self, request: gr.Request, event: gr.EventData, question: str, attention: bool, layer: float, *values: Any
     ) -> Iterator[dict[Any, Any]]:
         """Answer a question and show every picture of it; or, with "Compare", answer it with vanilla decoding too."""
-        yield from self.decode(question, values, event.target.elem_id == "compare", request.session_hash,
-                               layer_of(attention, layer))
+        yield from self.decode(question, values, getattr(event.target, "elem_id", "") == "compare",
+                               request.session_hash, layer_of(attention, layer))
 
     def decode(
         self, question: str, values: tuple[Any, ...], with_vanilla: bool, session: str | None = None,
@@ -494,8 +494,7 @@ class Page:
             self.message: "", self.shown: "", self.is_idle: False,
             self.ask: gr.update(interactive=False), self.compare: gr.update(interactive=False),
             self.stop: gr.update(interactive=True), self.play: gr.update(value="Play", interactive=False),
-            self.position: gr.update(interactive=False),
-            self.download: gr.update(interactive=False), self.gif: gr.update(interactive=False),
+            self.position: gr.update(interactive=False), self.saves: gr.update(visible=False),
         }
 
     def end(self) -> dict[Any, Any]:
@@ -531,8 +530,7 @@ class Page:
             self.position: gr.update(minimum=0, maximum=total, value=total, interactive=True),
             self.shown: self.denoiser.shelf.put(traces, len(traces) * file.stat().st_size),
             self.play: gr.update(value="Play", interactive=True),
-            self.download: gr.update(value=str(file), interactive=True), self.gif: gr.update(interactive=True),
-            self.is_idle: False,
+            self.download: str(file), self.saves: gr.update(visible=True), self.is_idle: False,
         }
 
     def seek(self, position: float, key: str, attention: bool = False, layer: float = 0) -> dict[Any, Any]:
