@@ -5,7 +5,7 @@
 
 The GIF is drawn from traces that are written beside it; to draw it again from them alone:
 
-    python run.py trace benchmarks/denoising-*.jsonl --gif denoising.gif
+    python run.py trace benchmarks/denoising-*.jsonl --gif denoising.gif --seconds 5
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 GEN_LENGTH = 256
 QUESTION = next(iter(EXAMPLES.values()))
-SECONDS, FRAMES = 5.0, 50  # of the GIF
+SECONDS = 5.0  # of the GIF
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                  "--disable-component-update", "--disable-sync"]
@@ -55,7 +55,7 @@ def make_gif(folder: Path) -> None:
         trace = record(loaded, name)
         trace.write(folder / file)
         traces.append(trace)
-    write_gif(traces, folder / GIF, SECONDS, FRAMES)
+    write_gif(traces, folder / GIF, SECONDS)
 
 
 def record(loaded: loading.LoadedModel, name: str) -> Trace:

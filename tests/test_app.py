@@ -426,6 +426,9 @@ def test_comparison(visit):
     red = "cells => Math.min(...cells.map(cell => +getComputedStyle(cell).backgroundColor.match(/\\d+/)[0]))"
     latest = [page.eval_on_selector_all(f"#{side} .cells i.decided", red) for side in ("left", "right")]
     assert latest[0] == 42 < latest[1] - 50, "the same colour is the same moment on both sides"
+    page.get_by_role("radio", name="Vanilla", exact=True).check()
+    has(page, "document.querySelector('#compare').innerText.trim() == 'Compare with DPad'")
+    assert page.locator('#left .trace[data-done="1"]').count(), "settings change the canvas only before a question"
 
 
 def test_vanilla_is_compared_with_dpad(visit):

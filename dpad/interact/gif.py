@@ -41,6 +41,7 @@ HEADER = 64  # of a canvas
 LEGEND = 34
 MAX_CHARACTERS = 9  # of a cell's text
 MAX_QUESTION = 120  # characters of the question; what is longer is cut
+RATE = 10  # frames a second
 SHADES = 24  # from early to late, and GREYS from text to paper: fewer look coarse, more make the file longer
 GREYS = 8
 
@@ -55,8 +56,9 @@ WORDS = {"block": "mask of the block", "kept": "suffix computed", "dropped": "no
 LAST_FRAME = 2000  # milliseconds for which the last frame stays in addition
 
 
-def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, frames: int = 90) -> None:
-    """Draw traces under each other on one clock, `seconds` long, and hold the last frame for two seconds more.
+def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, frames: int | None = None) -> None:
+    """Draw traces under each other on one clock, `seconds` long in so many frames (None: ten a second), and hold the
+    last frame for two seconds more.
 
     The clock is scaled so that the slowest trace takes `seconds`; the others end earlier, in proportion to their speed.
     Colours follow that clock too: tokens that were decoded at the same time have the same colour in every trace.
@@ -67,6 +69,7 @@ def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, f
     from PIL import Image
 
     check_gif(traces, seconds, frames)
+    frames = frames or max(2, round(RATE * seconds))
     if Path(path).suffix.lower() not in GIF.suffixes:
         raise ValueError(f"path is {str(path)!r}; the name must end in .gif")
 
@@ -83,7 +86,7 @@ def write_gif(traces: Sequence[Trace], path: str | Path, seconds: float = 8.0, f
                    optimize=True)
 
 
-def check_gif(traces: Sequence[Trace], seconds: float = 8.0, frames: int = 90) -> None:
+def check_gif(traces: Sequence[Trace], seconds: float = 8.0, frames: int | None = None) -> None:
     """Raise ValueError where there is nothing to draw, or more than MAX_LENGTH tokens, or a number is out of range."""
     if not traces or not all(trace.forwards for trace in traces):
         raise ValueError("a GIF needs traces of at least one forward each")
@@ -92,7 +95,7 @@ def check_gif(traces: Sequence[Trace], seconds: float = 8.0, frames: int = 90) -
         raise ValueError(f"the answers have {length} tokens together; a GIF shows at most {MAX_LENGTH}")
     if not 0 < seconds <= 60:
         raise ValueError(f"seconds is {seconds}; a GIF lasts more than 0 and at most 60 seconds")
-    if not 2 <= frames <= 1000:
+    if frames is not None and not 2 <= frames <= 1000:
         raise ValueError(f"frames is {frames}; a GIF has 2 to 1000 frames")
 
 

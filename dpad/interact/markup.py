@@ -56,7 +56,7 @@ FORMULAS = {  # of the retention probability, by dropout strategy; formatted wit
 
 def render_message(text: str, kind: str = "alert") -> str:
     """A message to the visitor. kind: "alert" for what went wrong, "verdict" for the result of a comparison, "note" for
-    anything else."""
+    anything else, "note waiting" for what is shown only if it lasts."""
     role = "alert" if kind == "alert" else "status"
     return f'<div class="dpad"><div class="{kind}" role="{role}">{html.escape(" ".join(text.split()))}</div></div>'
 
@@ -257,5 +257,5 @@ def render_work(traces: Sequence[Trace], counts: Sequence[int], duration: float,
     keys = "".join(f'<span><i class="{kind}"></i>{html.escape(text)}</span>' for (kind, _), text in zip(lines, words))
     chart = render_chart(lines, "seconds", "positions computed", ["0", f"{duration / 2:.2f}", f"{duration:.2f}"],
                          ["0", f"{top:,}"], "; ".join(words))
-    return (f'<div class="dpad work"><div class="verdict" role="status">{html.escape(headline)}</div>{chart}'
-            f'<div class="legend">{keys}</div></div>')
+    verdict = render_message(headline, "verdict")
+    return f'<div class="dpad work">{verdict}{chart}<div class="legend">{keys}</div></div>'

@@ -65,9 +65,9 @@ BEGIN = """() => {
     if (matchMedia('(max-width: 700px)').matches)
         document.querySelector('#player').scrollIntoView({behavior: 'smooth'});
     const able = on => ({__type__: 'update', interactive: on});
-    return [able(false), able(false), able(true),
-            '<div class="dpad"><div class="note waiting" role="status">waiting for a turn …</div></div>'];
-}"""
+    return [able(false), able(false), able(true), %s];
+}""" % json.dumps(render_message("waiting for a turn …", "note waiting"))
+DRAW = f"() => {json.dumps(render_message('drawing the GIF …', 'note waiting'))}"
 FOLLOW = """(query) => {
     if (!query) return;
     history.replaceState(null, '', query);
@@ -342,6 +342,7 @@ class Page:
         self.attention.change(lambda on: gr.update(visible=on), self.attention, self.layer, **quiet)
         self.play.click(self.press_play, [self.play, self.position, self.shown], [self.message, *player], **quiet)
         self.clock.tick(self.tick, [self.position, self.shown], [self.message, *player], **quiet)
+        self.gif.click(None, None, self.message, js=DRAW, **quiet)
         self.gif.click(self.draw_gif, self.shown, [self.gif_file, self.message], concurrency_limit=1, **quiet).then(
             None, None, None, js=FETCH, **quiet)
         self.opened.upload(self.open_trace, [self.opened, *shown], [*results, self.question, self.preset, *controls],
@@ -570,7 +571,7 @@ class Page:
         traces = self.denoiser.shelf.get(key)
         if not traces:
             return {self.message: render_message(GONE)}
-        return {self.gif_file: str(self.denoiser.save_gif(traces))}
+        return {self.gif_file: str(self.denoiser.save_gif(traces)), self.message: ""}
 
     def open_trace(self, file: str, attention: bool = False, layer: float = 0) -> dict[Any, Any]:
         """Show a trace that a visitor has uploaded, with its question and settings; its file is not kept."""
