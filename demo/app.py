@@ -70,9 +70,19 @@ def open_page(loaded: loading.LoadedModel, port: int, folder: Path) -> Page:
     from dpad.interact.guard import Guard
     from dpad.interact.page import Page
 
-    # The base theme has the fonts of the visitor's machine; Gradio's default fetches some from the web.
-    theme = gr.themes.Base(primary_hue="cyan", font=["ui-sans-serif", "system-ui", "sans-serif"],
-                           font_mono=["ui-monospace", "monospace"])
+    # The base theme has the fonts of the visitor's machine; Gradio's default fetches some from the web. Its greys are
+    # too faint to read (WCAG asks for 4.5 : 1), as is white on its cyan.
+    grey, grey_dark = "#5b6068", "#a3abb5"
+    theme = gr.themes.Base(
+        primary_hue="cyan", font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
+    ).set(
+        body_text_color_subdued=grey, body_text_color_subdued_dark=grey_dark, block_info_text_color=grey,
+        block_info_text_color_dark=grey_dark, block_label_text_color=grey, block_label_text_color_dark=grey_dark,
+        block_title_text_color=grey, block_title_text_color_dark=grey_dark, input_placeholder_color=grey,
+        input_placeholder_color_dark=grey_dark, button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800", button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+    )
     page = Page(Denoiser(loaded))
     guard = Middleware(Guard, streams=page.streams, uploads=folder, max_upload=MAX_FILE + 2**20)
     page.blocks.launch(

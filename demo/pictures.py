@@ -5,7 +5,7 @@
 
 The GIF is drawn from traces that are written beside it; to draw it again from them alone:
 
-    python run.py trace benchmarks/denoising-*.jsonl --gif denoising.gif
+    python run.py trace benchmarks/denoising-*.jsonl --gif denoising.gif --seconds 5
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 GEN_LENGTH = 256
+QUESTION = next(iter(EXAMPLES.values()))
+SECONDS = 5.0  # of the GIF
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                  "--disable-component-update", "--disable-sync"]
@@ -53,15 +55,15 @@ def make_gif(folder: Path) -> None:
         trace = record(loaded, name)
         trace.write(folder / file)
         traces.append(trace)
-    write_gif(traces, folder / GIF)
+    write_gif(traces, folder / GIF, SECONDS)
 
 
 def record(loaded: loading.LoadedModel, name: str) -> Trace:
     """The trace of an example's answer with a named configuration."""
     settings = loaded.family.settings.from_choices(CONFIGURATIONS[name].choices(GEN_LENGTH))
-    text = loaded.chat(EXAMPLES[0])
+    text = loaded.chat(QUESTION)
     completion.warm_up(loaded, text, GEN_LENGTH)
-    tracer = Tracer(loaded, EXAMPLES[0], settings)
+    tracer = Tracer(loaded, QUESTION, settings)
     [answer] = completion.complete(loaded, [text], settings, streamer=tracer)
     return tracer.finish(answer)
 
@@ -85,10 +87,9 @@ def take_screenshots(folder: Path, executable: str) -> None:
         browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
         scenes: dict[Literal["light", "dark"], Callable[[Page], None]] = {"light": show_answer, "dark": show_comparison}
         for scheme, show in scenes.items():
-            page = browser.new_page(viewport={"width": 1240, "height": 980}, color_scheme=scheme)
+            page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme=scheme)
             page.goto(address)
-            page.wait_for_selector("#ask")
-            page.wait_for_timeout(1500)
+            page.wait_for_selector("#left .idle")
             show(page)
             page.screenshot(path=folder / SCREENSHOT.format(scheme))
         browser.close()
@@ -120,12 +121,9 @@ def show_answer(page: Page) -> None:
 
 
 def show_comparison(page: Page) -> None:
-    page.get_by_role("radio", name="All", exact=True).check()
-    page.wait_for_timeout(500)
     page.click("#compare")
-    page.wait_for_selector("#message .verdict", timeout=240_000)
-    page.evaluate("document.querySelector('#message').scrollIntoView()")
-    page.wait_for_timeout(500)
+    page.wait_for_selector("#right .trace", timeout=120_000)
+    page.wait_for_selector("#stop:disabled", timeout=240_000)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,11 +1,14 @@
-"""The web page in a real browser: ask, watch, compare, scrub, mistakes, two visitors, a narrow screen, the keyboard.
+"""The web page in a real browser: ask, watch, compare, scrub, save, open, link; mistakes; visitors; phones; keyboards.
 
     bash tests/run.sh tests/test_app.py
 
-Needs Chromium (Debian's package, or Chrome in the PATH) and demo/requirements.txt; without them it is skipped.
+Needs Chromium (Debian's package, or Chrome in the PATH) and demo/requirements.txt; without them it is skipped. Answers
+are of 64 tokens, which a link sets: nothing here waits for more than it looks at.
 """
 
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,16 +16,22 @@ import sys
 import time
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 from helpers import ROOT
+from PIL import Image
 
-from dpad.engine import loading
+from dataset import arithmetic
+from dpad.engine import completion, loading
 from dpad.engine.fields import setting
 from dpad.engine.methods import METHODS
 from dpad.engine.rules import RULES
 from dpad.engine.settings import RULE, SAMPLER
-from dpad.interact.denoiser import Denoiser
+from dpad.interact.denoiser import MAX_QUESTION, Denoiser
+from dpad.interact.trace import Tracer
+from dream.settings import DreamSettings
 from llada.settings import LLaDASettings
 from sampler import AnchorSampler, AttentionSampler, GaussianSampler
 
@@ -30,17 +39,24 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 LONG = 60_000  # milliseconds
+CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
+SHORT = {"gen_length": 64, "dropout_strategy": "gaussian", "k_sigma": 3, "scale": 1.6, "early_termination": "on"}
+PARALLEL = SHORT | {"threshold": 0.9}
+VANILLA = {"gen_length": 64, "dropout_strategy": "null"}
+LAPTOP = {"width": 1280, "height": 720}
+PHONE = {"width": 390, "height": 844}
 
 
 page_module = pytest.importorskip("dpad.interact.page", reason="demo/requirements.txt is not installed")
-Page, PRESETS, show_value = page_module.Page, page_module.PRESETS, page_module.show_value
+Page, PRESETS, EXAMPLES = page_module.Page, page_module.PRESETS, page_module.EXAMPLES
+show_value = page_module.show_value
 sync_api = pytest.importorskip("playwright.sync_api", reason="demo/requirements.txt is not installed")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The page, served by a process of its own on a free port."""
+    """The page, served by a process of its own on a free port; nothing that visitors do may end in a traceback."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -72,17 +88,23 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """Open the page in a context of its own; whatever it asked for elsewhere, and errors, fail the test."""
+    """Open the page in a context of its own, with these settings in its link; requests elsewhere, failed ones and
+    errors in the console fail the test."""
     pages, elsewhere, errors = [], [], []
 
-    def open_page(**options):
-        page = browser.new_context(**options).new_page()
+    def open_page(choices=SHORT, viewport=LAPTOP, **options):
+        page = browser.new_context(viewport=viewport, **options).new_page()
         page.set_default_timeout(LONG)
         page.on("request", lambda request: elsewhere.append(request.url)
                 if not request.url.startswith((address, "data:", "blob:", address.replace("http", "ws"))) else None)
+        page.on("response", lambda response: errors.append(f"{response.status} {response.url}")
+                if response.status >= 400 else None)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
+        page.goto(f"{address}?{urlencode(choices)}" if choices else address)
         page.wait_for_selector("#ask")
+        if "gen_length" in choices:  # the link has been followed
+            has(page, f"document.querySelector('#gen_length input[type=number]')?.value == '{choices['gen_length']}'")
         pages.append(page)
         return page
 
@@ -92,29 +114,52 @@ def visit(browser, address):
     assert not elsewhere and not errors
 
 
-def choose(page, preset):
-    page.get_by_role("radio", name=preset, exact=True).check()
-    page.wait_for_timeout(400)
+@pytest.fixture(scope="module")
+def random_page(checkpoint_folder):
+    """A page in this process, of a model with random weights."""
+    return Page(Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
 
 
-def set_number(page, field, value):
-    """Type a number and wait until its slider, if any, follows; a page under load may miss the first time."""
+def has(page, condition, arg=None):
+    """Wait until a condition holds in the browser."""
+    page.wait_for_function(condition, arg=arg)
+
+
+def preset_is(page, name):
+    has(page, "name => (document.querySelector('#preset input:checked') || {value: ''}).value == name", name)
+
+
+def type_number(page, field, value):
     number = page.locator(f"#{field} input[type=number]")
-    slider = page.locator(f"#{field} input[type=range]")
+    number.fill(str(value))
+    number.press("Tab")
+
+
+def seek(page, position, side="left"):
+    """Move the slider of the forwards; one under load may miss the first time."""
     for _ in range(5):
-        number.fill(str(value))
-        number.press("Enter")
-        number.press("Tab")
-        page.wait_for_timeout(500)
-        if not slider.count() or slider.input_value() == str(value):
-            return
+        type_number(page, "position", position)
+        try:
+            return page.wait_for_selector(f'#{side} .trace[data-forwards="{position}"]', timeout=LONG / 12)
+        except sync_api.TimeoutError:
+            continue
+    raise AssertionError(f"the slider does not go to {position}")
 
 
 def finished(page, side="left"):
-    return page.wait_for_selector(f'#{side} .trace[data-done="1"]')
+    page.wait_for_selector(f'#{side} .trace[data-done="1"]')
+    page.wait_for_selector("#stop:disabled")
+
+
+def said(page):
+    """The message above the canvases."""
+    return page.wait_for_selector('#message [role="alert"]').inner_text()
 
 
 pytestmark = [pytest.mark.browser, needs_browser]
+
+
+# --- Without a browser ------------------------------------------------------------------------------------------------
 
 
 def test_every_setting_has_a_control(checkpoint_folder, monkeypatch):
@@ -133,29 +178,33 @@ def test_every_setting_has_a_control(checkpoint_folder, monkeypatch):
     assert page.denoiser.make_settings(choices).patience == 5
 
 
-def test_vanilla_beside_the_settings(checkpoint_folder):
-    """A comparison keeps what is not one of the presets' settings, and settings without DPad get it."""
-    page = Page(Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
-    values = {name: control.value for name, control in page.controls.items()}
-    values |= {"dropout_strategy": "null", "threshold": 0.5, "cache": "dual", "block_length": 16, "factor": 0}
-    vanilla, other = page.choose(tuple(values.values()), with_vanilla=True)
+def test_what_is_compared_with_what(random_page):
+    """Guards comparisons of something with itself: what a visitor chose stands beside vanilla decoding, which keeps
+    what is not one of the presets' settings; and what is vanilla already gets DPad."""
+    values = {name: control.value for name, control in random_page.controls.items()}
+    values |= {"dropout_strategy": "null", "threshold": 0.5, "cache": "dual", "block_length": 16, "factor": 0,
+               "early_termination": False}
+    vanilla, other = random_page.choose(tuple(values.values()), with_vanilla=True)
     assert vanilla == LLaDASettings(block_length=16)
-    assert other == LLaDASettings(block_length=16, threshold=0.5, cache="dual", early_termination=True,
-                                  suffix_sampler=GaussianSampler(256, 3, 1.6))
+    assert other == LLaDASettings(block_length=16, threshold=0.5, cache="dual")
+    values |= {"threshold": 0, "cache": "none"}
+    vanilla, other = random_page.choose(tuple(values.values()), with_vanilla=True)
+    assert vanilla == LLaDASettings(block_length=16)
+    assert other == LLaDASettings(block_length=16, early_termination=True, suffix_sampler=GaussianSampler(256, 3, 1.6))
 
 
-def test_a_choice_brings_its_own_parameters(checkpoint_folder):
+def test_a_choice_brings_its_own_parameters(random_page):
     """Guards controls that hold what an earlier strategy or rule left there: DPad's window of 256 would keep the whole
-    suffix for any other, and a threshold clashes with a rule that has none. A preset is its method."""
-    page = Page(Denoiser(loading.load(str(checkpoint_folder), device="cpu")))
-    values = {name: control.value for name, control in page.controls.items()} | {"threshold": 0.7}
+    suffix for any other, and a threshold clashes with a rule that has none. A preset is its method, and is lit."""
+    values = {name: control.value for name, control in random_page.controls.items()} | {"threshold": 0.7}
 
-    def settings_with(changes):
-        shown = {name: show_value(page.settings[name], value) for name, value in changes.items()}
-        return page.denoiser.make_settings(page.read_choices(tuple((values | shown).values())))
+    def choices_with(changes):
+        shown = {name: show_value(random_page.settings[name], value) for name, value in changes.items()}
+        return random_page.read_choices(tuple((values | shown).values()))
 
     def choose(part, name):
-        return settings_with(page.part_values(part, name, 256) | {part.selector.name: name})
+        changes = random_page.part_values(part, name, 256) | {part.selector.name: name}
+        return random_page.denoiser.make_settings(choices_with(changes))
 
     for name, sampler in (("attention", AttentionSampler(8, 64)), ("anchor", AnchorSampler(64)),
                           ("streaming", AnchorSampler(96)), ("ssm", AnchorSampler(64, 32))):
@@ -163,189 +212,404 @@ def test_a_choice_brings_its_own_parameters(checkpoint_folder):
     for name, rule in RULES.items():
         assert choose(RULE, name).rule == rule() and choose(RULE, name).threshold is None
     for preset, name in PRESETS.items():
-        method = METHODS[name].choices(256, model=str(checkpoint_folder))
-        assert settings_with(page.preset_values(preset, 256)) == LLaDASettings.from_choices(method), preset
+        method = METHODS[name].choices(256, model=random_page.denoiser.loaded.checkpoint)
+        choices = choices_with(random_page.preset_values(preset, 256))
+        settings = random_page.denoiser.make_settings(choices)
+        assert settings == LLaDASettings.from_choices(method), preset
+        assert random_page.preset_of(choices, settings) == preset
+        choices |= {"window": 99} if "window" in choices else {"cache": "dual"}
+        assert random_page.preset_of(choices, random_page.denoiser.make_settings(choices)) is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"gen_length": 64, "block_length": 16}, {"temperature": 0.5, "seed": 3}])
+def test_links_and_traces_reproduce_settings(random_page, changes):
+    """A law over all methods: what a link or a trace's first line says of settings is these settings again."""
+    denoiser = random_page.denoiser
+    for method in METHODS.values():
+        choices = method.choices(changes.get("gen_length", 256), model=denoiser.loaded.checkpoint) | changes
+        settings = LLaDASettings.from_choices(choices)
+        link = dict(parse_qsl(denoiser.write_link(settings, "Why? & how").removeprefix("?"), keep_blank_values=True))
+        assert link.pop("question") == "Why? & how"
+        for read in (denoiser.read_link(link), denoiser.read_record(settings.to_json())):
+            assert denoiser.make_settings(read) == settings, method.name
+    settings = LLaDASettings(steps=64)
+    assert denoiser.make_settings(denoiser.read_record(settings.to_json())) == settings
+
+
+@pytest.mark.parametrize("text, words", [
+    ("gen_length=1024", "gen_length is 1024; on this page it must be at most 512"),
+    ("block_size=7", "block_size is 7; it must divide gen_length (256)"),
+    ("threshold=x", "threshold is 'x'; it must be a finite number of at least 0 and at most 1"),
+    ("dropout_strategy=gausian", "dropout_strategy is 'gausian'; it must be one of"),
+    ("scale=2", "scale is 2.0, but dropout_strategy null does not use it"),
+    ("colour=red", "colour: not a setting of LLaDA, which has gen_length"),
+    ("early_termination=perhaps", "early_termination is 'perhaps'; it must be on or off"),
+])
+def test_a_link_is_checked(random_page, text, words):
+    """Guards the page against links from anywhere: one sentence with the setting, its value and what is allowed."""
+    with pytest.raises(ValueError, match=re.escape(words)):
+        random_page.denoiser.read_link(dict(parse_qsl(text)))
+
+
+@pytest.mark.parametrize("junk", [None, "x", -1, 10**30, 0.5, [], {}, True, float("nan")], ids=repr)
+def test_controls_may_hold_anything(random_page, junk):
+    """Guards the log: whatever a browser sends for a setting is used or said in a sentence, never a traceback."""
+    values = {name: control.value for name, control in random_page.controls.items()}
+    assert random_page.use_preset("DPad", junk) and random_page.length_of(junk)
+    for name in values:
+        shown = random_page.review(False, "", *(values | {name: junk}).values())
+        assert shown[random_page.retention]
+        try:
+            random_page.choose(tuple((values | {name: junk}).values()), with_vanilla=True)
+        except ValueError as error:
+            label = random_page.settings[name].label
+            assert str(error).split()[0] in {label, "window", "block_size", "number"}, error
+
+
+def test_a_trace_of_another_family_is_shown(random_page, random_dream, checkpoint_folder, tmp_path):
+    """Guards traces from elsewhere: the canvas and the question are shown, and it is said why the controls are not."""
+    loaded = random_page.denoiser.loaded
+    settings = loaded.family.settings(gen_length=32, steps=2)
+    tracer = Tracer(loaded, "Why?", settings)
+    trace = tracer.finish(completion.complete(loaded, ["Why?"], settings, streamer=tracer)[0])
+    trace.head |= {"model": "dream-tiny", "settings": DreamSettings(gen_length=32).to_json()}
+    trace.write(tmp_path / "dream.jsonl")
+    shown = random_page.open_trace(str(tmp_path / "dream.jsonl"))
+    assert shown[random_page.question] == "Why?" and 'data-done="1"' in shown[random_page.left]
+    assert "dream.jsonl: a trace of dream-tiny. The controls cannot show its settings: " in shown[random_page.message]
+    assert "top_p" in shown[random_page.message] and random_page.preset not in shown
+
+
+def test_the_example_where_dropout_fails():
+    """Guards what its button promises: vanilla solves the problem, one of arithmetic-50, and DPad does not."""
+    loaded = loading.load("tiny", device="cpu")
+    problems = [json.loads(line) for line in (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()]
+    [problem] = [entry for entry in problems if entry["question"] == EXAMPLES["Where dropout fails"]]
+    is_right = {}
+    for name in ("vanilla-stop", "dpad"):
+        settings = LLaDASettings.from_choices(METHODS[name].choices(256, model=loaded.checkpoint))
+        [answer] = completion.complete(loaded, [loaded.chat(problem["question"])], settings)
+        is_right[name] = arithmetic.is_right(problem, answer.text)
+    assert is_right == {"vanilla-stop": True, "dpad": False}
+
+
+# --- Asking and watching ----------------------------------------------------------------------------------------------
+
+
+def test_the_empty_page_explains_itself(visit):
+    """The model has a name and a size; an idle canvas says what the parts are, and follows the settings until the
+    first question; examples fill the question; nothing is to be stopped, played or saved."""
+    page = visit({})
+    assert "LLaDA-tiny, 3 M parameters" in page.inner_text("#head")
+    idle = page.locator("#left .idle")
+    assert "The block: 32 masks" in idle.inner_text() and "The suffix: 224 positions" in idle.inner_text()
+    kept = page.locator("#left i.kept").count()
+    assert f"The {kept} blue ones are kept" in idle.inner_text()
+    assert page.locator("#left i.dropped").count() == 224 - kept
+    assert page.locator("#stop").is_disabled() and page.locator("#play").is_disabled()
+    assert not page.locator("#download").count() and not page.locator("#gif").count()
+    for name, text in EXAMPLES.items():
+        page.get_by_role("button", name=name, exact=True).click()
+        has(page, "text => document.querySelector('#question textarea').value == text", text)
+    assert "Enter asks, Shift+Enter breaks the line" in page.locator("#question textarea").get_attribute("placeholder")
+    page.get_by_role("radio", name="Vanilla", exact=True).check()
+    has(page, "document.querySelectorAll('#left i.kept').length == 224")
+    has(page, "document.querySelector('#compare').innerText.trim() == 'Compare with DPad'")
+    legend = page.inner_text("#legend")
+    for words in ("decoded", "mask of the block", "suffix kept", "suffix dropped", "after the answer's end"):
+        assert words in legend
 
 
 def test_the_canvas_changes_while_the_model_decodes(visit):
-    """Ask with DPad: first masks and two kinds of suffix, then more and more tokens, at last the answer."""
-    page = visit()
-    page.click("#settings button")
-    page.get_by_label("Early termination").uncheck()  # long enough to be watched
-    page.wait_for_timeout(300)
+    """Ask with DPad on a laptop: button and first cells are on one screen; first masks and two kinds of suffix, then
+    more and more tokens, at last the answer above the cells, and one line for what was never computed."""
+    page = visit(SHORT | {"gen_length": 128})
     page.click("#ask")
-    page.wait_for_function("""() => {
+    page.wait_for_selector("#stop:enabled")
+    has(page, """() => {
         const count = kind => document.querySelectorAll(`#left .trace[data-done="0"] .cells i.${kind}`).length
-        return count('block') && count('kept') && count('dropped')
+        return count('block') && count('kept') && count('dropped') && count('decided')
     }""")
+    boxes = [page.locator(place).bounding_box() for place in ("#ask", "#left .answer", "#left .cells i >> nth=31")]
+    assert all(box["y"] >= 0 and box["y"] + box["height"] <= 720 for box in boxes)
+    assert "░" in page.inner_text("#left .answer") and "suffix kept" in page.inner_text("#left .numbers")
     first = int(page.locator("#left .trace").get_attribute("data-forwards"))
-    page.wait_for_function(f"+document.querySelector('#left .trace').dataset.forwards > {first}")
+    has(page, f"+document.querySelector('#left .trace').dataset.forwards > {first}")
     finished(page)
-    assert "####" in page.locator("#left .answer").inner_text()
-    assert page.locator("#left .cells i.block").count() == 0 and page.locator("#left .cells i.decided").count() == 256
-    colours = {page.locator(f"#left .cells i.decided{late}").first.evaluate("cell => getComputedStyle(cell).color")
-               for late in (":not(.late)", ".late")}
-    assert colours == {"rgb(31, 35, 40)", "rgb(255, 255, 255)"}, "dark text on early, light text on late colours"
+    assert "####" in page.inner_text("#left .answer") and "suffix kept" not in page.inner_text("#left .numbers")
+    decided = page.locator("#left .cells i.decided").count()
+    assert page.locator("#left .cells i").count() == decided < 128
+    numbers = [int(number) for number in re.findall(r"\d+", page.inner_text("#left .rest"))]
+    assert "never computed" in page.inner_text("#left .rest") and sum(numbers) == 128 - decided
     label = page.locator("#left .cells i.decided").first.get_attribute("title")
     assert "forward" in label and "confidence" in label
 
 
-def test_play_pause_and_scrub(visit):
-    """The finished denoising can be gone through: forwards by the slider and by playing."""
-    page = visit()
+def test_a_finished_answer_can_be_played_saved_and_opened(visit, tmp_path):
+    """By the slider and by playing; as a GIF, and as a trace that opens again with its question and settings, here and
+    in `run.py trace`. Another file is refused in a sentence."""
+    page = visit(PARALLEL | {"question": "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?"})
     page.click("#ask")
     finished(page)
-    page.wait_for_selector("#player")
-    number = page.locator("#position input[type=number]")
-    total = int(number.input_value())
-    set_number(page, "position", 1)
-    page.wait_for_selector('#left .trace[data-forwards="1"]')
-    assert page.locator("#left .cells i.block").count()
+    answer = page.inner_text("#left .answer")
+    total = page.locator("#left .trace").get_attribute("data-forwards")
+    seek(page, 1)
     page.click("#play")
     page.wait_for_selector(f'#left .trace[data-forwards="{total}"]')
-    page.wait_for_function("document.querySelector('#play').innerText.trim() == 'Play'")
+    has(page, "document.querySelector('#play').innerText.trim() == 'Play'")
+    for button, name in (("#download", "trace.jsonl"), ("#gif", "dpad.gif")):
+        with page.expect_download() as download:
+            page.click(button)
+        download.value.save_as(tmp_path / name)
+    with Image.open(tmp_path / "dpad.gif") as image:
+        assert image.n_frames > 2
+    shown = subprocess.run([sys.executable, str(ROOT / "run.py"), "trace", str(tmp_path / "trace.jsonl")],
+                           capture_output=True, text=True)
+    assert shown.returncode == 0 and "DPad, threshold 0.9" in shown.stdout
+
+    other = visit({})
+    other.set_input_files("#main input[type=file]", str(tmp_path / "trace.jsonl"))
+    finished(other)
+    assert other.inner_text("#left .answer") == answer
+    preset_is(other, "Parallel + DPad")
+    assert other.input_value("#question textarea").startswith("Mia has 20 eggs")
+    assert other.input_value("#gen_length input[type=number]") == "64"
+    (tmp_path / "wrong.jsonl").write_text('{"no": "trace"}\n')
+    other.set_input_files("#main input[type=file]", str(tmp_path / "wrong.jsonl"))
+    assert "wrong.jsonl, line 1: not a line of a trace" in said(other)
 
 
 def test_attention_lies_over_the_canvas(visit):
     """Ticked before asking: bars on the cells, another layer's by the slider, none when off; then a sentence."""
     page = visit()
     assert not page.locator("#layer").is_visible()
-    page.get_by_label("Attention").check()
+    page.locator("#attention input").check()
     page.wait_for_selector("#layer")
     page.click("#ask")
     finished(page)
     bars = "[...document.querySelectorAll('#left .cells i')].map(cell => getComputedStyle(cell).boxShadow).join()"
     page.wait_for_selector('#left .cells i[style*="--bar"]')
     mean = page.evaluate(bars)
-    assert "attention to prompt" in page.locator("#left .numbers").inner_text()
+    assert "attention to prompt" in page.inner_text("#left .numbers")
+    assert "attention that the block pays" in page.inner_text("#legend")
     assert "attention" in page.locator("#left .cells i").first.get_attribute("title")
-    set_number(page, "layer", 2)
-    page.wait_for_function(f"before => {bars} != before", arg=mean)
-    set_number(page, "position", 5)
+    type_number(page, "layer", 2)
+    has(page, f"before => {bars} != before", mean)
+    seek(page, 5)
     page.wait_for_selector('#left .trace[data-forwards="5"] .cells i[style*="--bar"]')
-    page.get_by_label("Attention").uncheck()
-    page.wait_for_function("!document.querySelector('#left .cells i[style*=\"--bar\"]')")
+    page.locator("#attention input").uncheck()
+    has(page, "!document.querySelector('#left .cells i[style*=\"--bar\"]')")
     page.click("#ask")
     page.wait_for_selector('#left .trace[data-done="0"]')
     finished(page)
-    page.get_by_label("Attention").check()
-    page.wait_for_function("document.querySelector('#left .legend').innerText.includes('ask again')")
+    page.locator("#attention input").check()
+    has(page, "document.querySelector('#left').innerText.includes('ask again')")
 
 
 def test_comparison(visit):
-    """Vanilla and DPad side by side on one question, their clocks, and a sentence about both at the end."""
-    page = visit()
-    choose(page, "All")
+    """Vanilla and DPad on one question, both named, on one clock and one scale of colours; their work in one chart, and
+    a sentence about both at the end."""
+    page = visit(PARALLEL)
     page.click("#compare")
     page.wait_for_selector("#right .trace")
-    page.wait_for_selector("#message .verdict")
-    verdict = page.locator("#message").inner_text()
-    assert "faster than vanilla" in verdict and "of the positions in each forward" in verdict
-    assert "Vanilla" in page.locator("#left h3").inner_text()
-    assert "DPad, threshold 0.9, prefix cache" in page.locator("#right h3").inner_text()
-    assert page.locator("#left .trace").get_attribute("data-forwards") == "256"
-    assert int(page.locator("#right .trace").get_attribute("data-forwards")) < 100
+    finished(page, "right")
+    assert page.inner_text("#left h3") == "Vanilla"
+    assert page.inner_text("#right h3") == "DPad, threshold 0.9, early termination"
+    verdict = page.inner_text("#work .verdict")
+    assert verdict.startswith("DPad, threshold 0.9, early termination: ") and "faster than vanilla" in verdict
+    assert "of the positions in each forward" in verdict
+    assert page.locator("#left .trace").get_attribute("data-forwards") == "64"
+    assert int(page.locator("#right .trace").get_attribute("data-forwards")) < 40
+    assert page.locator("#work polyline").count() == 2
+    for words in ("seconds", "positions computed", "Vanilla: ", "DPad, threshold 0.9, early termination: "):
+        assert words in page.inner_text("#work")
+    red = "cells => Math.min(...cells.map(cell => +getComputedStyle(cell).backgroundColor.match(/\\d+/)[0]))"
+    latest = [page.eval_on_selector_all(f"#{side} .cells i.decided", red) for side in ("left", "right")]
+    assert latest[0] == 42 < latest[1] - 50, "the same colour is the same moment on both sides"
+    page.get_by_role("radio", name="Vanilla", exact=True).check()
+    has(page, "document.querySelector('#compare').innerText.trim() == 'Compare with DPad'")
+    assert page.locator('#left .trace[data-done="1"]').count(), "settings change the canvas only before a question"
 
 
-def test_mistakes_are_said_and_change_nothing(visit):
-    """An empty question, a window over the answer's length: one sentence each, and the next answer works."""
-    page = visit()
-    page.fill("#question textarea", "   ")
-    page.click("#ask")
-    page.wait_for_selector('#message [role="alert"]')
-    assert "the question is empty" in page.locator("#message").inner_text()
-    page.fill("#question textarea", "<img src=x onerror=alert(1)> has 3 apples. How many apples?")
-    page.click("#settings button")
-    set_number(page, "gen_length", 64)
-    page.click("#ask")
-    page.wait_for_function("document.querySelector('#message').innerText.includes('window')")
-    assert "window is 256" in page.locator("#message").inner_text()
-    set_number(page, "window", 32)
-    page.click("#ask")
-    finished(page)
-    assert page.locator("#left img").count() == 0, "what a visitor types is text"
-
-
-def test_the_retention_curve_follows_the_sliders(visit):
-    page = visit()
-    before = page.locator("#retention polyline").get_attribute("points")
-    page.click("#settings button")
-    for scale in (4, 5, 4):
-        set_number(page, "scale", scale)
-        if page.locator("#retention polyline").get_attribute("points") != before:
-            break
-    assert f"a = {scale}" in page.locator("#retention").inner_text()
-
-
-def test_two_visitors_at_once(visit):
-    """Each sees only their own answer, and both get one."""
-    one, two = visit(), visit()
-    for page, preset in ((one, "Parallel"), (two, "All")):
-        choose(page, preset)
-        page.click("#ask")
-    finished(one)
-    finished(two)
-    assert "Vanilla, threshold 0.9" in one.locator("#left h3").inner_text()
-    assert "DPad, threshold 0.9" in two.locator("#left h3").inner_text()
-
-
-def test_stop_ends_an_answer(visit):
-    page = visit()
-    choose(page, "Vanilla")
-    page.click("#ask")
-    page.wait_for_function("+(document.querySelector('#left .trace') || {dataset: {}}).dataset.forwards > 3")
+def test_vanilla_is_compared_with_dpad(visit):
+    page = visit(VANILLA | {"gen_length": 32})
+    has(page, "document.querySelector('#compare').innerText.trim() == 'Compare with DPad'")
+    page.click("#compare")
+    page.wait_for_selector("#right .trace")
+    assert [page.inner_text(f"#{side} h3") for side in ("left", "right")] == ["Vanilla", "DPad, early termination"]
     page.click("#stop")
-    page.wait_for_timeout(1500)
-    at = page.locator("#left .trace").get_attribute("data-forwards")
-    page.wait_for_timeout(1500)
-    assert page.locator("#left .trace").get_attribute("data-forwards") == at and int(at) < 256
+    page.wait_for_selector("#stop:disabled")
 
 
-def test_a_trace_is_saved_and_opened(visit, tmp_path):
-    """The page's own file opens again, here and in `run.py trace`; another file is refused in a sentence."""
-    page = visit()
-    choose(page, "All")
+def test_stop_is_for_what_runs(visit):
+    """Enabled only while something runs; then nothing changes any more, and the page can be asked again."""
+    page = visit(VANILLA | {"gen_length": 512})
+    assert page.locator("#stop").is_disabled() and page.locator("#ask").is_enabled()
     page.click("#ask")
-    finished(page)
-    page.wait_for_selector("#download")
-    with page.expect_download() as download:
-        page.click("#download")
-    file = tmp_path / "trace.jsonl"
-    download.value.save_as(file)
-    wrong = tmp_path / "wrong.jsonl"
-    wrong.write_text('{"no": "trace"}\n')
-    other = visit()
-    other.set_input_files("#open input[type=file]", str(file))
-    finished(other)
-    assert other.locator("#left .answer").inner_text() == page.locator("#left .answer").inner_text()
-    third = visit()
-    third.set_input_files("#open input[type=file]", str(wrong))
-    third.wait_for_selector('#message [role="alert"]')
-    assert "wrong.jsonl, line 1: not a line of a trace" in third.locator("#message").inner_text()
-    shown = subprocess.run([sys.executable, str(ROOT / "run.py"), "trace", str(file)], capture_output=True, text=True)
-    assert shown.returncode == 0 and "DPad, threshold 0.9" in shown.stdout
+    page.wait_for_selector("#stop:enabled")
+    has(page, "+(document.querySelector('#left .trace') || {dataset: {}}).dataset.forwards > 3")
+    assert page.locator("#ask").is_disabled() and page.locator("#compare").is_disabled()
+    page.click("#stop")
+    page.wait_for_selector("#stop:disabled")
+    page.wait_for_selector("#ask:enabled")
+    at = page.locator("#left .trace").get_attribute("data-forwards")
+    page.wait_for_timeout(800)
+    assert page.locator("#left .trace").get_attribute("data-forwards") == at and int(at) < 512
 
 
 def test_the_keyboard_is_enough(visit):
-    """Tab reaches the question, the presets and the buttons; Space presses one."""
-    page = visit()
+    """Shift+Enter breaks the line and Enter asks; Tab reaches the buttons, and Space presses one."""
+    page = visit(PARALLEL)
     page.focus("#question textarea")
-    for _ in range(12):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.id") == "ask":
-            break
-    assert page.evaluate("document.activeElement.id") == "ask"
-    page.keyboard.press("Space")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Mia has 20 eggs.")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("She uses 8 eggs. How many eggs does Mia have now?")
+    assert page.input_value("#question textarea").count("\n") == 1 and page.locator("#stop").is_disabled()
+    page.keyboard.press("Enter")
     finished(page)
+    assert "12" in page.inner_text("#left .answer") and page.input_value("#question textarea").count("\n") == 1
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "ask"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "compare"
+    page.keyboard.press("Space")
+    page.wait_for_selector("#right .trace")
+    page.keyboard.press("Tab")
+    finished(page, "right")
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.closest('[id]').id"))
+    assert {"open", "link", "play", "download", "gif"} <= reached
+
+
+# --- Settings and mistakes --------------------------------------------------------------------------------------------
+
+
+def test_presets_links_and_errors_follow_the_controls(visit):
+    """A strategy chosen by hand leaves no preset lit, and only its own parameters are shown; a value that is not
+    allowed is said beside its control; the link reproduces what is set, and a spoilt one says what is wrong."""
+    page = visit(PARALLEL)
+    preset_is(page, "Parallel + DPad")
+    page.locator("#dropout_strategy").get_by_label("uniform", exact=True).check()
+    preset_is(page, "")
+    page.wait_for_selector("#number.wrong")
+    assert "num_tokens is 0, so that dropout_strategy uniform would keep no suffix at all" in page.inner_text("#number")
+    assert not page.locator("#scale").is_visible() and page.locator("#number").is_visible()
+    type_number(page, "number", 12)
+    has(page, "!document.querySelector('.wrong')")
+    assert "probability to be kept" in page.inner_text("#retention")
+    page.locator("#dropout_strategy").get_by_label("gaussian", exact=True).check()
+    page.wait_for_selector("#scale")
+    type_number(page, "scale", -1)
+    page.wait_for_selector("#scale.wrong")
+    assert "scale is -1; it must be a finite number above 0" in page.inner_text("#scale")
+    page.click("#ask")
+    assert said(page) == "scale is -1; it must be a finite number above 0"
+    assert page.locator("#left .idle").count() and page.locator("#stop").is_disabled()
+    type_number(page, "scale", 2.3)
+    has(page, "!document.querySelector('.wrong')")
+    assert "a = 2.3" in page.inner_text("#retention")
+
+    page.click("#link")
+    has(page, "location.search.includes('scale=2.3')")
+    other = visit(dict(parse_qsl(page.evaluate("location.search.slice(1)"))))
+    assert other.input_value("#scale input") == "2.3" and other.input_value("#threshold input[type=number]") == "0.9"
+    assert other.input_value("#question textarea") == page.input_value("#question textarea")
+    spoilt = visit({"threshold": 7})
+    assert said(spoilt) == ("This page's address cannot be used: threshold is 7.0; it must be a finite number of at "
+                            "least 0 and at most 1")
+    preset_is(spoilt, "DPad")
+
+
+def test_questions_are_answered_whole_or_refused(visit):
+    """An empty question and one that is too long: a sentence each, and nothing is cut; the next answer works, and what
+    a visitor types is text."""
+    page = visit(PARALLEL)
+    page.fill("#question textarea", "   ")
+    page.click("#ask")
+    assert "the question is empty" in said(page)
+    page.fill("#question textarea", "x" * (MAX_QUESTION + 1))
+    page.click("#ask")
+    has(page, "document.querySelector('#message').innerText.includes('characters')")
+    assert said(page) == f"the question has {MAX_QUESTION + 1} characters; it must have at most {MAX_QUESTION}"
+    assert len(page.input_value("#question textarea")) == MAX_QUESTION + 1
+    page.fill("#question textarea", "<img src=x onerror=alert(1)> has 3 apples. How many apples?")
+    page.wait_for_selector("#ask:enabled")
+    page.click("#ask")
+    finished(page)
+    assert page.locator("#main img").count() == 0 and not page.inner_text("#message").strip()
+
+
+# --- Visitors, screens, colours ---------------------------------------------------------------------------------------
+
+
+def test_visitors_and_their_queue(visit):
+    """Two are answered at the same time, each with their own settings; a third waits, is told so, may leave the
+    queue, and is answered when there is room."""
+    busy = [visit(choices) for choices in (VANILLA | {"gen_length": 512}, SHORT | {"gen_length": 512})]
+    third = visit(PARALLEL)
+    for page in busy:
+        page.click("#ask")
+        page.wait_for_selector('#left .trace[data-done="0"]')
+    assert [page.inner_text("#left h3") for page in busy] == ["Vanilla", "DPad, early termination"]
+    third.click("#ask")
+    third.wait_for_selector("#message .waiting")
+    third.wait_for_selector("#stop:enabled")
+    third.click("#stop")
+    third.wait_for_selector("#ask:enabled")
+    third.click("#ask")
+    third.wait_for_selector("#message .waiting")
+    for page in busy:
+        page.click("#stop")
+        page.wait_for_selector("#stop:disabled")
+    finished(third)
+    assert third.inner_text("#left h3") == "DPad, threshold 0.9, early termination"
+    assert not third.locator("#message .waiting").count()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_narrow_screen(visit, scheme):
-    """On a phone nothing sticks out sideways, and the canvas has fewer columns."""
-    page = visit(viewport={"width": 380, "height": 800}, color_scheme=scheme)
-    choose(page, "All")
+def test_a_phone(visit, scheme):
+    """Asking brings the canvas into view; a comparison is stacked; no token is cut, and nothing sticks out sideways."""
+    page = visit(PARALLEL, PHONE, color_scheme=scheme)
+    assert page.locator("#left .cells").first.bounding_box()["y"] > 500
+    page.click("#compare")
+    page.wait_for_selector("#right .trace")
+    has(page, "document.querySelector('#player').getBoundingClientRect().top < 100")
+    finished(page, "right")
+    left, right = (page.locator(f"#{side} .trace").bounding_box() for side in ("left", "right"))
+    assert right["y"] >= left["y"] + left["height"] and left["width"] == right["width"] > 340
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    wide = """[...document.querySelectorAll('#main *')].filter(part => part.checkVisibility() &&
+        part.getBoundingClientRect().right > innerWidth + 1).map(part => part.outerHTML.slice(0, 99))"""
+    assert page.evaluate(wide) == []
+    cut = "cells => cells.filter(cell => cell.scrollWidth > cell.clientWidth).map(cell => cell.innerText)"
+    assert page.eval_on_selector_all(".cells i.decided", cut) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read(visit, scheme):
+    """WCAG's 4.5 : 1, computed from the colours as they are drawn: empty, while decoding, compared with bars of
+    attention, and with errors."""
+    page = visit(PARALLEL, color_scheme=scheme)
+    page.click("#more-settings button")
+    page.wait_for_selector("#seed")
+
+    def check(state, count):
+        found = page.evaluate(CONTRAST, 4.5)
+        assert found["faint"] == [] and found["count"] > count, f"{state}: {found}"
+
+    check("empty", 100)
+    page.locator("#attention input").check()
+    page.click("#compare")
+    page.wait_for_selector("#right .trace")
+    check("decoding", 100)
+    finished(page, "right")
+    check("compared", 200)
+    type_number(page, "scale", -1)
+    page.wait_for_selector("#scale.wrong")
+    page.fill("#question textarea", "")
     page.click("#ask")
-    finished(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 381
-    columns = page.evaluate("getComputedStyle(document.querySelector('#left .cells')).gridTemplateColumns")
-    assert len(columns.split()) == 8
+    said(page)
+    check("mistaken", 100)

@@ -16,14 +16,23 @@ from dpad.engine import completion, loading
 from dpad.engine.methods import METHODS
 from dpad.interact import trace as trace_module
 from dpad.interact.attention import measure
-from dpad.interact.canvas import SAMPLER_WORDS, canvas_after, describe_settings, summarize
+from dpad.interact.canvas import (
+    SAMPLER_WORDS,
+    canvas_after,
+    describe_settings,
+    describe_traces,
+    describe_uncomputed,
+    needs_light_text,
+    shade,
+    summarize,
+)
 from dpad.interact.denoiser import Denoiser
 from dpad.interact.gif import write_gif
-from dpad.interact.markup import FORMULAS, render_canvas, render_curve
-from dpad.interact.trace import Tracer, read_trace
+from dpad.interact.markup import FORMULAS, render_canvas, render_curve, render_work
+from dpad.interact.trace import Trace, Tracer, read_trace
 from dpad.results import files
 from llada.settings import LLaDASettings
-from sampler import SAMPLERS, GaussianSampler
+from sampler import SAMPLERS, GaussianSampler, NoSuffix, WindowSampler
 
 PROMPT = "Tom has 3 bags with 4 apples in each bag. How many apples does Tom have?"
 
@@ -99,6 +108,67 @@ def test_early_termination_fills(loaded, monkeypatch):
     assert kinds == {"decided", "filled"}
 
 
+def test_what_was_never_computed_is_told_from_what_was_suffix(loaded, monkeypatch):
+    """Guards a true number in the line that stands for all places that no forward decided."""
+    for options, words in (
+        ({}, "80 positions computed as suffix only"),
+        ({"suffix_sampler": NoSuffix()}, "80 positions never computed"),
+        ({"suffix_sampler": WindowSampler(20)}, "60 positions never computed, 20 computed as suffix only"),
+    ):
+        monkeypatch.undo()
+        trace, _ = record(loaded, **options)
+        monkeypatch.setattr(loaded.model.config, "eos_token_id", trace.forwards[3]["decided"][0][1])
+        trace, _ = record(loaded, early_termination=True, **options)
+        canvas = canvas_after(trace, len(trace.forwards))
+        assert describe_uncomputed(canvas) == words and not describe_uncomputed(canvas_after(trace, 2))
+        drawn = render_canvas(trace, len(trace.forwards))
+        assert words in drawn and drawn.count("<i ") == 16 and canvas.draft == trace.tail["answer"]
+
+
+def test_names_of_traces_beside_each_other(loaded):
+    """Guards comparisons of Vanilla with Vanilla: where the words are the same, what differs is said."""
+    plain, _ = record(loaded)
+    other, _ = record(loaded, remasking="random")
+    dpad, _ = record(loaded, suffix_sampler=GaussianSampler(48, 3, 1.6))
+    wide, _ = record(loaded, suffix_sampler=GaussianSampler(96, 3, 1.6))
+    assert describe_traces([plain, dpad]) == ["Vanilla", "DPad"]
+    assert describe_traces([plain, other]) == ["Vanilla, remasking low_confidence", "Vanilla, remasking random"]
+    assert describe_traces([dpad, wide]) == ["DPad, suffix_sampler window 48 k_sigma 3.0 scale 1.6",
+                                             "DPad, suffix_sampler window 96 k_sigma 3.0 scale 1.6"]
+
+
+def test_one_clock_colours_all_traces(loaded):
+    """Guards comparisons: a token's colour says when it was decided, on the clock of the slower side; and its text can
+    be read, 4.5 : 1, on every colour there is."""
+    trace, _ = record(loaded)
+    count = len(trace.forwards)
+    early, late = "rgb(253,231,154)", "rgb(42,120,142)"
+    assert late in render_canvas(trace, count) and late not in render_canvas(trace, count, duration=2 * trace.seconds)
+    assert shade(0, 3) == (253, 231, 154) == shade(0, 0) and shade(3, 3) == (42, 120, 142) == shade(9, 3)
+    assert early in render_canvas(trace, count, duration=1e9)
+
+    def luminance(colour):
+        parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+                 for part in (value / 255 for value in colour)]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts))
+
+    for step in range(1001):
+        own = luminance(shade(step, 1000))
+        assert (1.05 / (own + 0.05) if needs_light_text(shade(step, 1000)) else (own + 0.05) / 0.05) >= 4.5
+
+
+def test_the_work_of_two_answers(loaded):
+    """Guards the chart: both sides are named, with the positions that they have computed so far."""
+    plain, _ = record(loaded)
+    dpad, _ = record(loaded, suffix_sampler=GaussianSampler(48, 3, 1.6))
+    drawn = render_work([plain, dpad], [5, 0], plain.seconds, "<b>")
+    work = sum(entry["computed"] for entry in plain.forwards[:5])
+    assert f"Vanilla: {work:,} in {plain.forwards[4]['seconds']:.2f} s" in drawn and "DPad: 0 in 0.00 s" in drawn
+    assert drawn.count("<polyline") == 2 and "&lt;b&gt;" in drawn and "positions computed" in drawn
+    nothing = Trace(plain.head)
+    assert "Vanilla: 0 in 0.00 s" in render_work([nothing, nothing], [0, 0], 0.0, "")
+
+
 def test_attention_is_that_of_each_blocks_first_forward(loaded, tmp_path):
     """Guards the overlay: what a trace says equals what is measured, survives its file, and changes nothing else."""
     trace, settings = record(loaded, attention=True, suffix_sampler=GaussianSampler(48, 3, 1.6))
@@ -147,7 +217,7 @@ def test_attention_on_the_canvas(loaded):
     plain, _ = record(loaded)
     shown = render_canvas(trace, 3, layer=0)
     assert shown.count("--bar:") == 96 and "--bar:1.00" in shown and "attention to prompt" in shown
-    assert "; attention 0." in shown and "full height" in shown
+    assert "; attention 0." in shown and "tallest bar" in shown
     assert "ask again" in render_canvas(plain, 3, layer=0) and "--bar" not in render_canvas(plain, 3, layer=0)
     assert render_canvas(trace, 3).count("attention") == 0 == render_canvas(plain, 3).count("attention")
 

@@ -183,6 +183,14 @@ class LoadedModel:
         numbers = {"dtype": str(self.model.dtype).removeprefix("torch."), "device": self.model.device.type}
         return numbers | ({"quantize": self.quantize} if self.quantize else {})
 
+    @property
+    def title(self) -> str:
+        """The model's name as a sentence has it: LLaDA-tiny, LLaDA-8B-Instruct."""
+        last = Path(self.checkpoint).name
+        if last.startswith(f"{self.family.name}-"):  # the embedded models' folders
+            last = self.family.settings.family + last[len(self.family.name):]
+        return f"{last}+{self.adapter.label}" if self.adapter else last
+
     @cached_property
     def answer_text(self) -> AnswerText:
         """What turns an answer's tokens into its text."""

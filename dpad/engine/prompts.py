@@ -41,7 +41,7 @@ def check_room(loaded: LoadedModel, length: int, gen_length: int) -> None:
     maximum = loaded.model.max_positions
     if length + gen_length > maximum:
         raise PromptTooLong(f"gen_length is {gen_length}, but after a prompt of {length} tokens there is room for "
-                            f"{max(0, maximum - length)}: {loaded.name} holds {maximum} tokens, prompt and answer "
+                            f"{max(0, maximum - length)}: {loaded.title} holds {maximum} tokens, prompt and answer "
                             "together")
 
 

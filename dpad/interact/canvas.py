@@ -5,7 +5,7 @@ The web UI (markup.py) and the GIF (gif.py) draw what this module describes. Imp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from dpad.results.records import hardware_line
 # Early and late tokens have hues that every kind of colour vision tells apart, by lightness as well.
 EARLY = (0xFD, 0xE7, 0x9A)
 LATE = (0x2A, 0x78, 0x8E)
-MAX_DARK = 430  # a colour whose red, green and blue add up to less needs light text
+MAX_DARK = 0.179  # luminance up to which white text stands out more than black (both by 4.58 : 1 here)
 
+MASK = "░"  # in the text of an answer that is being decoded
 SAMPLER_WORDS = {
     "gaussian": "DPad", "gaussian-even": "DPad without dice", "uniform": "uniform dropout", "window": "sliding window",
     "anchor": "anchors", "attention": "suffix by attention", "spotlight": "spotlight", "block": "no suffix",
@@ -29,8 +30,8 @@ class Cell:
 
     kind: "decided"; "block", a mask of the block being decoded; "kept", a mask of the suffix that is computed;
     "dropped", one that is not; or "filled", EOS that took no forward. confidence and forward (the one that decided the
-    token, counted from 0) belong to decided cells alone. is_after_end: the token ends the answer or stands behind the
-    one that does, and so is not part of it.
+    token, counted from 0) belong to decided cells alone, as does seconds, when that was. is_after_end: the token ends
+    the answer or stands behind the one that does, and so is not part of it.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Cell:
     confidence: float | None = None
     forward: int | None = None
     is_after_end: bool = False
+    seconds: float = 0.0
 
     @property
     def glyph(self) -> str:
@@ -53,7 +55,9 @@ class Canvas:
 
     suffix and kept_suffix: how many positions follow the block, and how many of them are computed. share: slots
     computed so far, as a share of those that vanilla decoding computes in as many forwards. tokens: decided ones of the
-    answer. attention: what the block pays to each cell, where it was asked for and the trace has it.
+    answer. draft: the answer's text so far, with ░ for the masks of the block. untouched: filled cells that no forward
+    computed, not even as a part of the suffix. attention: what the block pays to each cell, where it was asked for and
+    the trace has it.
     """
 
     cells: list[Cell]
@@ -65,6 +69,8 @@ class Canvas:
     share: float
     tokens: int
     done: bool
+    draft: str
+    untouched: int
     attention: list[float] | None = None
 
     @property
@@ -94,7 +100,7 @@ def canvas_after(trace: Trace, forwards: int, layer: int | None = None) -> Canva
     for number, forward in enumerate(past):
         for place, _token, text, confidence in forward["decided"]:
             if 0 <= place < trace.gen_length:
-                cells[place] = Cell("decided", text, confidence, number)
+                cells[place] = Cell("decided", text, confidence, number, seconds=forward["seconds"])
     end = next((place for place, cell in enumerate(cells) if cell.text in trace.ends), len(cells))
     cells[end:] = [replace(cell, is_after_end=True) for cell in cells[end:]]
 
@@ -110,6 +116,9 @@ def canvas_after(trace: Trace, forwards: int, layer: int | None = None) -> Canva
         share=computed / (len(past) * whole) if past else 0.0,
         tokens=sum(cell.kind == "decided" and not cell.is_after_end for cell in cells),
         done=done,
+        draft=trace.tail["answer"] if done else "".join(
+            cell.text if cell.kind == "decided" else MASK for cell in cells[:end] if cell.kind in ("decided", "block")),
+        untouched=sum(cell.kind == "filled" for cell in cells) - len(_suffix_seen(trace, cells)) if done else 0,
         attention=None if layer is None else _attention(trace, forwards, layer),
     )
 
@@ -122,6 +131,12 @@ def _kept_suffix(trace: Trace, forwards: int) -> set[int]:
     return set(kept)
 
 
+def _suffix_seen(trace: Trace, cells: list[Cell]) -> set[int]:
+    """The filled places that some block saw as a part of its suffix."""
+    seen = {place for forward in trace.forwards for place in forward.get("kept", ())}
+    return {place for place, cell in enumerate(cells) if cell.kind == "filled" and place in seen}
+
+
 def _attention(trace: Trace, forwards: int, layer: int) -> list[float] | None:
     """What the block at this moment pays to each cell in its first forward; a layer beyond the last stands for that."""
     layers: list[list[float]] = []
@@ -132,15 +147,31 @@ def _attention(trace: Trace, forwards: int, layer: int) -> list[float] | None:
     return layers[min(layer, len(layers)) - 1] if layer else [sum(column) / len(layers) for column in zip(*layers)]
 
 
-def shade(forward: int, total: int) -> tuple[int, int, int]:
-    """The colour, red, green and blue, of a token that forward `forward` of `total` decided: from EARLY to LATE."""
-    part = forward / max(1, total - 1)
+def shade(seconds: float, duration: float) -> tuple[int, int, int]:
+    """The colour, red, green and blue, of a token decided after `seconds` of `duration`: from EARLY to LATE."""
+    part = min(1.0, seconds / duration) if duration else 0.0
     red, green, blue = (round(early + (late - early) * part) for early, late in zip(EARLY, LATE))
     return red, green, blue
 
 
 def needs_light_text(colour: tuple[int, int, int]) -> bool:
-    return sum(colour) < MAX_DARK
+    """Whether white text stands out more than black, by WCAG's relative luminance."""
+    parts = [value / 255 for value in colour]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue < MAX_DARK
+
+
+# --- In words ---------------------------------------------------------------------------------------------------------
+
+
+def describe_uncomputed(canvas: Canvas) -> str:
+    """What became of the places that no forward decided, in a few words; nothing where there are none."""
+    filled = sum(cell.kind == "filled" for cell in canvas.cells)
+    scratch = filled - canvas.untouched
+    parts = [f"{canvas.untouched} positions never computed"] if canvas.untouched else []
+    if scratch:
+        parts.append(f"{scratch} {'' if parts else 'positions '}computed as suffix only")
+    return ", ".join(parts)
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
@@ -167,6 +198,26 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
 def describe_trace(trace: Trace) -> str:
     """A trace's settings in a few words."""
     return describe_settings(trace.head.get("settings", {}))
+
+
+def describe_traces(traces: Sequence[Trace]) -> list[str]:
+    """The names of traces beside each other. Where two would have the same words, what differs between them is added.
+    """
+    words = [describe_trace(trace) for trace in traces]
+    settings = [trace.head.get("settings", {}) for trace in traces]
+    names = []
+    for own, word in zip(settings, words):
+        twins = [other for other, theirs in zip(settings, words) if theirs == word]
+        keys = [key for key in own if any(other.get(key) != own[key] for other in twins)]
+        names.append(", ".join([word, *(f"{key} {_in_words(own[key])}" for key in keys)]))
+    return names
+
+
+def _in_words(value: Any) -> str:
+    """A setting's value of a trace: of a sampler or a rule its parameters."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {entry}" for key, entry in value.items() if key != "name")
+    return "off" if value is None else str(value)
 
 
 def summarize(trace: Trace) -> str:

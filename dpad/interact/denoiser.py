@@ -11,11 +11,14 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from dpad.engine import completion, loading, prompts
-from dpad.engine.settings import DecodingSettings
+from dpad.engine.settings import PARTS, SAMPLER, DecodingSettings, part_defaults
+from dpad.interact.gif import write_gif
 from dpad.interact.trace import Trace, Tracer, read_trace
 
 MAX_GEN_LENGTH = 512  # tokens of an answer
@@ -62,11 +65,84 @@ class Denoiser:
         thread.start()
         return thread
 
+    @property
+    def model_words(self) -> str:
+        """The model's name and size: LLaDA-tiny, 3 M parameters."""
+        size = float(sum(parameter.numel() for parameter in self.loaded.model.parameters()))
+        for unit in ("", " k", " M", " B"):
+            if size < 999.5 or unit == " B":
+                break
+            size /= 1000
+        return f"{self.loaded.title}, {size:.0f}{unit} parameters"
+
+    def idle_trace(self, settings: DecodingSettings) -> Trace:
+        """A trace before the first forward, with the suffix that the first block will see."""
+        import torch
+
+        from dpad.engine.decoding import draw_suffix
+
+        assert settings.suffix_sampler is not None
+        generator = torch.Generator().manual_seed(settings.seed)
+        kept = draw_suffix(settings.suffix_sampler, settings.block_length, settings.gen_length, generator).tolist()
+        head = {"gen_length": settings.gen_length, "block_length": settings.block_length,
+                "settings": settings.to_json()}
+        return Trace(head, [{"block": 0, "seconds": 0.0, "computed": 0, "kept": kept, "decided": []}])
+
     def save(self, trace: Trace) -> Path:
-        """Write a finished trace, in place of the one MAX_SAVED before it, and return its path."""
-        file = Path(self.folder.name) / str(next(self.saved) % MAX_SAVED) / "trace.jsonl"
+        """Write a finished trace, in place of what was saved MAX_SAVED files before it, and return its path."""
+        file = self._new_file("trace.jsonl")
         trace.write(file)
         return file
+
+    def save_gif(self, traces: Sequence[Trace]) -> Path:
+        """Draw finished traces as a GIF, likewise."""
+        file = self._new_file("dpad.gif")
+        write_gif(traces, file)
+        return file
+
+    def _new_file(self, name: str) -> Path:
+        folder = Path(self.folder.name) / str(next(self.saved) % MAX_SAVED)
+        for earlier in folder.glob("*"):
+            earlier.unlink()
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    # --- Settings of traces and links ---
+
+    def read_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The choices behind the settings that a trace holds (`DecodingSettings.to_json`).
+
+        Raises:
+            ValueError: they are not settings of this model's family, or a value is not allowed on this page.
+        """
+        fields = {part.field for part in PARTS}
+        choices = {name: value for name, value in record.items() if name not in {*fields, "device", "steps"}}
+        for part in PARTS:
+            value = record.get(part.field)
+            if value is not None:  # an object's name, where it has one, and its parameters
+                choices |= {part.selector.name: True, **{part.selector.name if key == "name" else key: parameter
+                                                         for key, parameter in value.items()}}
+        settings = self.make_settings(choices)
+        if not settings.parallel and record.get("steps", settings.total_steps) != settings.total_steps:
+            settings = self.make_settings(choices | {"steps": record["steps"]})
+        return settings.as_choices()
+
+    def read_link(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """The choices that a link's query holds, by the settings' labels; ValueError where they cannot be used."""
+        names = {entry.label: entry for entry in self.loaded.family.settings.choices()}
+        choices = {names[label].name if label in names else label: names[label].parse(text) if label in names else text
+                   for label, text in texts.items()}
+        return self.make_settings(choices).as_choices()
+
+    def write_link(self, settings: DecodingSettings, question: str) -> str:
+        """The query of a link to the page with these settings: what differs from the command line's defaults."""
+        choices = settings.as_choices()
+        entries = self.loaded.family.settings.choices()
+        usual = {entry.name: entry.default for entry in entries} | part_defaults(choices)
+        texts = {entry.label: "none" if choices[entry.name] is None else str(choices[entry.name]) for entry in entries
+                 if entry.name in choices and choices[entry.name] != usual[entry.name]}
+        texts[SAMPLER.selector.label] = choices[SAMPLER.selector.name]  # without a setting a link says nothing of them
+        return "?" + urlencode(texts | {"question": question})
 
 
 class Shelf:

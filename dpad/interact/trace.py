@@ -217,6 +217,7 @@ DECIDED = forms.Leaf("[place, token id, text, confidence]", lambda value: (
 HEAD = {
     "kind": forms.Leaf("'trace'", lambda value: value == "trace"),
     "gen_length": LENGTH, "block_length": LENGTH, "prompt_tokens": LENGTH, "ends?": forms.Several(TEXT),
+    "prompt?": TEXT, "model?": forms.TEXT,
     "settings?": {"suffix_sampler?": {"name?": forms.TEXT}, "soft_suffix?": {}, "rule?": {"name?": forms.TEXT},
                   "threshold?": forms.NUMBER, "factor?": forms.NUMBER, "alg?": forms.TEXT, "cache?": forms.TEXT,
                   "device?": forms.TEXT},
