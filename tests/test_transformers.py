@@ -531,6 +531,8 @@ def test_virtual_tokens_are_refused(model):
     adapted = peft.get_peft_model(copy.deepcopy(model), config)
     with pytest.raises(ValueError, match="the peft adapter adds virtual tokens to a prompt"):
         adapted.generate(input_ids=IDS, max_new_tokens=32)
+    with pytest.raises(ValueError, match="^inputs_embeds: not an argument of .*`hidden_states` takes embeddings"):
+        model(inputs_embeds=torch.zeros(1, 2, 32))  # as peft calls it
 
 
 def test_push_to_hub_uploads_the_folder(model, monkeypatch):
@@ -576,6 +578,8 @@ def test_forward_says_why_it_cannot(model):
     for name, reason in (("labels", "masks that are drawn"), ("use_cache", "a forward keeps nothing")):
         with pytest.raises(ValueError, match=f"^{name}: not an argument of .*; {name}: .*{reason}"):
             model(IDS, **{name: IDS if name == "labels" else True})
+    with pytest.raises(ValueError, match="input_ids is missing"):
+        model()
     assert model(IDS, token_type_ids=torch.zeros_like(IDS)).logits.shape[0] == 2
 
 
