@@ -15,6 +15,7 @@ from threading import Thread
 import peft
 import pytest
 import torch
+from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from helpers import ROOT, left_padded, prompts_of
 from hypothesis import given, settings
@@ -466,6 +467,26 @@ def test_every_layer_on_a_device_of_its_own(family):
         assert cache.forward(model, ids[:1, :2], ids[:1, :2], None, 1).shape == (1, 2, 32)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("main_device", ["cuda", "cpu"])
+@pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
+def test_layers_on_a_gpu_and_the_cpu(name, main_device):
+    """Guards both ways to share a model: the CPU keeps weights for the GPU, or computes its layers itself."""
+    folder = ROOT / "checkpoints" / name
+    batch = load(str(folder), device="cpu").encode([QUESTION, OTHER])
+    options = {"max_new_tokens": 64, "threshold": 0.9, "cache": "prefix", "pad_token_id": 1}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected = model.generate(**batch, **options)
+    names = parts_of(model)
+    dispatch_model(model, {part: 0 if part in names[1::2] else "cpu" for part in names}, main_device=main_device)
+    assert model.device.type == main_device and model.is_dispatched
+    shared = model.generate(**batch, **options)
+    assert shared.device.type == main_device and (shared.cpu() == expected).float().mean() > 0.9
+    model.generate(**batch, **options | {"dropout_strategy": "attention", "window": 8, "top_k": 8})
+    model.generate(**batch, **options | {"dropout_strategy": "ssm", "window": 32, "soft_suffix": True})
+
+
 # --- Training, peft, saving, pipelines --------------------------------------------------------------------------------
 
 
@@ -510,6 +531,8 @@ def test_virtual_tokens_are_refused(model):
     adapted = peft.get_peft_model(copy.deepcopy(model), config)
     with pytest.raises(ValueError, match="the peft adapter adds virtual tokens to a prompt"):
         adapted.generate(input_ids=IDS, max_new_tokens=32)
+    with pytest.raises(ValueError, match="^inputs_embeds: not an argument of .*`hidden_states` takes embeddings"):
+        model(inputs_embeds=torch.zeros(1, 2, 32))  # as peft calls it
 
 
 def test_push_to_hub_uploads_the_folder(model, monkeypatch):
@@ -555,6 +578,8 @@ def test_forward_says_why_it_cannot(model):
     for name, reason in (("labels", "masks that are drawn"), ("use_cache", "a forward keeps nothing")):
         with pytest.raises(ValueError, match=f"^{name}: not an argument of .*; {name}: .*{reason}"):
             model(IDS, **{name: IDS if name == "labels" else True})
+    with pytest.raises(ValueError, match="input_ids is missing"):
+        model()
     assert model(IDS, token_type_ids=torch.zeros_like(IDS)).logits.shape[0] == 2
 
 

@@ -305,8 +305,8 @@ class MaskedDiffusionModel(PreTrainedModel):
         return getattr(self.config, "embedding_size", self.config.vocab_size)
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0, **unused: object,
+        self, input_ids: Tensor | None = None, position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None, logits_to_keep: int | Tensor = 0, **unused: object,
     ) -> MaskedLMOutput:
         """Logits of every token, or of the places that were asked for.
 
@@ -333,6 +333,8 @@ class MaskedDiffusionModel(PreTrainedModel):
             reasons = "".join(f"; {name}: {REFUSED[name]}" for name in foreign if name in REFUSED)
             raise ValueError(f"{', '.join(foreign)}: not an argument of {type(self).__name__}.forward, which takes "
                              f"input_ids, position_ids, attention_mask and logits_to_keep{reasons}")
+        if input_ids is None:
+            raise ValueError("input_ids is missing; it must be [rows, tokens]")
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [rows, tokens]")
         rows, length = input_ids.shape
