@@ -95,6 +95,8 @@ examples:
   python run.py chat -m tiny -d gaussian -k 3 -sc 1.6 -e             the embedded model, offline
   python run.py chat -m 1.5 -d gaussian -k 3 -sc 1.6 -th 0.9 -c -e   LLaDA-1.5, from the hub
   echo "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?" | python run.py chat -m tiny
+
+Lines are kept for the next session, readable to you alone; DPAD_CHAT_HISTORY=off keeps none.
 """ + NOTE
 BENCH_EXAMPLES = """\
 examples:

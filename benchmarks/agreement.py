@@ -5,8 +5,8 @@
 
 Both embedded models answer the embedded problems, in batches of prompts of unequal lengths: with every cache mode, with
 DPad and without, with a fixed schedule and with a threshold. They do so in both dtypes on the device, without graphs
-and with graphs, twice, so that the graphs are replayed. The exit status is 1 if an answer in float32 differs from the
-plain path's.
+and with graphs, twice, so that the graphs are replayed; and so with compiled steps (dpad/engine/fused.py). The exit
+status is 1 if an answer in float32 differs from the plain path's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.progress import Progress
 from dpad import ROOT
-from dpad.engine import cuda_graphs, loading
+from dpad.engine import cuda_graphs, fused, loading
 from dpad.engine.checks import check_integer
 from dpad.engine.command_line import Parser
 from dpad.engine.settings import CACHE_MODES
@@ -64,6 +64,11 @@ def compare(name: str, device: str, prompts: list[str], progress: Progress) -> l
             for run in ("graphs", "graphs again"):
                 runs[f"float32, {run}"] = (answer(exact, prompts, settings), expected)
                 runs[f"bfloat16, {run}"] = (answer(rounded, prompts, settings), rounded_answers)
+            with fused.use("on" if exact.model.device.type == "cuda" else "off"):  # elsewhere compiling takes minutes
+                for run in ("graphs of compiled steps", "graphs of compiled steps again"):
+                    runs[f"float32, {run}"] = (answer(exact, prompts, settings), expected)
+                    runs[f"bfloat16, {run}"] = (answer(rounded, prompts, settings), rounded_answers)
+                cuda_graphs.forget()
 
         row: dict[str, Any] = {"model": name, **settings, "suffix_sampler": str(settings["suffix_sampler"])}
         for run, (tokens, expected_tokens) in runs.items():

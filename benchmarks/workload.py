@@ -54,7 +54,8 @@ class Workload:
 
     prompt_length: int = setting(128, "length of the prompt", minimum=1, unit="tokens")
     gen_length: int = setting(256, "length of the answer", flags=("-l", "--gen_length"), minimum=1, unit="tokens")
-    block_length: int = setting(32, "length of a block", flags=("-b", "--block_size"), minimum=1, unit="tokens")
+    block_length: int = setting(32, "length of a block", flags=("-b", "--block_size", "--block_length"), minimum=1,
+                              unit="tokens")
     steps_per_block: int = setting(4, "forwards in a block", minimum=1)
     threshold: float | None = setting(None, "instead of a fixed number of forwards, as many as the confidences need",
                                       flags=("-th", "--threshold"), above=0, maximum=1)

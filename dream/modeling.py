@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dpad.engine.fused import project
 from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
 from dream.configuration import DreamConfig, ILLaDAConfig
 
 
 class DreamAttention(nn.Module):
     """Grouped-query attention with biases on q, k and v alone, or (iLLaDA) without any."""
+
+    shared_input = (("q_proj", "k_proj", "v_proj"),)
 
     def __init__(self, config: DreamConfig):
         super().__init__()
@@ -31,7 +34,7 @@ class DreamAttention(nn.Module):
     def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
         """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
         queries, keys, values = (
-            project(x).unflatten(-1, (-1, self.head_size)) for project in (self.q_proj, self.k_proj, self.v_proj)
+            projected.unflatten(-1, (-1, self.head_size)) for projected in project(self, *self.shared_input, x)
         )
         return self.o_proj(attention.attend(index, queries, keys, values))
 
@@ -39,14 +42,17 @@ class DreamAttention(nn.Module):
 class DreamMLP(nn.Module):
     """SwiGLU."""
 
+    shared_input = (("gate_proj", "up_proj"),)
+
     def __init__(self, config: DreamConfig):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, attention: Attention) -> Tensor:
+        gates, values = project(self, *self.shared_input, x)
+        return self.down_proj(attention.steps.gate(gates, values))
 
 
 class DreamDecoderLayer(GradientCheckpointingLayer):
@@ -61,8 +67,10 @@ class DreamDecoderLayer(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
         """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
-        x = x + self.self_attn(self.input_layernorm(x), attention, index)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        steps = attention.steps
+        mixed = self.self_attn(steps.normalise(self.input_layernorm, x), attention, index)
+        x, normed = steps.add_and_normalise(self.post_attention_layernorm, x, mixed)
+        return x + self.mlp(normed, attention)
 
 
 class DreamBaseModel(nn.Module):

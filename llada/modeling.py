@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dpad.engine.fused import project
 from dpad.engine.transformer import Attention, MaskedDiffusionModel, RMSNorm
 from llada.configuration import LLaDAConfig
 
 
 class LLaDABlock(GradientCheckpointingLayer):
     """One layer: attention and SwiGLU, each after an RMSNorm and added to its input."""
+
+    shared_input = (("q_proj", "k_proj", "v_proj"), ("ff_proj", "up_proj"))
 
     def __init__(self, config: LLaDAConfig):
         super().__init__()
@@ -40,13 +43,15 @@ class LLaDABlock(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
         """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
-        normed = self.attn_norm(x)
-        queries = self.q_proj(normed).unflatten(-1, (self.heads, -1))
-        keys = self.k_proj(normed).unflatten(-1, (self.kv_heads, -1))
-        values = self.v_proj(normed).unflatten(-1, (self.kv_heads, -1))
-        x = x + self.attn_out(attention.attend(index, queries, keys, values))
-        normed = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+        steps = attention.steps
+        queries, keys, values = project(self, self.shared_input[0], steps.normalise(self.attn_norm, x))
+        mixed = attention.attend(
+            index, queries.unflatten(-1, (self.heads, -1)), keys.unflatten(-1, (self.kv_heads, -1)),
+            values.unflatten(-1, (self.kv_heads, -1)),
+        )
+        x, normed = steps.add_and_normalise(self.ff_norm, x, self.attn_out(mixed))
+        gates, values = project(self, self.shared_input[1], normed)
+        return x + self.ff_out(steps.gate(gates, values))
 
 
 class LLaDAModel(nn.Module):

@@ -133,7 +133,7 @@ def test_lm_eval_command_line(checkpoint_folder, tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     ("checkpoint=tiny,treshold=0.9", "treshold: not a setting of"),
     ("checkpoint=tiny,threshold=2", "threshold is 2.0; it must be a finite number of at least 0 and at most 1"),
-    ("checkpoint=tiny,block_size=7", "block_size is 7; it must divide gen_length"),
+    ("checkpoint=tiny,block_size=7", "block_length is 7; it must divide gen_length"),
     ("checkpoint=dream-tiny,remasking=random", "remasking: not a setting of"),
     ("checkpoint=tiny,pretrained=tiny", "checkpoint and pretrained mean the same"),
     ("checkpoint=tiny,batch_size=0", "batch_size is 0; it must be an integer of at least 1, or \"auto\""),

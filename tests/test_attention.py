@@ -315,7 +315,7 @@ def test_a_task_is_averaged(command, capsys):
     (["--prompt", "a", "--block", "4"], "block is '4'; it must be a number from 0 to 2, or all"),
     (["--prompt", "a", "--block", "-1"], "block is '-1'; it must be a number"),
     (["--prompt", "a", "--block", "al"], "did you mean 'all'?"), (["--prompt", "a", "--block", "²"], "block is '²'"),
-    (["--prompt", "a", "-b", "64"], "block_size is 64; it must be less than gen_length (64)"),
+    (["--prompt", "a", "-b", "64"], "block_length is 64; it must be less than gen_length (64)"),
     (["--prompt", "a", "--step", "16"], "step is 16; it must be an integer from 0 to 15"),
     (["--prompt", "a", "--steps", "8", "--step", "3"], "step is 3; it must be at most 1: the block took 2 forwards"),
     (["--prompt", "a", "--before", "-1"], "before is -1"),

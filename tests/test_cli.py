@@ -212,7 +212,7 @@ def test_evaluation_prints_and_writes_its_record(model, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["-b", "7"], "block_size is 7; it must divide gen_length (32)"),
+    (["-b", "7"], "block_length is 7; it must divide gen_length (32)"),
     (["--steps", "3"], "steps is 3; it must be a multiple of the number of blocks (2)"),
     (["--steps", "64"], "at most one a token"),
     (["-th", "1.01"], "threshold is 1.01"),

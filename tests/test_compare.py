@@ -269,7 +269,7 @@ def test_a_default_that_the_model_cannot_do_is_left_out(monkeypatch):
     (["eb=-th 0.5"], {}, "method eb: threshold is 0.5 while rule is eb"),
     (["dpad"], {"stride": 4}, "stride: no method uses this"),
     (["a=-d window -w 8"], {"window": 16}, "window: no method uses this, or each has its own"),
-    (["dpad"], {"block_length": 48}, "method vanilla: block_size is 48; it must divide"),
+    (["dpad"], {"block_length": 48}, "method vanilla: block_length is 48; it must divide"),
 ])
 def test_methods_that_cannot_be_used(texts, shared, message):
     """One sentence that names the method, and what is meant where a name is nearly right."""

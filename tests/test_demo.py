@@ -180,7 +180,7 @@ def test_interrupted_demo_keeps_its_rows(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--gen_length", "100"], "block_size is 32; it must divide gen_length (100)"),
+    (["--gen_length", "100"], "block_length is 32; it must divide gen_length (100)"),
     (["--limit", "0"], "--limit is 0; it must be an integer of at least 1"),
     (["--model", "no-such-model"], "model is 'no-such-model'"),
     (["--task", "no-such-task"], "there is no task 'no-such-task'"),

@@ -46,11 +46,11 @@ def test_logits_at_contiguous_and_at_given_positions(models_by_name, name):
 
 
 def runs_of(name):
-    """Every recording as it is, and those with a cache also over the padded steps of cuda_graphs.py."""
+    """Every recording as it is, and also over the padded steps of cuda_graphs.py."""
     plain = [pytest.param(case, "off", id=case["id"]) for case in CASES[name]]
     padded = [
         pytest.param(case, "on", id=f"{case['id']}-padded", marks=[] if number % 4 == 0 else pytest.mark.slow)
-        for number, case in enumerate(CASES[name]) if case["cache"] != "none"
+        for number, case in enumerate(CASES[name])
     ]
     return plain + padded
 

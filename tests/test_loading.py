@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from dpad.engine import loading
 from dpad.engine.completion import complete
-from dpad.engine.transformer import RMSNorm, rope_tables, rotate
+from dpad.engine.fused import rotate
+from dpad.engine.transformer import RMSNorm, rope_tables
 from llada import LLaDAConfig, LLaDAModelLM
 
 

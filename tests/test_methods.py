@@ -78,7 +78,7 @@ def test_other_flags_replace_one_setting_each():
     assert (factor.factor, factor.threshold) == (1.0, None)
     with pytest.raises(ValueError, match="k_sigma is 3, but dropout_strategy ssm does not use it"):
         settings_of("ssm", {"k_sigma": 3})
-    with pytest.raises(ValueError, match="block_size is 0; it must be"):
+    with pytest.raises(ValueError, match="block_length is 0; it must be"):
         settings_of("ssm", {"block_length": 0})
 
 

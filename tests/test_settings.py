@@ -122,7 +122,7 @@ def test_cache_flags_in_any_order():
 @pytest.mark.parametrize("cls, values, message", [
     (LLaDASettings, {"top_p": 0.9}, "top_p: not a setting of LLaDA"),
     (DreamSettings, {"factor": 1.0}, "factor: not a setting of Dream"),
-    (LLaDASettings, {"block_length": 48}, "block_size is 48; it must divide gen_length"),
+    (LLaDASettings, {"block_length": 48}, "block_length is 48; it must divide gen_length"),
     (LLaDASettings, {"dropout_strategy": "gauss"}, "dropout_strategy is 'gauss'; it must be one of null, gaussian"),
     (LLaDASettings, {"window": 8}, "window is 8, but dropout_strategy null does not use it"),
     (LLaDASettings, {"dropout_strategy": "uniform", "k_sigma": 3}, "k_sigma is 3, but dropout_strategy uniform does"),
@@ -168,7 +168,7 @@ def test_words_become_values(name, text, value):
 
 @pytest.mark.parametrize("name, text, message", [
     ("gen_length", "many", "gen_length is 'many'; it must be an integer of at least 1"),
-    ("block_length", "0", "block_size is 0; it must be an integer of at least 1"),
+    ("block_length", "0", "block_length is 0; it must be an integer of at least 1"),
     ("threshold", "2", "threshold is 2.0; it must be a finite number of at least 0 and at most 1"),
     ("early_termination", "maybe", "early_termination is 'maybe'; it must be on or off"),
     ("cache", "full", "cache is 'full'; it must be one of none, prefix, dual"),
@@ -198,15 +198,25 @@ def test_flags_mean_what_the_published_command_line_means(flags, expected):
 @pytest.mark.parametrize("values, message", [
     ({"threshold": 1.5}, "threshold is 1.5"), ({"threshold": -0.1}, "threshold is -0.1"),
     ({"factor": 0.0}, "factor is 0.0"), ({"steps": 7}, "steps is 7"), ({"steps": 512}, "steps is 512"),
-    ({"block_length": 7}, "block_size is 7"), ({"gen_length": 0}, "gen_length is 0"),
+    ({"block_length": 7}, "block_length is 7"), ({"gen_length": 0}, "gen_length is 0"),
     ({"dropout_strategy": "window", "window": 0}, "window is 0"),
     ({"dropout_strategy": "uniform", "number": -1}, "num_tokens is -1"),
     ({"dropout_strategy": "gaussian", "k_sigma": 0.0}, "k_sigma is 0.0"),
     ({"remasking": "high"}, "remasking is 'high'"), ({"temperature": -1.0}, "temperature is -1.0"),
-    ({"treshold": 0.9}, "treshold: not a setting of LLaDA, which has gen_length, block_size"),
+    ({"treshold": 0.9}, "treshold: not a setting of LLaDA, which has gen_length, block_length"),
     ({"seed": 2**64}, "seed is 18446744073709551616; it must be an integer from 0 to 9223372036854775807"),
 ])
 def test_values_outside_their_bounds_are_one_sentence(values, message):
     """Guards every setting alone: refused before a model is loaded, with its name, its value and what is allowed."""
     with pytest.raises(ValueError, match=f"^{message}"):
         LLaDASettings.from_choices(values)
+
+
+@pytest.mark.parametrize("cls", [LLaDASettings, DreamSettings])
+def test_one_vocabulary(cls):
+    """Guards that a setting has one name: its keyword in `generate`, its key in records, its label and its flag."""
+    assert [entry.label for entry in settings_of(cls)] == [entry.name for entry in settings_of(cls)]
+    labels = [entry.label for entry in cls.choices()]
+    assert len(set(labels)) == len(labels)
+    said = [name for entry in cls.choices() for name in entry.names]
+    assert len(set(said)) == len(said) and {"block_size", "dropout_strategy"} <= {*said}

@@ -109,7 +109,8 @@ def test_the_choice_follows_the_first_forwards_attention(family, cache):
 
 def naive_scores(model, canvas, queries):
     """The mean attention [1, S] of some queries, from the models' own projections, one layer after the other."""
-    from dpad.engine.transformer import Attention, rope_tables, rotate
+    from dpad.engine.fused import rotate
+    from dpad.engine.transformer import Attention, rope_tables
 
     class Recorder(Attention):
         def attend(self, layer, queries_, keys, values):

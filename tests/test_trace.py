@@ -53,7 +53,7 @@ def test_every_way_of_decoding_has_words():
     assert words["dpad-parallel-cache"] == "DPad, threshold 0.9, prefix cache, early termination"
     assert words["streaming"] == "anchors, rule falling, prefix cache, early termination"
     assert words["ssm"] == "anchors, soft suffix, threshold 0.9, early termination"
-    assert words["margin"] == "Vanilla, threshold 0.9, order topk_margin"
+    assert words["margin"] == "Vanilla, threshold 0.9, alg topk_margin"
     assert SAMPLERS.keys() == FORMULAS.keys() == {"null", *SAMPLER_WORDS}
 
 

@@ -362,7 +362,7 @@ def test_a_kill_while_the_state_is_written_leaves_nothing_in_the_way(copy, whole
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["-b", "5"], "block_size is 5; it must divide every gen_length (16)"),
+    (["-b", "5"], "block_length is 5; it must divide every gen_length (16)"),
     (["-l", "16,x"], "gen_length is 'x'; it must be an integer"),
     (["-l", "16:0,32"], "it must be different values separated by commas"),
     (["-l", "16,16"], "it must be different values separated by commas"),
@@ -406,7 +406,7 @@ def test_flags_without_an_effect_are_refused(tmp_path, capsys, data, checkpoint_
         assert command_line.main([*merge, *flags]) == 2
         assert "nothing is trained with --merge; leave it out" in capsys.readouterr().err
     assert command_line.main([*base, "--data", str(data), "--objective", "full", "-b", "8"]) == 2
-    assert "block_size is 8, but objective full has no blocks" in capsys.readouterr().err
+    assert "block_length is 8, but objective full has no blocks" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

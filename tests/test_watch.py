@@ -3,6 +3,7 @@
     bash tests/run.sh tests/test_watch.py
 """
 
+import os
 import re
 
 import pytest
@@ -67,6 +68,36 @@ def test_what_a_model_writes_cannot_steer_the_terminal(capsys):
     shown += capsys.readouterr().out
     assert "\x1b[2J" not in shown and "\x1b]" not in shown and "\x07" not in shown and "\r" not in shown
     assert left_on_screen(shown) == "one\\x1b[2J\\x1b]0;title\\x07\ntwo\\r\n"
+
+
+@pytest.mark.parametrize("columns, lines", [(40, 10), (80, 24), (1, 1)])
+@pytest.mark.parametrize("text", ["x" * 5000, "世" * 3000, "a\n" * 500, "a\tb" * 500, "short", ""],
+                         ids=["letters", "wide", "lines", "tabs", "short", "empty"])
+def test_a_draft_fits_on_the_screen(text, columns, lines):
+    """Guards the saved cursor: a draft that scrolled its own beginning away could not be drawn over."""
+    shown, rows = terminal.fit(text, os.terminal_size((columns, lines)))
+    assert rows <= max(2, lines - 1) and (shown == text or shown.endswith("…") and text.startswith(shown[:-1]))
+    width = {"世": 2, "\t": 8}
+    cells = [sum(width.get(character, 1) for character in line) for line in shown.split("\n")]
+    assert columns == 1 or sum(max(1, -(-count // columns)) for count in cells) <= rows + 1
+
+
+def test_an_answer_begins_again_on_another_screen(monkeypatch, capsys):
+    """Guards what stands on the screen when its size changes while an answer is drawn."""
+    loaded = load("tiny", device="cpu")
+    ids = loaded.tokenizer("#### 14 eggs", add_special_tokens=False)["input_ids"]
+    view = terminal.LiveView(loaded, colour=False)
+    view.put(torch.tensor([[5]]))  # the prompt
+    view.put_draft(torch.tensor([ids[:2]]))
+    view.put(torch.tensor([ids[:2]]))
+    written = view.written
+    view.put_draft(torch.tensor([ids[2:]]))
+    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda: os.terminal_size((47, 11)))
+    capsys.readouterr()
+    view.put_draft(torch.tensor([ids[2:]]))
+    assert capsys.readouterr().out.startswith(f"\n{written}\x1bD")
+    view.finish("#### 14 eggs")
+    assert capsys.readouterr().out.endswith("eggs\n")
 
 
 @pytest.mark.parametrize("name, end", [

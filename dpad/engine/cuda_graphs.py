@@ -1,10 +1,11 @@
-"""Cached steps as CUDA graphs: recorded once per shape, then launched as a whole.
+"""Forwards as CUDA graphs: recorded once per shape, then launched as a whole.
 
-A step that recomputes only a block, or a block and its kept suffix, consists of about a thousand small kernels. At
-batch 1 a GPU finishes each before the processor has launched the next, so on CUDA such steps are replayed from a
-recording. In a recording every shape and address is fixed: queries, keys and rows are padded up to a bucket, and what
-varies (which slots are written, which may be attended to) is in tensors. A shape runs as it is the first time, and is
-recorded the second time. Imported by decoding.py, never run. By default it is on for CUDA and off elsewhere:
+A forward of few slots consists of hundreds of small kernels. At batch 1 a GPU finishes each before the processor has
+launched the next, so on CUDA such forwards are replayed from a recording. In a recording every shape and address is
+fixed: queries, keys and rows are padded up to a bucket, and what varies (which slots are written, which may be attended
+to) is in tensors. A shape runs as it is the first time, and is recorded the second time. That holds for the cached
+steps of a block, and for forwards over every slot where these are at most MAX_SLOTS; larger ones keep the GPU busy by
+themselves. Imported by decoding.py, never run. By default it is on for CUDA and off elsewhere:
 
     with cuda_graphs.use("off"):   # or "on" everywhere: on the CPU the padded steps then run without a recording,
         generate(...)              # which is how tests compare them with the plain ones
@@ -24,11 +25,15 @@ import torch
 from torch import Tensor
 
 from dpad.engine.checks import check_choice
+from dpad.engine.fused import steps_of
 from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
 
 MODES = ("auto", "on", "off")
 QUERY_BUCKET = 16
-KEY_BUCKET = 128
+SLOT_BUCKET = 64  # of the queries, where a forward computes every slot
+KEY_BUCKET = 128  # twice that where more than LONG keys are attended to
+LONG = 1024
+MAX_SLOTS = 1024  # of a recorded forward over every slot, all rows together
 CAPACITY_BUCKET = 512  # of the buffers: coarse, because larger ones start anew with recording
 MAX_GRAPHS = 64  # of one model; the least recently used one makes room
 _mode = "auto"
@@ -49,17 +54,23 @@ def use(mode: str) -> Iterator[None]:
 
 
 @contextmanager
-def slot_cache(model: MaskedDiffusionModel, rows: int, capacity: int) -> Iterator[SlotCache]:
+def slot_cache(
+    model: MaskedDiffusionModel, rows: int, capacity: int, stores: bool = True
+) -> Iterator[SlotCache | None]:
     """A cache of `capacity` slots in `rows` rows, for one generate call: with graphs where they are on.
 
     A model has one cache of each kind, whose buffers are kept from call to call; a second call at the same time (in
-    another thread) gets one of its own.
+    another thread) gets one of its own. stores: whether keys and values are kept for later steps; a call that needs
+    none gets a cache only for its graphs, and None where they are off.
     """
     graphed = _mode == "on" or (_mode == "auto" and model.device.type == "cuda")
-    kind = GraphedCache if graphed else ReusedCache
+    if not stores and not graphed:
+        yield None
+        return
+    kind = (GraphedCache if stores else GraphedForwards) if graphed else ReusedCache
     cache = _caches.setdefault(model, {}).setdefault(kind, kind())
     if not cache.lock.acquire(blocking=False):
-        yield SlotCache(model, rows, capacity)
+        yield SlotCache(model, rows, capacity) if stores else None
         return
     try:
         cache.fit(model, rows, capacity)
@@ -79,7 +90,7 @@ class Step:
 
     inputs: token ids, int64 [R, Q], or embeddings, [R, Q, E]. positions: int64 [R, Q]. places: int64 [Q], the slots
     that the queries are. key_mask: bool [R, S], the slots that may be attended to. hidden: [R, Q, E]. filled: the
-    cache's `version` that all of them but `inputs` belong to.
+    cache's `version`, and the first query's slot, that all of them but `inputs` belong to.
     """
 
     inputs: Tensor
@@ -89,7 +100,7 @@ class Step:
     hidden: Tensor | None = None
     replay: Callable[[], None] | None = None
     runs: int = 0
-    filled: int = -1
+    filled: tuple[int, int] | None = None
 
 
 class ReusedCache(SlotCache):
@@ -113,7 +124,7 @@ class ReusedCache(SlotCache):
 
 
 class GraphedCache(ReusedCache):
-    """A cache whose steps after the first of a block run over fixed shapes, on CUDA as replayed graphs.
+    """A cache whose steps run over fixed shapes, on CUDA as replayed graphs.
 
     The last slot of the buffers takes the keys and values of queries that only pad a bucket.
     """
@@ -131,7 +142,7 @@ class GraphedCache(ReusedCache):
         """Make room for a call; graphs and buffers are kept if it fits and the weights are where they were."""
         rows = power_of_two(rows)
         capacity = round_up(capacity + 1, CAPACITY_BUCKET)
-        weights = (model.dtype, *(weight.data_ptr() for weight in model.parameters()))
+        weights = _identity(model)
         if weights == self.weights and self._holds(rows, capacity):
             return
         if weights == self.weights:
@@ -168,7 +179,7 @@ class GraphedCache(ReusedCache):
         They are masked by adding -inf, which a NaN would survive.
         """
         self.version += 1
-        self.buffer[:, :, : self.rows, :, self.length : round_up(self.length, KEY_BUCKET)] = 0
+        self.buffer[:, :, : self.rows, :, self.length : round_up(self.length, 2 * KEY_BUCKET)] = 0
 
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.window is None:
@@ -182,12 +193,11 @@ class GraphedCache(ReusedCache):
 
     def forward(self, model: MaskedDiffusionModel, inputs: Tensor, positions: Tensor, key_mask: Tensor | None,
                 start: int, watch: Watch | None = None) -> Tensor:
-        if start == 0:  # a block's first step computes every slot: few large kernels, of a new shape in every block
-            return super().forward(model, inputs, positions, key_mask, start, watch)
-        assert watch is None  # a recording has no place for it
         rows, count = positions.shape
-        step = self._step(inputs)
-        if step.filled != self.version:
+        if watch is not None or (start == 0 and power_of_two(rows) * round_up(count, SLOT_BUCKET) > MAX_SLOTS):
+            return self._forward_as_it_is(model, inputs, positions, key_mask, start, watch)
+        step = self._step(inputs, start)
+        if step.filled != (self.version, start):
             self._fill(step, positions, key_mask, start)
         step.inputs[:rows, :count] = inputs
         if step.replay is not None:
@@ -200,13 +210,20 @@ class GraphedCache(ReusedCache):
         assert step.hidden is not None
         return step.hidden[:rows, :count]
 
-    def _step(self, inputs: Tensor) -> Step:
+    def _forward_as_it_is(self, model: MaskedDiffusionModel, inputs: Tensor, positions: Tensor,
+                          key_mask: Tensor | None, start: int, watch: Watch | None) -> Tensor:
+        return super().forward(model, inputs, positions, key_mask, start, watch)
+
+    def _shape(self, rows: int, count: int, start: int) -> tuple[int, int, int]:
+        """Rows, queries and slots of the step that takes `count` queries from slot `start` on in each of the rows."""
+        queries = round_up(count, QUERY_BUCKET if start else SLOT_BUCKET)
+        bucket = KEY_BUCKET if self.length <= LONG else 2 * KEY_BUCKET
+        slots = min(round_up(self.length, bucket), self.buffer.shape[4])
+        return min(power_of_two(rows), self.buffer.shape[2]), queries, slots
+
+    def _step(self, inputs: Tensor, start: int) -> Step:
         """The step whose shape is large enough for inputs [R, Q] or [R, Q, E]; a new one where there is none yet."""
-        rows, count = inputs.shape[:2]
-        capacity = self.buffer.shape[4]
-        rows = min(power_of_two(rows), self.buffer.shape[2])
-        queries = round_up(count, QUERY_BUCKET)
-        slots = min(round_up(self.length, KEY_BUCKET), capacity)
+        rows, queries, slots = self._shape(inputs.shape[0], inputs.shape[1], start)
         shape = rows, queries, slots, inputs.is_floating_point()
         step = self.steps.get(shape)
         if step is None:
@@ -214,7 +231,7 @@ class GraphedCache(ReusedCache):
                 self.steps.popitem(last=False)
                 if not any(step.replay for step in self.steps.values()):
                     self.pool = None  # no recording is left that uses it
-            device = self.buffer.device
+            device = inputs.device
             with torch.inference_mode(False):  # later calls may not be in that mode
                 step = self.steps[shape] = Step(
                     inputs=torch.zeros(rows, queries, *inputs.shape[2:], dtype=inputs.dtype, device=device),
@@ -229,17 +246,23 @@ class GraphedCache(ReusedCache):
         """Set everything that stays for the rest of a block, or until rows leave."""
         rows, count = positions.shape
         step.positions[:rows, :count] = positions
-        step.places.fill_(self.buffer.shape[4] - 1)
+        step.places.fill_(self._spare_slot)
         step.places[:count] = torch.arange(start, start + count, device=step.places.device)
         step.key_mask.zero_()
         step.key_mask[:rows, : self.length] = True if key_mask is None else key_mask
         step.key_mask[rows:, 0] = True  # a row of padding attends to something, which avoids NaN
-        step.filled = self.version
+        step.filled = self.version, start
+
+    @property
+    def _spare_slot(self) -> int:
+        """Where queries that only pad a bucket are written."""
+        return self.buffer.shape[4] - 1
 
     def _run(self, model: MaskedDiffusionModel, step: Step) -> None:
         self.window = step.key_mask.shape[0], step.key_mask.shape[1]
         try:
-            step.hidden = model.hidden_states(step.inputs, step.positions, step.key_mask, self, step.places)
+            step.hidden = model.hidden_states(step.inputs, step.positions, step.key_mask, self, step.places,
+                                              steps=steps_of(model))
         finally:
             self.window = None
 
@@ -255,6 +278,49 @@ class GraphedCache(ReusedCache):
         self.pool = graph.pool()
         step.replay = graph.replay
         step.replay()  # recording computed nothing
+
+
+class GraphedForwards(GraphedCache):
+    """The same for a call without a cache: every forward computes every slot, and nothing is stored."""
+
+    def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
+        """Keep the graphs if the weights are where they were."""
+        weights = _identity(model)
+        if weights != self.weights:
+            self.steps.clear()
+            self.pool = None
+            self.weights = weights
+
+    def keep(self, rows: list[int]) -> None:
+        self.rows = len(rows)
+        self.version += 1
+
+    def keep_slots(self, slots: Tensor) -> None:
+        self.length = len(slots)
+        self.version += 1
+
+    def _clear_rest(self) -> None:
+        self.version += 1
+
+    def _forward_as_it_is(self, model: MaskedDiffusionModel, inputs: Tensor, positions: Tensor,
+                          key_mask: Tensor | None, start: int, watch: Watch | None) -> Tensor:
+        return model.hidden_states(inputs, positions, key_mask, None, 0, watch)
+
+    def _shape(self, rows: int, count: int, start: int) -> tuple[int, int, int]:
+        slots = round_up(count, SLOT_BUCKET)
+        return power_of_two(rows), slots, slots
+
+    @property
+    def _spare_slot(self) -> int:
+        return 0  # nothing is written
+
+    def _run(self, model: MaskedDiffusionModel, step: Step) -> None:
+        step.hidden = model.hidden_states(step.inputs, step.positions, step.key_mask, steps=steps_of(model))
+
+
+def _identity(model: MaskedDiffusionModel) -> tuple:
+    """What a recording depends on: the type and addresses of the weights, and what the layers do between them."""
+    return model.dtype, id(steps_of(model)), *(weight.data_ptr() for weight in model.parameters())
 
 
 def _no_buffer() -> Tensor:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +98,8 @@ def decode(
     soft = None
     if settings.soft_suffix is not None:
         soft = SoftStates(settings.soft_suffix, model, len(prompts), settings.gen_length, rule.tokens.mask)
-    cached = settings.cache != "none"
-    with slot_cache(model, *canvas.tokens.shape) if cached else nullcontext() as cache:
+    rows, columns = canvas.tokens.shape
+    with slot_cache(model, rows, columns, stores=settings.cache != "none") as cache:
         for block in range(settings.blocks):
             end = canvas.prompt + (block + 1) * settings.block_length
             assert settings.suffix_sampler is not None  # the settings put FullSuffix in its place

@@ -59,9 +59,14 @@ class Setting:
     off: float | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What people may call the setting: its long flags without the dashes, those of the authors' code included."""
+        return tuple(flag.removeprefix("--") for flag in self.flags if flag.startswith("--"))
+
+    @property
     def label(self) -> str:
-        """What people call the setting: its long flag without the dashes."""
-        return self.flags[-1].lstrip("-")
+        """What the setting is called everywhere: the last of its names."""
+        return self.names[-1]
 
     def check(self, value: Any, name: str = "") -> Any:
         """The value in its kind, with None for `off`; ValueError (about `name`, or the keyword) when not allowed."""

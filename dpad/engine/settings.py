@@ -179,8 +179,9 @@ class DecodingSettings:
     own_order: ClassVar[str] = "maskgit_plus"  # of ALGS, where neither a rule nor a person says another
 
     gen_length: int = setting(256, "length of the answer", flags=("-l", "--gen_length"), minimum=1, unit="tokens")
-    block_length: int = setting(BLOCK_LENGTH, "length of a block, which must divide the answer's length",
-                                flags=("-b", "--block_size"), minimum=1, unit="tokens")
+    block_length: int = setting(BLOCK_LENGTH, "length of a block, which must divide the answer's length; the authors' "
+                                "code calls it block_size",
+                                flags=("-b", "--block_size", "--block_length"), minimum=1, unit="tokens")
     steps: int | None = setting(None, "forwards in all, without a threshold (default: one per token)", minimum=1)
     threshold: float | None = setting(None, "parallel decoding: decode every token that is at least this confident; "
                                       "0: a fixed number of tokens per step; with a rule, the rule's own (0.9)",

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -25,6 +24,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from dpad.engine import checkpoint
 from dpad.engine.checks import one_line, short
+from dpad.engine.fused import PLAIN, Steps, join, rms_norm, separate
 
 # What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
 NEUTRAL = {"return_dict": (None, True)}
@@ -33,7 +33,7 @@ DOWNLOAD = ("revision", "local_files_only", "cache_dir", "token", "force_downloa
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, accumulated in float32 whatever the input's dtype (Zhang & Sennrich 2019, eq. 4)."""
+    """`fused.rms_norm` with a weight [E]."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rope_tables(position_ids: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -54,13 +54,6 @@ def rope_tables(position_ids: Tensor, head_size: int, theta: float) -> tuple[Ten
     angles = position_ids[:, None, :, None].float() * theta ** (-halves / head_size)  # [R, 1, Q, D/2]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply RoPE to x [R, H, Q, D] in float32 and return x's dtype; dimension i is paired with i + D/2."""
-    x32 = x.float()
-    first, second = x32.chunk(2, dim=-1)
-    return (x32 * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
 class SlotCache:
@@ -134,7 +127,7 @@ class Attention:
     come from its buffers. start: the first slot, or (in cuda_graphs.py) the slots themselves, int64 [Q].
     implementation: transformers' names, "sdpa" (torch's kernels) or "eager" (the textbook formula: the oracle, and the
     faster of the two for training in bfloat16 on a CPU). watch: gets the weights of some queries, which are computed
-    for it by the textbook formula beside the layer's own output.
+    for it by the textbook formula beside the layer's own output. steps: what the layers do between their products.
     """
 
     rope: tuple[Tensor, Tensor]
@@ -143,6 +136,7 @@ class Attention:
     start: int | Tensor = 0
     implementation: str = "sdpa"
     watch: Watch | None = None
+    steps: Steps = PLAIN
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Bidirectional attention of Q queries [R, Q, H, D] to all slots, returned as [R, Q, H * D].
@@ -150,8 +144,7 @@ class Attention:
         layer: the layer's index, for the cache. keys, values: [R, Q, K, D], of the same slots as the queries.
         """
         queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))  # [R, heads, Q, D]
-        queries = rotate(queries, *self.rope)
-        keys = rotate(keys, *self.rope)
+        queries, keys = self.steps.rotate(queries, keys, *self.rope)
         if self.cache is not None:
             keys, values = self.cache.write(layer, self.start, keys, values)
         groups = queries.shape[1] // keys.shape[1]
@@ -159,14 +152,8 @@ class Attention:
             watched = queries[:, :, self.watch.queries].float()
             self.watch(layer, _attention_weights(watched, keys.float(), self.key_mask, groups))
         if self.implementation == "eager":
-            mixed = _textbook_attention(queries, keys, values, self.key_mask, groups)
-        else:
-            # Heads that share keys become more queries of one head: every query attends to the same slots, so any
-            # kernel serves grouped-query attention, and none repeats keys.
-            grouped = queries.unflatten(1, (-1, groups)).flatten(2, 3)  # [R, K, H / K * Q, D]
-            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self.key_mask)
-            mixed = mixed.unflatten(2, (groups, queries.shape[2])).flatten(1, 2)
-        return mixed.transpose(1, 2).flatten(2)
+            return _textbook_attention(queries, keys, values, self.key_mask, groups).transpose(1, 2).flatten(2)
+        return self.steps.attend(queries, keys, values, self.key_mask)
 
 
 def _textbook_attention(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None, groups: int) -> Tensor:
@@ -228,23 +215,24 @@ class MaskedDiffusionModel(PreTrainedModel):
 
     def hidden_states(
         self, inputs: Tensor, position_ids: Tensor, key_mask: Tensor | None = None,
-        cache: SlotCache | None = None, start: int | Tensor = 0, watch: Watch | None = None,
+        cache: SlotCache | None = None, start: int | Tensor = 0, watch: Watch | None = None, steps: Steps = PLAIN,
     ) -> Tensor:
         """The final normalised hidden states [R, Q, E] of what stands at `position_ids` [R, Q].
 
         inputs: token ids [R, Q], or embeddings [R, Q, E] in their place. key_mask: bool [R, S], True where a slot
-        exists (False at padding). cache, start, watch: see `Attention`.
+        exists (False at padding). cache, start, watch, steps: see `Attention`.
         """
         rope = rope_tables(position_ids, self.head_size, self.rope_theta)
         if key_mask is not None:
             key_mask = key_mask[:, None, None, :]
             if key_mask.is_cuda:  # as the kernels take it: or else each layer would convert it
-                key_mask = torch.zeros_like(key_mask, dtype=self.dtype).masked_fill_(~key_mask, float("-inf"))
-        attention = Attention(rope, key_mask, cache, start, self.config._attn_implementation, watch)
+                key_mask = torch.zeros_like(key_mask, dtype=self.dtype).masked_fill_(
+                    ~key_mask, torch.finfo(self.dtype).min / 2)  # finite: a chunk of keys may be all padding
+        attention = Attention(rope, key_mask, cache, start, self.config._attn_implementation, watch, steps)
         x = inputs if inputs.is_floating_point() else self.embed(inputs)  # [R, Q, E]
         for index, layer in enumerate(self.layers):
             x = layer(x, attention, index)
-        return self.final_norm(x)
+        return steps.normalise(self.final_norm, x)
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None,
@@ -312,6 +300,18 @@ class MaskedDiffusionModel(PreTrainedModel):
     def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
         """What peft looks for in the base of an adapter of a causal model; decoding never calls it."""
         return {"input_ids": input_ids}
+
+    def join_projections(self) -> None:
+        """Make one product of those that share an input, from the next forward without gradients on (fused.py)."""
+        join(self)
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What moves and converts the weights: joined ones are joined again afterwards."""
+        were_joined = separate(self)
+        super()._apply(function, recurse)
+        if were_joined:
+            join(self)
+        return self
 
     @classmethod
     def can_generate(cls) -> bool:

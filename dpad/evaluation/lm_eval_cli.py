@@ -46,9 +46,9 @@ class CommandLineLM(DiffusionLM):
     checkpoint (or pretrained): a name such as tiny or instruct, a folder, or a hub id. revision: on the hub. dtype.
     adapter: a LoRA adapter to be merged into its weights, a folder or a hub id. quantize: int8 or int4.
     journal: a folder in which finished answers are kept, so that the same command goes on after an interruption.
-    prompt_limit, mc_samples, after_eos: see DiffusionLM. All others are decoding settings by their names or flags:
-    gen_length, block_length (or block_size), threshold, dropout_strategy, ... method: a published way of decoding
-    (methods.py), of which these replace one setting each.
+    prompt_limit, mc_samples, after_eos: see DiffusionLM. All others are decoding settings by the names of their
+    flags: gen_length, block_length, threshold, dropout_strategy, ... method: a published way of decoding (methods.py),
+    of which these replace one setting each.
     isolation: the least to accept for programs that the model writes, see sandbox.py.
 
     Raises:
@@ -112,7 +112,7 @@ class CommandLineLM(DiffusionLM):
 def settings_from(family: Family, choices: dict[str, Any], method: str | None = None,
                   model: str = "") -> DecodingSettings:
     """Decoding settings from model_args, in which lm-eval has turned numbers and True into Python's values."""
-    entries = {key: entry for entry in family.settings.choices() for key in (entry.name, entry.label)}
+    entries = {key: entry for entry in family.settings.choices() for key in entry.names}
     values = {}
     for key, value in choices.items():
         if entry := entries.get(key):

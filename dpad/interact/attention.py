@@ -55,7 +55,7 @@ def check_place(settings: DecodingSettings, block: str, step: int, before: int) 
                          f"{SAMPLER.name_of(settings.suffix_sampler)} is shown at step 0 alone; leave the cache out")
     last = settings.blocks - 1
     if not last:
-        raise ValueError(f"block_size is {settings.block_length}; it must be less than gen_length "
+        raise ValueError(f"block_length is {settings.block_length}; it must be less than gen_length "
                          f"({settings.gen_length}): the last block has no suffix to attend to")
     if block == ALL:
         return None

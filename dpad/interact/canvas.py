@@ -156,7 +156,7 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
     if settings.get("factor"):
         parts.append(f"factor {settings['factor']:g}")
     if settings.get("alg"):
-        parts.append(f"order {settings['alg']}")
+        parts.append(f"alg {settings['alg']}")
     if settings.get("cache", "none") != "none":
         parts.append(f"{settings['cache']} cache")
     if settings.get("early_termination"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import unicodedata
 from typing import TYPE_CHECKING
 
 from dpad.results.formatting import LAYOUT, printable
@@ -44,6 +45,19 @@ def cost(completion: Completion) -> str:
             f"{completion.tokens_per_second:.1f} tokens/s · {completion.seconds:.2f} s]")
 
 
+def fit(text: str, size: os.terminal_size) -> tuple[str, int]:
+    """As much of a text as a screen holds, which begins anywhere in a line, and how many lines it takes at most."""
+    rows, cells = 1, size.columns  # the first character may be the last one of its line
+    for place, character in enumerate(text):
+        width = 8 if character == "\t" else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        cells += width
+        if character == "\n" or cells > size.columns:
+            rows, cells = rows + 1, 0 if character == "\n" else width
+        if rows >= max(2, size.lines - 1):
+            return f"{text[: place]}…", rows
+    return text, rows
+
+
 class LiveView:
     """A streamer that shows an answer while it is decoded, and at the end leaves its final text.
 
@@ -60,6 +74,7 @@ class LiveView:
         self.ids: list[int] | None = None  # of the finished blocks; None until the prompt has come
         self.written = ""  # what stays on the screen
         self.has_draft = False
+        self.size = shutil.get_terminal_size()
 
     def put(self, value: Tensor) -> None:
         """Receive the prompt, int64 [1, P], and after it each finished block."""
@@ -73,9 +88,12 @@ class LiveView:
     def put_draft(self, value: Tensor) -> None:
         """Receive the block as it stands after a forward, int64 [1, L]."""
         ids = [*(self.ids or []), *value[0].tolist()]
-        draft = printable(self.answer_text.decode_draft(ids), LAYOUT)[len(self.written) :]
+        if self.size != (size := shutil.get_terminal_size()):  # nobody knows where the text is now: it begins again
+            self.size = size
+            self.has_draft = False
+            print(f"\n{self.written}", end="")
+        draft, rows = fit(printable(self.answer_text.decode_draft(ids), LAYOUT)[len(self.written) :], size)
         self._clear_draft()
-        rows = len(draft) * 2 // shutil.get_terminal_size().columns + draft.count("\n") + 1  # enough: two cells each
         painted = f"{YELLOW}{draft}{PLAIN}" if self.colour else draft
         # Make room first: a screen that scrolls under the draft would move the text, but not the saved cursor.
         print(f"{SCROLL * rows}\x1b[{rows}A{SAVE_CURSOR}{painted}", end="", flush=True)

@@ -70,6 +70,7 @@ def _first_line_has(**fields: object) -> Callable[[Path], bool]:
 GIF = Kind("a GIF", (".gif",), _begins_with(b"GIF87a", b"GIF89a"))
 PICTURE = Kind("a picture of that format", (".png", ".svg"), _is_picture)
 TRACE = Kind("a trace", (".jsonl",), _first_line_has(kind="trace"))
+CONVERSATION = Kind("a conversation", (".jsonl", ".json"), _holds_record("conversation"))
 PROBLEMS = Kind("a file of problems", (".jsonl",), _first_line_has(question=..., answer=...))
 ARROW = Kind("an Arrow file", (".arrow",), _begins_with(b"ARROW1"))
 EVALUATION = Kind("the record of an evaluation", (".json",), _holds_record("evaluation"))

@@ -136,7 +136,7 @@ def settings_from(args: argparse.Namespace, automatic: dict[str, Any]) -> Traini
     settings = TrainingSettings(**automatic | read_flags(args, settings_of(TrainingSettings)), gen_lengths=lengths,
                                 block_lengths=blocks, suffix=suffix)
     if settings.objective == "full" and args.mixture_block_length is not None:
-        raise ValueError(f"block_size is {blocks}, but objective full has no blocks; leave it out")
+        raise ValueError(f"block_length is {blocks}, but objective full has no blocks; leave it out")
     return settings
 
 

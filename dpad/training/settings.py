@@ -179,7 +179,7 @@ class TrainingSettings:
         for length in self.gen_lengths.values:
             for block_length in self.block_lengths.values if self.objective == "blockwise" else ():
                 if length % block_length:
-                    raise ValueError(f"block_size is {block_length}; it must divide every gen_length ({length})")
+                    raise ValueError(f"block_length is {block_length}; it must divide every gen_length ({length})")
         if self.noise_max < self.noise_min:
             raise ValueError(f"noise_max is {self.noise_max:g}; it must be at least noise_min ({self.noise_min:g})")
         if self.objective == "full" and self.suffix != SuffixMixture():
