@@ -261,6 +261,14 @@ def test_a_package_that_is_not_installed(checkpoint_folder, tmp_path, capsys, me
     assert f"({method}), which need the package {package}: run `pip install {package}" in words
 
 
+def test_quantized_weights_are_not_trained(saved, tmp_path, capsys):
+    """Guards against an optimizer that fails in its first step: one line, before any."""
+    command = ["train", "-m", str(saved), "--data", "arithmetic", "-d", "gaussian", "--steps", "1", "--device", "cpu",
+               "--output", str(tmp_path / "out")]
+    assert run.main(command) == 2
+    assert "has quantized weights (torchao); train the model that it was made from" in capsys.readouterr().err
+
+
 # --- Runs and records -------------------------------------------------------------------------------------------------
 
 

@@ -469,10 +469,15 @@ def _hub_answers(checkpoint: str, revision: str | None, kind: str) -> bool:
         return False
 
 
-def config_folder(name: str, revision: str | None = None) -> Path:
-    """The folder that has a model's config.json; of a hub id, no other file is downloaded. ValueError as `load`."""
+def find_config(name: str, revision: str | None = None) -> tuple[Family, Path]:
+    """The family of a model, and the folder that has its config.json; of a hub id, no other file is downloaded.
+
+    Raises:
+        ValueError: as `load` does for a name or checkpoint that cannot be used.
+    """
     checkpoint = resolve(name)
-    return _config_folder(name, checkpoint, _hub_options(checkpoint, revision))
+    folder = _config_folder(name, checkpoint, _hub_options(checkpoint, revision))
+    return _family_at(folder, checkpoint), folder
 
 
 def _config_folder(name: str, checkpoint: str, options: dict) -> Path:
@@ -490,8 +495,12 @@ def _config_folder(name: str, checkpoint: str, options: dict) -> Path:
 
 
 def _family_of(name: str, checkpoint: str, options: dict) -> Family:
-    """The family that config.json names."""
-    model_type = read_config(_config_folder(name, checkpoint, options))["model_type"]
+    return _family_at(_config_folder(name, checkpoint, options), checkpoint)
+
+
+def _family_at(folder: Path, checkpoint: str) -> Family:
+    """The family that the config.json in a folder names."""
+    model_type = read_config(folder)["model_type"]
     if model_type.lower() not in FAMILIES:
         experts = "moe" in model_type.lower()
         raise ValueError(f"checkpoint {checkpoint!r} has a config.json of model_type {short(model_type)}; the families "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpad.engine.checkpoint import make_config, quant_method, read_config
-from dpad.engine.loading import FAMILIES, Family, config_folder, family_of, placement, resolve
+from dpad.engine.loading import FAMILIES, Family, family_of, find_config, placement, resolve
 from dpad.engine.quantization import GROUP, PADDED, SCHEMES
 from dpad.engine.selection import PIECE_ON_CPU, PIECE_ON_GPU
 
@@ -136,8 +136,7 @@ def plan(
         ValueError: as `loading.load` does for what can be known without the weights.
     """
     place, numbers = placement(device, dtype, quantize)
-    folder = config_folder(name, revision)
-    family = family_of(name, revision)
+    family, folder = find_config(name, revision)
     fields = read_config(folder)
     config = make_config(folder, family.model.config_class, fields)  # type: ignore[arg-type]
     stored = None

@@ -299,6 +299,9 @@ def load_model(args: argparse.Namespace, settings: TrainingSettings, device: tor
         place = accelerator.device
     dtype = args.dtype or ("bfloat16" if settings.lora and device.type == "cuda" else "float32")
     loaded = load(args.model, device=place, dtype=dtype)
+    if loaded.quantize is not None:
+        raise ValueError(f"model is {args.model!r}, which has quantized weights ({loaded.quantize}); train the model "
+                         "that it was made from, and quantize the result")
     if device.type == "cpu" and settings.precision == "bfloat16":
         loaded.model.set_attn_implementation("eager")  # the faster of the two there
     return loaded
