@@ -114,7 +114,7 @@ async def load(url: str, clients: int, seconds: float, prompts: Sequence[str], e
     start = time.perf_counter()
 
     async def visit(client: httpx.AsyncClient, number: int) -> None:
-        while time.perf_counter() - start < seconds:
+        while True:
             place = number % len(prompts)
             begun = time.perf_counter()
             try:
@@ -128,6 +128,8 @@ async def load(url: str, clients: int, seconds: float, prompts: Sequence[str], e
                     tally.tokens += tokens
                 else:
                     tally.wrong += 1
+            if time.perf_counter() - start >= seconds:
+                return
             number += 51  # the next question, and the other way of asking
 
     async with httpx.AsyncClient(timeout=PATIENCE, limits=limits) as client:

@@ -29,9 +29,9 @@ def python_files():
 
 def test_requirements_are_what_is_imported():
     """Imports that nobody listed fail on a stranger's machine; packages that nobody imports are minutes of download."""
-    # Commands; plugins; and what lm-eval's minerva_math imports.
+    # Commands; plugins; what lm-eval's minerva_math imports; what uvicorn parses with; clients that tests may skip.
     unimported = {"ruff", "mypy", "coverage", "pytest_cov", "pytest_xdist", "math_verify", "antlr4_python3_runtime",
-                  "sympy"}
+                  "sympy", "h11", "openai", "aiohttp", "requests", "tenacity"}
     package = {"yaml": "PyYAML", "PIL": "pillow"}  # where its name is not the module's
     own = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
     imported = set()
@@ -45,11 +45,13 @@ def test_requirements_are_what_is_imported():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]  # pip brings these along
     own |= {line.partition("==")[0] for line in build}
     needed = {package.get(name, name) for name in imported - own - set(sys.stdlib_module_names)}
-    files = (ROOT / "requirements.txt", ROOT / "demo" / "requirements.txt")
-    lines = [line.split("#")[0].strip() for file in files for line in file.read_text().splitlines()]
-    pinned = dict(line.split("==") for line in lines if line)
+    folders = (ROOT, ROOT / "demo", ROOT / "dpad" / "serve")
+    lines = [line.split("#")[0].strip() for folder in folders
+             for line in (folder / "requirements.txt").read_text().splitlines()]
+    pinned = dict(line.replace("[serve]", "").split("==") for line in lines if line)
     assert {name.replace("-", "_") for name in pinned} - unimported == needed
-    optional = files[1].read_text()  # the page's packages may be missing
+    # The page's and the server's packages may be missing.
+    optional = "".join((folder / "requirements.txt").read_text() for folder in folders[1:]).replace("[serve]", "")
     for name, version in pinned.items():
         installed = installed_version(name)
         if installed is not None or f"{name}==" not in optional:

@@ -321,6 +321,24 @@ def test_closing_fails_what_waits_and_what_is_decoded(loaded):
     assert all(isinstance(job.listener.events[-1], Failed) for job in jobs)
 
 
+@pytest.mark.parametrize("fault", [None, RuntimeError("broken")])
+def test_nobody_waits_for_a_decoder_that_has_ended(loaded, fault):
+    """Guards a request that comes while the server ends, and all of them when the thread itself is at fault."""
+    def fail(rows, seconds):
+        raise fault
+
+    decoder = Decoder(loaded, Limits(), on_batch=fail)
+    decoder.start()
+    job = job_of(loaded, [5, 6, 7], MIXTURE[0])
+    if fault is None:
+        decoder.close(RuntimeError("closed"))
+    else:
+        decoder.submit(job_of(loaded, [5, 6], MIXTURE[0]))
+    decoder.join(20)
+    decoder.submit(job)
+    assert not decoder.is_alive() and isinstance(job.listener.events[-1], Failed)
+
+
 # --- Requests ---------------------------------------------------------------------------------------------------------
 
 HELLO = [{"role": "user", "content": "How many?"}]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -32,11 +33,15 @@ FLAGS = ("-m", "tiny", "-d", "gaussian", "-k", "3", "-sc", "1.6", "-th", "0.9", 
 QUESTIONS = [json.loads(line)["question"] for line in (ROOT / "dataset" / "arithmetic-50.jsonl").open()]
 
 
+@functools.cache  # making one takes longer than an answer
+def client_of(url):
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+
+
 def ask(url, question, **options):
     """The answer to a question, or the error that the client raises."""
-    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
     try:
-        answer = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": question}],
+        answer = client_of(url).chat.completions.create(model="tiny", messages=[{"role": "user", "content": question}],
                                                 **options)
         return answer.choices[0].message.content
     except openai.OpenAIError as error:

@@ -32,6 +32,7 @@ from dpad.engine.checks import one_line
 from dpad.engine.command_line import say
 from dpad.engine.json_text import parse_json
 from dpad.engine.loading import LoadedModel
+from dpad.engine.prompts import check_room
 from dpad.engine.settings import DecodingSettings
 from dpad.serve import metrics
 from dpad.serve.decoder import Decoder, Draft, Failed, Finished, Job, Text
@@ -50,12 +51,16 @@ class Service:
 
     Args:
         loaded: the model. settings: how to decode where a request does not say. limits: see there.
+
+    Raises:
+        ValueError: the model has no room for answers of the settings' length.
     """
 
     def __init__(self, loaded: LoadedModel, settings: DecodingSettings, limits: Limits) -> None:
         self.loaded = loaded
         self.limits = limits
         self.created = int(time.time())
+        check_room(loaded, 1, settings.gen_length)
         completion.warm_up(loaded, loaded.raw("Hello"), settings.gen_length)
         self.reader = RequestReader(loaded, settings, limits)
         self.reading = ThreadPoolExecutor(1, thread_name_prefix="reader")  # one: tokenizers do not like company

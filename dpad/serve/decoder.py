@@ -127,7 +127,7 @@ class Decoder(threading.Thread):
         self.seconds_per_prompt = 0.0  # of the latest batch
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed: Exception | None = None  # why
 
     @property
     def waiting(self) -> int:
@@ -137,27 +137,33 @@ class Decoder(threading.Thread):
     def submit(self, job: Job) -> None:
         """Answer a prompt as soon as possible. From any thread."""
         with self._changed:
-            self._waiting.append(job)
-            self._changed.notify()
+            if self._closed is None:
+                self._waiting.append(job)
+                self._changed.notify()
+                return
+        job.fail(self._closed)
 
     def close(self, error: Exception) -> None:
         """Fail all that is not finished, and end the thread."""
         with self._changed:
-            self._closed = True
+            self._closed = error
             jobs = [*self._waiting, *self.decoding]
             self._changed.notify()
         for job in jobs:
             job.fail(error)
 
     def run(self) -> None:
-        while batch := self._next_batch():
-            self._answer(batch)
-            self.decoding = []
+        try:
+            while batch := self._next_batch():
+                self._answer(batch)
+                self.decoding = []
+        except Exception as error:  # a fault in here: nobody must wait for a thread that has ended
+            self.close(error)
 
     def _next_batch(self) -> list[Job]:
         """The jobs that are decoded next: the oldest and those that can share its batch. Empty: the end."""
         with self._changed:
-            while not self._closed:
+            while self._closed is None:
                 self._waiting = [job for job in self._waiting if not job.over]
                 if not self._waiting:
                     self._changed.wait()

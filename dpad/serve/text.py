@@ -8,6 +8,7 @@ Imported, never run.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from dpad.engine.answer_text import AnswerText
@@ -84,7 +85,5 @@ class GrowingAnswer:
 
     def _tokens_until(self, text: str) -> int:
         """How many of the tokens it takes to write this beginning of the answer's text."""
-        count = 0
-        while count < self.tokens and len(self.answer_text.decode(self.ids[:count])) < len(text):
-            count += 1
-        return count
+        counts = range(self.tokens)
+        return bisect_left(counts, len(text), key=lambda count: len(self.answer_text.decode(self.ids[:count])))
