@@ -9,7 +9,7 @@
 # must also reach ENGINE_COVERAGE percent of dpad/engine, branches included.
 set -uo pipefail
 ENGINE_COVERAGE=95
-EXTRA="demo/requirements.txt dpad/serve/requirements.txt"
+EXTRA="demo/requirements.txt dpad/serve/requirements.txt dpad/engine/requirements.txt"
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 cd "$ROOT" || exit 1
 

@@ -164,7 +164,7 @@ def test_without_torchao(monkeypatch, capsys, scheme):
     assert run.main(["generate", "-m", "tiny", "--device", "cpu", "--quantize", scheme, "--prompt", "x"]) == 2
     words = capsys.readouterr().err
     assert words.count("\n") == 1 and f"pip install {quantization.TORCHAO}" in words
-    assert f"\n{quantization.TORCHAO} " in (ROOT / "requirements.txt").read_text()
+    assert f"\n{quantization.TORCHAO}\n" in (ROOT / "dpad" / "engine" / "requirements.txt").read_text()
 
 
 @pytest.mark.parametrize("device, dtype, capability, words", [

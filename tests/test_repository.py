@@ -45,12 +45,12 @@ def test_requirements_are_what_is_imported():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]  # pip brings these along
     own |= {line.partition("==")[0] for line in build}
     needed = {package.get(name, name) for name in imported - own - set(sys.stdlib_module_names)}
-    folders = (ROOT, ROOT / "demo", ROOT / "dpad" / "serve")
+    folders = (ROOT, ROOT / "demo", ROOT / "dpad" / "serve", ROOT / "dpad" / "engine")
     lines = [line.split("#")[0].strip() for folder in folders
              for line in (folder / "requirements.txt").read_text().splitlines()]
     pinned = dict(line.replace("[serve]", "").split("==") for line in lines if line)
     assert {name.replace("-", "_") for name in pinned} - unimported == needed
-    # The page's and the server's packages may be missing.
+    # The packages of the page, the server and quantized weights may be missing.
     optional = "".join((folder / "requirements.txt").read_text() for folder in folders[1:]).replace("[serve]", "")
     for name, version in pinned.items():
         installed = installed_version(name)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dpad.engine.transformer import MaskedDiffusionModel
 
 SCHEMES = ("int8", "int4")
-TORCHAO = "torchao==0.18.0"  # as in requirements.txt
+TORCHAO = "torchao==0.18.0"  # as in requirements.txt beside this file
 GROUP = 32  # int4: consecutive weights of a row that share a scale and a zero point; int8: all of a row
 PADDED = 1024  # torchao stores rows of int4 weights on a GPU in multiples of this
 CAPABILITY = 8  # the compute capability that they need there: Ampere
