@@ -189,18 +189,22 @@ def steps_caption(records: Sequence[dict]) -> str:
     )
 
 
+AGAIN = " again"  # the end of a repeated run's name
+
+
 def agreement_table(records: Sequence[dict]) -> Table:
     """For each way of decoding, and each dtype with and without graphs, the share of answers and of tokens that are
-    the plain path's."""
+    the plain path's: the smaller, where a run was repeated (NAME again)."""
     several = len({record["device"] for record in records}) > 1
     devices = [record["device"] for record in records for _ in record["rows"]]
     rows = [row for record in records for row in record["rows"]]
-    runs = list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_agreement(value)))
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if _is_agreement(value))
+    runs = [name for name in names if name.removesuffix(AGAIN) == name or name.removesuffix(AGAIN) not in names]
     return Table(
         ["configuration", "model", *["device"] * several, *runs],
         [
             [_describe_decoding(row), row["model"], *[device] * several,
-             *(_agreement_text(row.get(run)) for run in runs)]
+             *(_agreement_text([row.get(run), row.get(run + AGAIN)]) for run in runs)]
             for row, device in zip(rows, devices)
         ],
     )
@@ -211,8 +215,11 @@ def _is_agreement(value: object) -> bool:
             and all(isinstance(share, (int, float)) for share in value.values()))
 
 
-def _agreement_text(shares: Any) -> str:
-    return f"{100 * shares['answers']:.1f} / {100 * shares['tokens']:.1f}" if _is_agreement(shares) else number(None)
+def _agreement_text(runs: Sequence[Any]) -> str:
+    measured = [shares for shares in runs if _is_agreement(shares)]
+    if not measured:
+        return number(None)
+    return " / ".join(f"{100 * min(shares[name] for shares in measured):.1f}" for name in ("answers", "tokens"))
 
 
 def _describe_decoding(row: dict) -> str:
