@@ -1,7 +1,8 @@
 // Texts of a page that are too faint: those whose contrast, by the colours as they are drawn, is below `least` : 1.
 // tests/test_app.py runs it in the browser. A cell's bar of attention may or may not lie behind its text: both count.
 (least) => {
-  const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
+  const sheet = Object.assign(document.createElement('canvas'), {width: 1, height: 1});
+  const pen = sheet.getContext('2d', {willReadFrequently: true});
   const parse = (colour) => {
     pen.clearRect(0, 0, 1, 1);
     pen.fillStyle = colour;
@@ -37,7 +38,8 @@
       const ink = parse(colour);
       const ratio = contrast(over(ink, below, ink[3] * shown), below);
       seen.push(text);
-      if (ratio < least) faint.push(`${text.trim().slice(0, 40)}: ${ratio.toFixed(2)} (${element.tagName} ${element.className})`);
+      if (ratio < least)
+        faint.push(`${text.trim().slice(0, 40)}: ${ratio.toFixed(2)} (${element.tagName} ${element.className})`);
     }
   };
 
@@ -47,7 +49,7 @@
     if (!['SCRIPT', 'STYLE', 'TEXTAREA'].includes(element.tagName))
       judge(element, getComputedStyle(element).color, walker.currentNode.data);
   }
-  for (const field of document.querySelectorAll('textarea, input:not([type=range], [type=radio], [type=checkbox], [type=file])')) {
+  for (const field of document.querySelectorAll('textarea, input[type=number], input[type=text]')) {
     judge(field, getComputedStyle(field).color, field.value);
     judge(field, getComputedStyle(field, '::placeholder').color, field.placeholder);
   }

@@ -60,13 +60,14 @@ EXAMPLES = {  # by what their buttons say
 }
 
 # What the browser does itself. On a narrow screen a question brings the canvas into view.
+WAITING = json.dumps(render_message("waiting for a turn …", "note waiting"))
 BEGIN = """() => {
     if (!document.querySelector('#stop').disabled) return Array(4).fill({__type__: 'update'});
     if (matchMedia('(max-width: 700px)').matches)
         document.querySelector('#player').scrollIntoView({behavior: 'smooth'});
     const able = on => ({__type__: 'update', interactive: on});
-    return [able(false), able(false), able(true), %s];
-}""" % json.dumps(render_message("waiting for a turn …", "note waiting"))
+    return [able(false), able(false), able(true), WAITING];
+}""".replace("WAITING", WAITING)
 DRAW = f"() => {json.dumps(render_message('drawing the GIF …', 'note waiting'))}"
 FOLLOW = """(query) => {
     if (!query) return;
