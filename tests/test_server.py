@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from serving import alone, running, wait_until
@@ -359,11 +359,10 @@ def test_disconnecting_ends_the_decoding(loaded, stream):
     """Guards the work for clients that have gone: their row ends at the next forward, seconds before its end."""
     with running(loaded, QUICK) as server:
         for _ in range(2):
-            with pytest.raises(httpx.ReadTimeout):
+            with suppress(httpx.ReadTimeout):  # of the whole answer; a stream is left after its first piece
                 with httpx.stream("POST", f"{server.url}/completions", json=SLOW | {"stream": stream},
-                                  timeout=0.3) as response:
-                    for _ in response.iter_raw():
-                        pass
+                                  timeout=30 if stream else 0.3) as response:
+                    next(response.iter_raw())
             wait_until(lambda: not server.service.decoder.decoding and server.service.open == 0, 3)
         assert server.metric("dpad_disconnects_total") == 2
         assert server.metric("dpad_completion_tokens_total") == 0
