@@ -50,6 +50,7 @@ def compare(name: str, device: str, prompts: list[str], progress: Progress) -> l
     plain = loading.load(name, device="cpu", dtype="float32")
     exact = loading.load(name, device=device, dtype="float32")
     rounded = loading.load(name, device=device, dtype="bfloat16")
+    on_gpu = exact.model.device.type == "cuda"  # elsewhere compiling takes minutes
     rows = []
     for number, settings in enumerate(SETTINGS, start=1):
         progress.announce(f"{name}: setting {number} of {len(SETTINGS)}")
@@ -64,11 +65,10 @@ def compare(name: str, device: str, prompts: list[str], progress: Progress) -> l
             for run in ("graphs", "graphs again"):
                 runs[f"float32, {run}"] = (answer(exact, prompts, settings), expected)
                 runs[f"bfloat16, {run}"] = (answer(rounded, prompts, settings), rounded_answers)
-            with fused.use("on" if exact.model.device.type == "cuda" else "off"):  # elsewhere compiling takes minutes
-                for run in ("graphs of compiled steps", "graphs of compiled steps again"):
+            with fused.use("on"):
+                for run in ("graphs of compiled steps", "graphs of compiled steps again") if on_gpu else ():
                     runs[f"float32, {run}"] = (answer(exact, prompts, settings), expected)
                     runs[f"bfloat16, {run}"] = (answer(rounded, prompts, settings), rounded_answers)
-                cuda_graphs.forget()
 
         row: dict[str, Any] = {"model": name, **settings, "suffix_sampler": str(settings["suffix_sampler"])}
         for run, (tokens, expected_tokens) in runs.items():

@@ -238,7 +238,7 @@ def test_links_and_traces_reproduce_settings(random_page, changes):
 
 @pytest.mark.parametrize("text, words", [
     ("gen_length=1024", "gen_length is 1024; on this page it must be at most 512"),
-    ("block_size=7", "block_size is 7; it must divide gen_length (256)"),
+    ("block_length=7", "block_length is 7; it must divide gen_length (256)"),
     ("threshold=x", "threshold is 'x'; it must be a finite number of at least 0 and at most 1"),
     ("dropout_strategy=gausian", "dropout_strategy is 'gausian'; it must be one of"),
     ("scale=2", "scale is 2.0, but dropout_strategy null does not use it"),
@@ -539,7 +539,8 @@ def test_questions_are_answered_whole_or_refused(visit):
     page.wait_for_selector("#ask:enabled")
     page.click("#ask")
     finished(page)
-    assert page.locator("#main img").count() == 0 and not page.inner_text("#message").strip()
+    has(page, "!document.querySelector('#message').innerText.trim()")
+    assert page.locator("#main img").count() == 0
 
 
 # --- Visitors, screens, colours ---------------------------------------------------------------------------------------

@@ -101,10 +101,14 @@ MIDDLE = {"d_model": 512, "n_layers": 4, "n_heads": 8, "mlp_hidden_size": 1536, 
     (4, 32, {"gen_length": 64, "steps": 1, "block_length": 64, "temperature": 0.5}),
 ], ids=["weights", "keys and values", "logits", "noise"])
 def test_the_estimate_is_near_the_peak(tmp_path, rows, prompt, settings):
-    """Guards the estimate against what a process takes that decodes, where each part of it is the largest in turn."""
+    """Guards the estimate against what a process takes that decodes, where each part of it is the largest in turn.
+
+    The least of three runs: what the system leaves to a process for longer than it is needed differs, and only adds.
+    """
     LLaDAConfig(**MIDDLE).save_pretrained(tmp_path)
     command = [sys.executable, "-c", MEASURE, str(tmp_path), str(rows), str(prompt), json.dumps(settings)]
-    measured = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(3)]
+    measured = min(int(run.stdout) for run in runs)
     config = LLaDAConfig(**MIDDLE)
     plan = memory.Plan(config, LLaDAModelLM.layout(tmp_path, config), torch.device("cpu"), torch.float32)
     estimate = plan.need(LLaDASettings(**settings), rows, prompt)

@@ -189,6 +189,7 @@ def test_lm_eval_gets_the_scores_of_the_harness(server, tmp_path, monkeypatch):
     answers = [json.loads(line)["answer"] for line in samples.read_text().splitlines()]
 
     import lm_eval
+    import lm_eval.models  # lm-eval imports it by itself only where no model, such as ours, has been registered
 
     results = lm_eval.simple_evaluate(
         model="local-chat-completions",

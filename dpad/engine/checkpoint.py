@@ -48,6 +48,7 @@ ALLOWED: dict[str, tuple[str | None, ...]] = {
     "dtype": DTYPES, "torch_dtype": DTYPES, "attn_implementation": KERNELS, "_attn_implementation": KERNELS,
     "transformers_weights": (None,), "fusion_config": (None,), "per_layer_config": (None,), "attribute_map": (None,),
     "sub_configs": (None,), "experts_implementation": (None,),
+    "text_config": (None,), "text_encoder": (None,), "decoder": (None,), "generator": (None,),
 }
 # The package that each of transformers' quantization methods needs, by its name for pip and for import.
 QUANTIZERS = {
