@@ -227,7 +227,6 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     prompts = questions()
     with Progress(len(counts) + 1, "row") as progress:
         progress.announce(f"{len(prompts)} answers alone")
