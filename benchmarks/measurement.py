@@ -82,7 +82,6 @@ def make_subject(name: str, device: str | None, dtype: str | None, adapter: str 
     torch.manual_seed(0)
     with torch.device(torch_device):
         model = model_class._from_config(config, dtype=torch_dtype).eval()
-    loading.prepare(model)
     return Subject(name, model, family)
 
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpad.engine.completion import synchronize
-from dpad.engine.fused import weights_of
 from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
 
 MAX_TIMED = 64  # forwards of one kind; more of them are extrapolated from these
@@ -69,9 +68,12 @@ class Products:
     """The weight products of forwards, and nothing else."""
 
     def __init__(self, model: MaskedDiffusionModel) -> None:
-        output: Any = model.get_output_embeddings()
-        self.body = [weight for layer in model.layers for weight in weights_of(layer)]
-        self.head = [output.weight]
+        body = [m for layer in model.layers for m in layer.modules() if isinstance(m, nn.Linear)]
+        body_ids = set(map(id, body))
+        others = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in body_ids]
+        embedding: Any = model.get_input_embeddings()
+        self.body = [m.weight for m in body]
+        self.head = [m.weight for m in others] or [embedding.weight]  # a tied head
         self.inputs: dict[tuple[int, int], Tensor] = {}
 
     def bytes(self) -> int:

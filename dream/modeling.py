@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dpad.engine.fused import project
 from dpad.engine.generation import AnsweringModel
 from dpad.engine.settings import DecodingSettings
 from dpad.engine.transformer import Attention, RMSNorm
@@ -27,8 +26,6 @@ from llada.settings import LLaDASettings
 class DreamAttention(nn.Module):
     """Grouped-query attention with biases on q, k and v alone, or (iLLaDA) without any."""
 
-    shared_input = (("q_proj", "k_proj", "v_proj"),)
-
     def __init__(self, config: DreamConfig):
         super().__init__()
         width = config.hidden_size
@@ -42,15 +39,13 @@ class DreamAttention(nn.Module):
     def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
         """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
         queries, keys, values = (
-            projected.unflatten(-1, (-1, self.head_size)) for projected in project(self, *self.shared_input, x)
+            project(x).unflatten(-1, (-1, self.head_size)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         return self.o_proj(attention.attend(index, queries, keys, values))
 
 
 class DreamMLP(nn.Module):
     """SwiGLU."""
-
-    shared_input = (("gate_proj", "up_proj"),)
 
     def __init__(self, config: DreamConfig):
         super().__init__()
@@ -59,8 +54,7 @@ class DreamMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, attention: Attention) -> Tensor:
-        gates, values = project(self, *self.shared_input, x)
-        return self.down_proj(attention.steps.gate(gates, values))
+        return self.down_proj(attention.steps.gate(self.gate_proj(x), self.up_proj(x)))
 
 
 class DreamDecoderLayer(GradientCheckpointingLayer):

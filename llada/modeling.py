@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dpad.engine.fused import project
 from dpad.engine.generation import AnsweringModel
 from dpad.engine.transformer import Attention, RMSNorm
 from llada.configuration import LLaDAConfig
@@ -22,8 +21,6 @@ from llada.settings import LLaDASettings
 
 class LLaDABlock(GradientCheckpointingLayer):
     """One layer: attention and SwiGLU, each after an RMSNorm and added to its input."""
-
-    shared_input = (("q_proj", "k_proj", "v_proj"), ("ff_proj", "up_proj"))
 
     def __init__(self, config: LLaDAConfig):
         super().__init__()
@@ -46,14 +43,13 @@ class LLaDABlock(GradientCheckpointingLayer):
     def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
         """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
         steps = attention.steps
-        queries, keys, values = project(self, self.shared_input[0], steps.normalise(self.attn_norm, x))
-        mixed = attention.attend(
-            index, queries.unflatten(-1, (self.heads, -1)), keys.unflatten(-1, (self.kv_heads, -1)),
-            values.unflatten(-1, (self.kv_heads, -1)),
-        )
-        x, normed = steps.add_and_normalise(self.ff_norm, x, self.attn_out(mixed))
-        gates, values = project(self, self.shared_input[1], normed)
-        return x + self.ff_out(steps.gate(gates, values))
+        normed = steps.normalise(self.attn_norm, x)
+        queries = self.q_proj(normed).unflatten(-1, (self.heads, -1))
+        keys = self.k_proj(normed).unflatten(-1, (self.kv_heads, -1))
+        values = self.v_proj(normed).unflatten(-1, (self.kv_heads, -1))
+        mixed = self.attn_out(attention.attend(index, queries, keys, values))
+        x, normed = steps.add_and_normalise(self.ff_norm, x, mixed)
+        return x + self.ff_out(steps.gate(self.ff_proj(normed), self.up_proj(normed)))
 
 
 class LLaDAModel(nn.Module):

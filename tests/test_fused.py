@@ -1,11 +1,9 @@
-"""Fewer kernels, the same results: compiled steps and joined projections beside the plain ones (dpad/engine/fused.py).
+"""Compiled steps of a layer beside the plain ones, which they must equal (dpad/engine/fused.py).
 
     bash tests/run.sh tests/test_fused.py
 """
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
@@ -40,6 +38,10 @@ def tokens(model: MaskedDiffusionModel, name: str, cache: str) -> list[int]:
     return decode(model, rule(chosen, TokenIds.of(model)), prompt).sequences[0].tolist()
 
 
+def as_tuple(result: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
 @pytest.fixture(scope="module")
 def compiled() -> fused.Steps:
     steps = fused._compiled_steps(torch.device("cpu"))
@@ -63,30 +65,16 @@ def test_compiled_steps_compute_the_same(compiled, dtype, rows, slots):
     x, addition = random(rows, slots, 64), random(rows, slots, 64)
     queries, keys = random(rows, slots, 4, 16).transpose(1, 2), random(rows, slots, 2, 16).transpose(1, 2)
     cos, sin = rope_tables(torch.arange(slots).expand(rows, slots) * 7, 16, 1e4)
-    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2**-8, "atol": 1e-6}
     with torch.inference_mode():
         for name, arguments in [
             ("normalise", (norm, x)), ("add_and_normalise", (norm, x, addition)),
             ("rotate", (queries, keys, cos, sin)), ("gate", (x, addition)),
         ]:
-            expected = getattr(fused.PLAIN, name)(*arguments)
-            torch.testing.assert_close(getattr(compiled, name)(*arguments), expected, **tolerance)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("slots", [384, 1280])
-def test_attention_in_chunks_is_attention(compiled, groups, slots):
-    """Guards the merge: chunks with few keys and with none at all, and heads that share keys."""
-    generator = torch.Generator().manual_seed(0)
-    queries = torch.randn(1, 2 * groups, 5, 16, generator=generator)
-    keys, values = torch.randn(2, 1, 2, slots + 512, 16, generator=generator)[..., :slots, :]
-    never = torch.finfo(torch.float32).min / 2
-    for visible in (slots, slots - 100, slots - 300, 1):
-        key_mask = torch.zeros(1, 1, 1, slots)
-        key_mask[..., visible:] = never
-        expected = fused.PLAIN.attend(queries, keys, values, key_mask)
-        torch.testing.assert_close(compiled.attend(queries, keys, values, key_mask), expected, atol=1e-5, rtol=1e-4)
+            expected, computed = (getattr(steps, name)(*arguments) for steps in (fused.PLAIN, compiled))
+            torch.testing.assert_close(computed, expected, rtol=1e-5 if dtype == torch.float32 else 2**-8, atol=1e-6)
+            if dtype == torch.bfloat16:
+                same = torch.cat([(a == b).flatten() for a, b in zip(as_tuple(computed), as_tuple(expected))])
+                assert same.float().mean() > 0.99, name  # with other roundings it is three quarters
 
 
 @pytest.mark.slow
@@ -104,7 +92,7 @@ def test_steps_are_plain_where_compiling_does_not_pay():
     """Guards the defaults: on a CPU, in training, and where weights are elsewhere, nothing is compiled."""
     model = load("llada-mha")
     with torch.inference_mode():
-        assert fused.steps_of(model) is fused.PLAIN
+        assert fused.steps_of(model, 10**9) is fused.PLAIN
         with fused.use("on"):
             dispatched = dispatch_model(load("llada-mha"), {"model": "cpu"}, force_hooks=True)
             assert dispatched.is_dispatched and fused.steps_of(dispatched) is fused.PLAIN
@@ -112,64 +100,18 @@ def test_steps_are_plain_where_compiling_does_not_pay():
         assert fused.steps_of(model) is fused.PLAIN  # gradients are on
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_joined_projections_compute_the_same(name):
-    """Guards the joint product, and that there is no second copy of the weights."""
-    model = load(name)
-    ids = prompts_of([33])[0][None]
-    with torch.inference_mode():
-        expected = model(ids).logits
-        model.join_projections()
-        torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)
-    layer = model.layers[0]
-    module = next(module for module in layer.modules() if hasattr(module, "shared_input"))
-    names = module.shared_input[0]
-    storages = {getattr(module, each).weight.untyped_storage().data_ptr() for each in names}
-    assert storages == {module.joined_layers[names].weight.untyped_storage().data_ptr()}
-    assert tokens(model, name, "dual") == tokens(load(name), name, "dual")
-
-
-def test_joined_projections_notice_other_weights(tmp_path):
-    """Guards against stale products: replaced, wrapped, moved, copied and trained weights all count."""
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_long_runs_change_to_compiled_steps(monkeypatch, cache):
+    """Guards the change: it comes with a call of its own, after enough forwards, and the recordings are made anew."""
     model = load("llada-mha")
-    ids = prompts_of([9])[0][None]
-    model.join_projections()
-    layer = model.layers[0]
-
-    def differs_from(before: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            now = model(ids).logits
-        assert not torch.equal(now, before)
-        fresh = LLaDAModelLM(model.config).eval()
-        fresh.load_state_dict(model.state_dict())
-        torch.testing.assert_close(fresh(ids).logits, now, atol=1e-5, rtol=1e-5)
-        return now
-
-    with torch.inference_mode():
-        logits = model(ids).logits
-    with torch.no_grad():
-        layer.q_proj.weight.mul_(2)  # in place, as an optimizer does it
-    logits = differs_from(logits)
-    layer.k_proj.weight = nn.Parameter(layer.k_proj.weight.detach() * 2)
-    logits = differs_from(logits)
-
-    twin = copy.deepcopy(model)
-    with torch.inference_mode():
-        assert torch.equal(twin(ids).logits, logits)
-    twin.to(torch.float64)
-    assert twin.layers[1].joined_layers[twin.layers[1].shared_input[0]].weight.dtype == torch.float64
-    with torch.inference_mode():
-        torch.testing.assert_close(twin(ids).logits.float(), logits, atol=1e-4, rtol=1e-4)
-
-    model.save_pretrained(tmp_path)
-    with torch.inference_mode():
-        again = LLaDAModelLM.from_pretrained(tmp_path).eval()
-        torch.testing.assert_close(again(ids).logits, logits, atol=1e-5, rtol=1e-5)
-
-
-def test_gradients_reach_joined_projections():
-    """Guards training: with gradients every projection computes for itself."""
-    model = load("dream-gqa")
-    model.join_projections()
-    model(prompts_of([9])[0][None]).logits.sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    other = fused.Steps()
+    monkeypatch.setattr("dpad.engine.cuda_graphs.steps_of",
+                        lambda model, recorded: other if recorded >= 20 else fused.PLAIN)
+    with cuda_graphs.use("on"):
+        first = tokens(model, "llada-mha", cache)
+        [graphed] = cuda_graphs._caches[model].values()
+        assert graphed.layer_steps is fused.PLAIN and graphed.recorded < 20
+        shapes = dict(graphed.steps)
+        assert tokens(model, "llada-mha", cache) == first and graphed.layer_steps is fused.PLAIN
+        assert tokens(model, "llada-mha", cache) == first and graphed.layer_steps is other
+        assert all(step is not shapes.get(shape) for shape, step in graphed.steps.items())

@@ -16,7 +16,7 @@ from helpers import ROOT
 
 LAYERS = [  # from the bottom to the top; a package stands for all its modules that have no entry of their own
     {"dpad", "dpad.engine.lazy", "dpad.engine.checks", "dpad.engine.fields", "dpad.engine.command_line",
-     "dpad.engine.json_text", "dpad.engine.hub"},
+     "dpad.engine.json_text", "dpad.engine.switch", "dpad.engine.hub"},
     {"sampler"},
     {"dpad.engine.settings", "dpad.engine.unmasking", "dpad.engine.decoding", "dpad.engine.transformer",
      "dpad.engine.attention", "dpad.engine.soft", "dpad.engine.cuda_graphs", "dpad.engine.checkpoint",

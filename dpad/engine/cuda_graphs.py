@@ -24,33 +24,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from dpad.engine.checks import check_choice
-from dpad.engine.fused import steps_of
+from dpad.engine.fused import PLAIN, Steps, steps_of
+from dpad.engine.switch import Switch
 from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, SpreadCache, Watch
 
-MODES = ("auto", "on", "off")
 QUERY_BUCKET = 16
 SLOT_BUCKET = 64  # of the queries, where a forward computes every slot
-KEY_BUCKET = 128  # twice that where more than LONG keys are attended to
-LONG = 1024
+KEY_BUCKET = 128
 MAX_SLOTS = 1024  # of a recorded forward over every slot, all rows together
 CAPACITY_BUCKET = 512  # of the buffers: coarse, because larger ones start anew with recording
 MAX_GRAPHS = 64  # of one model; the least recently used one makes room
-_mode = "auto"
+_switch = Switch("graphs")
+use = _switch.use  # for the calls inside: auto, on or off
 _recording = threading.Lock()  # a process may record one graph at a time
-
-
-@contextmanager
-def use(mode: str) -> Iterator[None]:
-    """Choose one of MODES for the calls inside."""
-    global _mode
-    check_choice("graphs", mode, MODES)
-    before = _mode
-    _mode = mode
-    try:
-        yield
-    finally:
-        _mode = before
 
 
 @contextmanager
@@ -67,7 +53,7 @@ def slot_cache(
     if model.is_dispatched:
         yield SpreadCache(model, rows, capacity) if stores else None
         return
-    graphed = _mode == "on" or (_mode == "auto" and model.device.type == "cuda")
+    graphed = _switch.mode == "on" or (_switch.mode == "auto" and model.device.type == "cuda")
     if not stores and not graphed:
         yield None
         return
@@ -141,12 +127,14 @@ class GraphedCache(ReusedCache):
         self.version = 0
         self.window: tuple[int, int] | None = None  # rows and slots of the step that is running, both bucketed
         self.pool: Any = None  # of the recordings' memory
+        self.recorded = 0  # forwards that were such steps
+        self.layer_steps: Steps = PLAIN  # of the recordings
 
     def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
         """Make room for a call; graphs and buffers are kept if it fits and the weights are where they were."""
         rows = power_of_two(rows)
         capacity = round_up(capacity + 1, CAPACITY_BUCKET)
-        weights = _identity(model)
+        weights = self._identity(model)
         if weights == self.weights and self._holds(rows, capacity):
             return
         if weights == self.weights:
@@ -164,6 +152,12 @@ class GraphedCache(ReusedCache):
         self.buffer = _no_buffer()  # frees the old buffers before the new ones are allocated
         self.buffer = self.allocate(model, rows, capacity).zero_()  # slots behind the mask must not hold NaN
         self.weights = weights  # set last: if memory runs out above, the buffers count as missing
+
+    def _identity(self, model: MaskedDiffusionModel) -> tuple:
+        """What recordings depend on: the steps of the layers, chosen here, and the type and addresses of the weights.
+        """
+        self.layer_steps = steps_of(model, self.recorded)
+        return model.dtype, id(self.layer_steps), *(weight.data_ptr() for weight in model.parameters())
 
     def begin(self, rows: int, length: int) -> None:
         super().begin(rows, length)
@@ -183,7 +177,7 @@ class GraphedCache(ReusedCache):
         They are masked by adding -inf, which a NaN would survive.
         """
         self.version += 1
-        self.buffer[:, :, : self.rows, :, self.length : round_up(self.length, 2 * KEY_BUCKET)] = 0
+        self.buffer[:, :, : self.rows, :, self.length : round_up(self.length, KEY_BUCKET)] = 0
 
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.window is None:
@@ -211,6 +205,7 @@ class GraphedCache(ReusedCache):
         else:
             self._run(model, step)
         step.runs += 1
+        self.recorded += 1
         assert step.hidden is not None
         return step.hidden[:rows, :count]
 
@@ -221,8 +216,7 @@ class GraphedCache(ReusedCache):
     def _shape(self, rows: int, count: int, start: int) -> tuple[int, int, int]:
         """Rows, queries and slots of the step that takes `count` queries from slot `start` on in each of the rows."""
         queries = round_up(count, QUERY_BUCKET if start else SLOT_BUCKET)
-        bucket = KEY_BUCKET if self.length <= LONG else 2 * KEY_BUCKET
-        slots = min(round_up(self.length, bucket), self.buffer.shape[4])
+        slots = min(round_up(self.length, KEY_BUCKET), self.buffer.shape[4])
         return min(power_of_two(rows), self.buffer.shape[2]), queries, slots
 
     def _step(self, inputs: Tensor, start: int) -> Step:
@@ -266,7 +260,7 @@ class GraphedCache(ReusedCache):
         self.window = step.key_mask.shape[0], step.key_mask.shape[1]
         try:
             step.hidden = model.hidden_states(step.inputs, step.positions, step.key_mask, self, step.places,
-                                              steps=steps_of(model))
+                                              steps=self.layer_steps)
         finally:
             self.window = None
 
@@ -289,7 +283,7 @@ class GraphedForwards(GraphedCache):
 
     def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
         """Keep the graphs if the weights are where they were."""
-        weights = _identity(model)
+        weights = self._identity(model)
         if weights != self.weights:
             self.steps.clear()
             self.pool = None
@@ -319,12 +313,7 @@ class GraphedForwards(GraphedCache):
         return 0  # nothing is written
 
     def _run(self, model: MaskedDiffusionModel, step: Step) -> None:
-        step.hidden = model.hidden_states(step.inputs, step.positions, step.key_mask, steps=steps_of(model))
-
-
-def _identity(model: MaskedDiffusionModel) -> tuple:
-    """What a recording depends on: the type and addresses of the weights, and what the layers do between them."""
-    return model.dtype, id(steps_of(model)), *(weight.data_ptr() for weight in model.parameters())
+        step.hidden = model.hidden_states(step.inputs, step.positions, step.key_mask, steps=self.layer_steps)
 
 
 def _no_buffer() -> Tensor:

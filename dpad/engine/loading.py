@@ -317,19 +317,12 @@ def load(
             quantization.quantize_model(model, scheme)
     if quantize:
         quantization.check_quantized(model, quantize)
-    prepare(model)
     return LoadedModel(
         name=f"{name.rstrip(os.sep)}+{addition.label}" if addition else name,
         checkpoint=checkpoint, family=family, model=model, tokenizer=tokenizer, adapter=addition,
         quantize=quantize or own_scheme,
         chat_template=tokenizer.chat_template is not None and use_template,
     )
-
-
-def prepare(model: MaskedDiffusionModel) -> None:
-    """Lay the weights out for decoding, once they are where they stay."""
-    if model.device.type == "cuda":
-        model.join_projections()
 
 
 def find_adapter(name: str | Path) -> Adapter:
@@ -389,7 +382,7 @@ def placement(
         # cuDNN's attention plans anew for every shape, and the suffix has another length in every block.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype is None:
-        # torchao's kernel for int4 on a CPU takes forty times as long in float32 as in bfloat16.
+        # torchao's kernel for int4 on a CPU is far slower in float32 than in bfloat16.
         dtype = "float32" if device.type == "cpu" and quantize != "int4" else "bfloat16"
     if isinstance(dtype, str):
         check_choice("dtype", dtype, DTYPES)

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from dpad.engine import checkpoint
 from dpad.engine.checks import check_integer, one_line, short
-from dpad.engine.fused import PLAIN, Steps, join, rms_norm, separate
+from dpad.engine.fused import PLAIN, Steps, rms_norm
 
 # What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
 NEUTRAL = {"return_dict": (None, True)}
@@ -204,8 +204,14 @@ class Attention:
             watched = queries[:, :, self.watch.queries].float()
             self.watch(layer, _attention_weights(watched, keys.float(), key_mask, groups))
         if self.implementation == "eager":
-            return _textbook_attention(queries, keys, values, key_mask, groups).transpose(1, 2).flatten(2)
-        return self.steps.attend(queries, keys, values, key_mask)
+            mixed = _textbook_attention(queries, keys, values, key_mask, groups)
+        else:
+            # Heads that share keys become more queries of one head: every query attends to the same slots, so any
+            # kernel serves grouped-query attention, and none repeats keys.
+            grouped = queries.unflatten(1, (-1, groups)).flatten(2, 3)  # [R, K, H / K * Q, D]
+            mixed = nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=key_mask)
+            mixed = mixed.unflatten(2, (groups, queries.shape[2])).flatten(1, 2)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 def _textbook_attention(queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None, groups: int) -> Tensor:
@@ -281,8 +287,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         if key_mask is not None:
             key_mask = key_mask[:, None, None, :]
             if key_mask.is_cuda:  # as the kernels take it: or else each layer would convert it
-                key_mask = torch.zeros_like(key_mask, dtype=self.dtype).masked_fill_(
-                    ~key_mask, torch.finfo(self.dtype).min / 2)  # finite: a chunk of keys may be all padding
+                key_mask = torch.zeros_like(key_mask, dtype=self.dtype).masked_fill_(~key_mask, float("-inf"))
         attention = Attention(rope, key_mask, cache, start, self.config._attn_implementation, watch, steps)
         x = inputs if inputs.is_floating_point() else self.embed(inputs)  # [R, Q, E]
         for index, layer in enumerate(self.layers):
@@ -374,18 +379,6 @@ class MaskedDiffusionModel(PreTrainedModel):
     def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
         """What peft looks for in the base of an adapter of a causal model; decoding never calls it."""
         return {"input_ids": input_ids}
-
-    def join_projections(self) -> None:
-        """Make one product of those that share an input, from the next forward without gradients on (fused.py)."""
-        join(self)
-
-    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What moves and converts the weights: joined ones are joined again afterwards."""
-        were_joined = separate(self)
-        super()._apply(function, recurse)
-        if were_joined:
-            join(self)
-        return self
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True,

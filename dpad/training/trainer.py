@@ -33,7 +33,6 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dpad.engine.fused import separate
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.results import outputs
 from dpad.results.records import cores, environment
@@ -109,7 +108,6 @@ def train(job: Job, accelerator: Accelerator, resume: bool = False) -> None:
     if job.settings.batch_size < accelerator.num_processes:
         raise ValueError(f"batch_size is {job.settings.batch_size}; it must be at least the number of processes "
                          f"({accelerator.num_processes}), so that each has an example")
-    separate(job.model)  # FSDP gives the weights other places, and the joint ones would stay beside them
     state = State(job.folder)
     leads = accelerator.is_main_process
     with claim(job.folder) if leads else nullcontext():
