@@ -11,7 +11,6 @@ status is 1 if an answer in float32 differs from the plain path's.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.progress import Progress
-from dpad import ROOT
+from dataset import read_problems
 from dpad.engine import cuda_graphs, fused, loading
 from dpad.engine.checks import check_integer
 from dpad.engine.command_line import Parser
@@ -93,8 +92,8 @@ def main() -> int:
         print(f"agreement.py: {error}", file=sys.stderr)
         return 2
 
-    lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()[: options.limit]
-    prompts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
+    problems = read_problems("arithmetic-50.jsonl")[: options.limit]
+    prompts = [f"Question: {problem['question']}\nAnswer:" for problem in problems]
     names = ("tiny", "dream-tiny")
     try:
         loading.placement(options.device, None)

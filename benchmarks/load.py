@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.progress import Progress
+from dataset import read_problems
 from dpad import ROOT
 from dpad.engine import completion, loading
 from dpad.engine.checks import check_integer, check_number
@@ -49,8 +50,7 @@ PATIENCE = 120  # seconds for one answer
 
 
 def questions() -> list[str]:
-    lines = (ROOT / "dataset" / f"{TASK}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
+    return [f"Question: {problem['question']}\nAnswer:" for problem in read_problems(f"{TASK}.jsonl")]
 
 
 def answers_alone(prompts: Sequence[str]) -> list[str]:

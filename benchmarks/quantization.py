@@ -11,7 +11,6 @@ that what rounding alone does can be seen. The sizes of the 7B and 8B models are
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.progress import Progress
-from dpad import ROOT
+from dataset import read_problems
 from dpad.engine import loading, memory
 from dpad.engine.checks import check_integer
 from dpad.engine.command_line import Parser
@@ -101,8 +100,7 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()[: options.limit]
-    problems = [json.loads(line) for line in lines]
+    problems = read_problems("arithmetic-50.jsonl")[: options.limit]
     choices = CONFIGURATIONS[CONFIGURATION].choices(GEN_LENGTH)
     with Progress(len(MODELS) * (2 + len(SCHEMES)), "model") as progress:
         rows = [row for name in MODELS for row in measure(name, options.device, problems, choices, progress)]

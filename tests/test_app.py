@@ -6,7 +6,6 @@ Needs Chromium (Debian's package, or Chrome in the PATH) and demo/requirements.t
 are of 64 tokens, which a link sets: nothing here waits for more than it looks at.
 """
 
-import json
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-from dataset import arithmetic
+from dataset import arithmetic, read_problems
 from dpad.engine import completion, loading
 from dpad.engine.fields import setting
 from dpad.engine.methods import METHODS
@@ -283,8 +282,8 @@ def test_a_trace_of_another_family_is_shown(random_page, random_dream, checkpoin
 def test_the_example_where_dropout_fails():
     """Guards what its button promises: vanilla solves the problem, one of arithmetic-50, and DPad does not."""
     loaded = loading.load("tiny", device="cpu")
-    problems = [json.loads(line) for line in (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()]
-    [problem] = [entry for entry in problems if entry["question"] == EXAMPLES["Where dropout fails"]]
+    question = EXAMPLES["Where dropout fails"]
+    [problem] = [entry for entry in read_problems("arithmetic-50.jsonl") if entry["question"] == question]
     is_right = {}
     for name in ("vanilla-stop", "dpad"):
         settings = LLaDASettings.from_choices(METHODS[name].choices(256, model=loaded.checkpoint))

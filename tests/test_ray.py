@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -18,6 +17,8 @@ import pytest
 import yaml
 from helpers import ROOT
 from serving import wait_until
+
+from dataset import read_problems
 
 httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
@@ -69,8 +70,7 @@ def test_two_replicas_answer_together(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     root = f"http://127.0.0.1:{port}"
     client = openai.OpenAI(base_url=f"{root}/v1", api_key="none", max_retries=0, timeout=60)
-    lines = (ROOT / "dataset" / "arithmetic-50.jsonl").read_text().splitlines()
-    questions = [json.loads(line)["question"] for line in lines][:20]
+    questions = [problem["question"] for problem in read_problems("arithmetic-50.jsonl")][:20]
 
     def health():
         try:

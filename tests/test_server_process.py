@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
 from serving import process, wait_until
 
 import run
 from benchmarks import load
+from dataset import read_problems
 from dpad.evaluation import tasks
 
 httpx = pytest.importorskip("httpx")
@@ -30,7 +30,7 @@ pytest.importorskip("fastapi")
 pytestmark = pytest.mark.slow
 
 FLAGS = ("-m", "tiny", "-d", "gaussian", "-k", "3", "-sc", "1.6", "-th", "0.9", "-l", "128")
-QUESTIONS = [json.loads(line)["question"] for line in (ROOT / "dataset" / "arithmetic-50.jsonl").open()]
+QUESTIONS = [problem["question"] for problem in read_problems("arithmetic-50.jsonl")]
 
 
 @functools.cache  # making one takes longer than an answer
