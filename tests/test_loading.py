@@ -338,3 +338,9 @@ def test_loading_holds_one_copy_of_the_weights(checkpoint_folder, tmp_path):
     done = subprocess.run([sys.executable, "-c", PEAK, str(checkpoint_folder), str(tmp_path)], cwd=ROOT,
                           capture_output=True, text=True, check=True)
     assert float(done.stdout.splitlines()[-1]) < 1.3
+
+
+@pytest.mark.parametrize("family", loading.FAMILIES.values(), ids=lambda family: family.name)
+def test_a_familys_model_decodes_as_the_family_does(family):
+    """Guards `model.generate`, whose settings and rule the model's class names, beside those of `load`."""
+    assert family.model.settings_class is family.settings and family.model.rule_class is family.rule
