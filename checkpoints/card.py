@@ -31,9 +31,10 @@ offline.
 
 ## Training
 
-{origin} Its problems are those of the train split, generated as they are needed; no problem
-of the test split tells the same story with the same numbers. {steps} steps of {size} took {minutes:.0f}
-minutes on {hardware}. {recipe}
+The run started from random weights. Its problems are those of the train split, generated as they are needed; no problem
+of the test split tells the same story with the same numbers. {steps} steps of about {tokens} tokens took {minutes:.0f}
+minutes on {hardware}. `dpad/training/scratch.py` has the recipe: a curriculum, then the objective
+that `run.py train` has by default, with suffix dropout.
 
 {history}
 
@@ -53,15 +54,6 @@ These problems are of the test split, so the model has not seen them in training
 {accuracy}
 """
 
-# Where a run began, and what it was, by whether it began with random weights.
-ORIGINS = {True: "The run started from random weights.", False: """\
-The run started from the weights in `{base}` at commit {commit} (their fingerprint is in `base.json`), whose card there
-says how they were trained from random weights, with the whole suffix."""}
-RECIPES = {True: """\
-`dpad/training/scratch.py` has the recipe: a curriculum, then the objective
-that `run.py train` has by default, with suffix dropout.""", False: """\
-Such a model can also be trained by one command from random weights, `python -m dpad.training.scratch`; these weights
-were not."""}
 ONE_RUN = "This command repeats the run (at the commit behind it):"
 RESUMED_RUN = """\
 The run was interrupted and resumed from its saved state. Neither this nor the number of processes changes the result: a
@@ -74,7 +66,7 @@ MAX_CURVE_ROWS = 24
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md and curve.png of a checkpoint, from its config.json, train.jsonl, base.json and records.json.
+    """Write README.md and curve.png of a checkpoint, from its config.json, train.jsonl and records.json.
 
     Raises:
         ValueError: train.jsonl or records.json cannot be read.
@@ -88,8 +80,6 @@ def write_card(folder: Path) -> None:
     family = family_of(str(folder))
     config: Any = family.model.config_class.from_pretrained(folder)  # type: ignore[union-attr]
     start = starts[-1]
-    from_scratch = "family" in start["identity"]
-    base = {} if from_scratch else files.read_json(folder / "base.json")
     hardware = start["environment"]["hardware"]
     cores = start["processes"] * hardware["threads"]
     on_gpu = start["identity"].get("device") == "cuda"
@@ -104,10 +94,7 @@ def write_card(folder: Path) -> None:
         shape=f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads on "
               f"{config.num_key_value_heads} keys and values, SwiGLU of {config.intermediate_size}",
         steps=curve[-1]["step"],
-        origin=ORIGINS[from_scratch].format(base=base.get("base"), commit=start["environment"]["commit"]),
-        recipe=RECIPES[from_scratch],
-        size=f"about {start['identity']['tokens_per_step']} tokens" if from_scratch else
-             f"{start['settings']['batch_size']} examples",
+        tokens=start["identity"]["tokens_per_step"],
         minutes=curve[-1]["seconds"] / 60,
         hardware=f"an {hardware['gpus'][0]['name']}" if on_gpu else
                  f"{cores} core{'s' * (cores > 1)} of an {hardware['processor']}",
@@ -165,9 +152,10 @@ def accuracy_table(evaluations: list[dict]) -> str:
             *(f"{100 * score['value']:.1f}% ± {100 * score['stderr']:.1f}" for score in scores),
         ])
     headings = ["decoding", "G", "problems", *METRIC_LABELS.values()]
-    commands = "\n".join(f"    {record['command']}" for record in evaluations)
-    return (f"{formatting.as_markdown(headings, cells)}\n\n± is the standard error. Measured at commit "
-            f"{evaluations[0]['environment']['commit']} by\n\n{commands}")
+    commands = "\n".join(
+        f"    {record['command']}    # commit {record['environment']['commit']}" for record in evaluations)
+    return (f"{formatting.as_markdown(headings, cells)}\n\n± is the standard error. These commands measured it, each at "
+            f"the commit behind it:\n\n{commands}")
 
 
 def draw_curve(losses: list[dict], curve: list[dict], path: Path) -> None:
