@@ -154,8 +154,8 @@ def accuracy_table(evaluations: list[dict]) -> str:
     headings = ["decoding", "G", "problems", *METRIC_LABELS.values()]
     commands = "\n".join(
         f"    {record['command']}    # commit {record['environment']['commit']}" for record in evaluations)
-    return (f"{formatting.as_markdown(headings, cells)}\n\n± is the standard error. These commands measured it, each at "
-            f"the commit behind it:\n\n{commands}")
+    return (f"{formatting.as_markdown(headings, cells)}\n\n± is the standard error. These commands measured it, each "
+            f"at the commit behind it:\n\n{commands}")
 
 
 def draw_curve(losses: list[dict], curve: list[dict], path: Path) -> None:
