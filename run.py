@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpad.engine import hub, memory
 from dpad.engine.answer_text import AFTER_EOS
+from dpad.engine.checkpoint import LARGE
 from dpad.engine.checks import check_integer, suggest
 from dpad.engine.command_line import Parser, say, waiting_for
 from dpad.engine.configurations import DPAD
@@ -259,10 +260,11 @@ def load_model(args: argparse.Namespace, settings: DecodingSettings) -> LoadedMo
     load_libraries()
     with waiting_for(f"the model {args.model}"), without_waiting_for_the_hub(args.model, args.adapter):
         plan = plan_of(args)
-        if plan.weights() > memory.LARGE and processes.current().rank == 0:
+        if plan.weights() > LARGE and processes.current().rank == 0:
             rows = getattr(args, "batch_size", 1)
             note(memory.describe(plan, args.model, settings, rows if isinstance(rows, int) else 1))
-        return load(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter, quantize=args.quantize)
+        return load(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter, quantize=args.quantize,
+                    bare=True)
 
 
 def check_model(args: argparse.Namespace) -> None:

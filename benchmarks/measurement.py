@@ -29,8 +29,8 @@ from dpad.engine.completion import synchronize
 from dpad.engine.configurations import VANILLA, Configuration
 from dpad.engine.decoding import DecodingOutput, decode
 from dpad.engine.memory import free_memory
+from dpad.engine.pretrained import PretrainedDiffusionModel
 from dpad.engine.settings import DecodingSettings, TokenIds
-from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.engine.unmasking import UnmaskingRule
 from dpad.results.records import environment
 
@@ -50,7 +50,7 @@ class Subject:
     """The model that is timed, and what records call it."""
 
     name: str
-    model: MaskedDiffusionModel
+    model: PretrainedDiffusionModel
     family: loading.Family
 
 
@@ -67,7 +67,7 @@ def make_subject(name: str, device: str | None, dtype: str | None, adapter: str 
             names = f"{', '.join(SHAPES)} (random weights), "
             raise ValueError(str(error).replace("it must be ", f"it must be {names}")) from None
         loaded = loading.load(name, device=device, dtype=dtype, adapter=adapter)
-        return Subject(loaded.name, loaded.model, loaded.family)
+        return Subject(loaded.name, loaded.pretrained, loaded.family)
     if adapter is not None:
         raise ValueError(f"adapter is {adapter!r}, but {name} has random weights; give the model that it is for")
 

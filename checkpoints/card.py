@@ -78,7 +78,7 @@ def write_card(folder: Path) -> None:
     if not starts or not curve:
         raise ValueError(f"{folder / 'train.jsonl'} has no curve to draw")
     family = family_of(str(folder))
-    config: Any = family.model.config_class.from_pretrained(folder)  # type: ignore[union-attr]
+    config: Any = family.network.config_class.from_pretrained(folder)
     start = starts[-1]
     hardware = start["environment"]["hardware"]
     cores = start["processes"] * hardware["threads"]

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTo
 import dream
 import llada
 from dataset import arithmetic
-from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.engine.pretrained import PretrainedDiffusionModel
 from dpad.results import files
 
 # LLaDA's special tokens, in the order of their ids here (on the hub they sit at 126080 and above).
@@ -53,7 +53,7 @@ DREAM_SHAPE: dict[str, Any] = {
 MAX_POSITIONS = 4096
 
 
-def make_model(family: str, seed: int) -> tuple[MaskedDiffusionModel, PreTrainedTokenizerBase]:
+def make_model(family: str, seed: int) -> tuple[PretrainedDiffusionModel, PreTrainedTokenizerBase]:
     """A model of random weights, from torch's global generator, and its tokenizer.
 
     Args:
@@ -67,7 +67,7 @@ def make_model(family: str, seed: int) -> tuple[MaskedDiffusionModel, PreTrained
 
 
 @torch.no_grad()
-def initialize_for_copying(model: MaskedDiffusionModel) -> None:
+def initialize_for_copying(model: PretrainedDiffusionModel) -> None:
     """Change initial weights so that an attention head only has to learn where to look in order to copy a token.
 
     From independent random weights it would have to learn where to look, what to read there and what to write, and none
@@ -127,7 +127,7 @@ def train_bpe(pattern: str, special_tokens: list[str], vocabulary: int, seed: in
     return tokenizer
 
 
-def make_llada(seed: int) -> tuple[PreTrainedTokenizerBase, type[MaskedDiffusionModel], PreTrainedConfig]:
+def make_llada(seed: int) -> tuple[PreTrainedTokenizerBase, type[PretrainedDiffusionModel], PreTrainedConfig]:
     """Tokenizer, model class and configuration of the embedded LLaDA."""
     bpe = train_bpe(PIECES, list(LLADA_TOKENS.values()), VOCABULARY, seed)
     tokenizer = PreTrainedTokenizerFast(
@@ -144,7 +144,7 @@ def make_llada(seed: int) -> tuple[PreTrainedTokenizerBase, type[MaskedDiffusion
     )
 
 
-def make_dream(seed: int) -> tuple[PreTrainedTokenizerBase, type[MaskedDiffusionModel], PreTrainedConfig]:
+def make_dream(seed: int) -> tuple[PreTrainedTokenizerBase, type[PretrainedDiffusionModel], PreTrainedConfig]:
     """Tokenizer, model class and configuration of the embedded Dream."""
     # The tokenizer splits text with Qwen's pattern. Its longer pieces do no harm, because no merge crosses one of ours.
     # But it splits numbers into digits, so whole numbers are added as tokens.

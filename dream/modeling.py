@@ -1,4 +1,4 @@
-"""Dream as a transformers model: the weight names of the hub's checkpoints over the layers of transformer.py.
+"""Dream and iLLaDA as models of transformers.
 
 Imported, never run. `DreamModel.from_pretrained(folder_or_hub_id)` loads Dream-v0-Base-7B and Dream-v0-Instruct-7B;
 AutoModel and AutoModelForCausalLM find it too once `dream` is imported.
@@ -8,136 +8,37 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
-from transformers.modeling_layers import GradientCheckpointingLayer
-
 from dpad.engine.generation import AnsweringModel
+from dpad.engine.registry import register_model
 from dpad.engine.settings import DecodingSettings
-from dpad.engine.transformer import Attention, RMSNorm
 from dpad.engine.unmasking import UnmaskingRule
-from dream.configuration import DreamConfig, ILLaDAConfig
+from dream.configuration import DreamConfig
 from dream.generate import DreamRule
+from dream.network import DreamNetwork, ILLaDANetwork
 from dream.settings import DreamSettings
 from llada.generate import LLaDARule
 from llada.settings import LLaDASettings
 
 
-class DreamAttention(nn.Module):
-    """Grouped-query attention with biases on q, k and v alone, or (iLLaDA) without any."""
+class DreamModel(DreamNetwork, AnsweringModel):
+    """Dream (arXiv 2508.15487) with `generate`, `from_pretrained` and all else of transformers' models."""
 
-    def __init__(self, config: DreamConfig):
-        super().__init__()
-        width = config.hidden_size
-        self.head_size = config.hidden_size // config.num_attention_heads
-        kv_width = config.num_key_value_heads * self.head_size
-        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
-        """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
-        queries, keys, values = (
-            project(x).unflatten(-1, (-1, self.head_size)) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.o_proj(attention.attend(index, queries, keys, values))
-
-
-class DreamMLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: DreamConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, attention: Attention) -> Tensor:
-        return self.down_proj(attention.steps.gate(self.gate_proj(x), self.up_proj(x)))
-
-
-class DreamDecoderLayer(GradientCheckpointingLayer):
-    """One layer: attention and SwiGLU, each after an RMSNorm and added to its input."""
-
-    def __init__(self, config: DreamConfig):
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = DreamAttention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = DreamMLP(config)
-
-    def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
-        """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
-        steps = attention.steps
-        mixed = self.self_attn(steps.normalise(self.input_layernorm, x), attention, index)
-        x, normed = steps.add_and_normalise(self.post_attention_layernorm, x, mixed)
-        return x + self.mlp(normed, attention)
-
-
-class DreamBaseModel(nn.Module):
-    """Holds the modules under the names of the checkpoint: model.{embed_tokens, layers, norm}."""
-
-    def __init__(self, config: DreamConfig):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DreamDecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-
-class DreamModel(AnsweringModel):
-    """Dream (arXiv 2508.15487): logits at a position predict the token of the next one."""
-
-    config_class: type[DreamConfig] = DreamConfig
     base_model_prefix = "model"
-    head_name = "lm_head.weight"
-    prediction_offset = 1
     settings_class: ClassVar[type[DecodingSettings]] = DreamSettings
     rule_class: ClassVar[type[UnmaskingRule]] = DreamRule
     _no_split_modules = ["DreamDecoderLayer"]
 
     def __init__(self, config: DreamConfig):
         super().__init__(config)
-        self.model = DreamBaseModel(config)
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.layer_count = config.num_hidden_layers
-        self.kv_head_count = config.num_key_value_heads
-        self.head_size = config.hidden_size // config.num_attention_heads
-        self.rope_theta = config.rope_theta
-        self.max_positions = config.max_position_embeddings
         self.post_init()
 
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.model.layers
 
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.model.norm
+class ILLaDAModelLM(ILLaDANetwork, DreamModel):
+    """iLLaDA (arXiv 2606.25331), which decodes as LLaDA does."""
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        return self.model.embed_tokens(input_ids)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed_tokens = value
-
-
-class ILLaDAModelLM(DreamModel):
-    """iLLaDA (arXiv 2606.25331): logits at a position predict the token of that position, and it decodes as LLaDA does.
-
-    That its checkpoints have these names of weights is inferred from programs that use them; others would be an error.
-    """
-
-    config_class = ILLaDAConfig
-    prediction_offset = 0
     settings_class = LLaDASettings
     rule_class = LLaDARule
 
 
-for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
-    auto_class.register(DreamConfig, DreamModel)
-    auto_class.register(ILLaDAConfig, ILLaDAModelLM)
+register_model(DreamModel)
+register_model(ILLaDAModelLM)

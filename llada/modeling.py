@@ -1,4 +1,4 @@
-"""LLaDA as a transformers model: the weight names of the hub's checkpoints over the layers of transformer.py.
+"""LLaDA as a model of transformers.
 
 Imported, never run. `LLaDAModelLM.from_pretrained(folder_or_hub_id)` loads LLaDA-8B-Base, LLaDA-8B-Instruct,
 LLaDA-1.5 or checkpoints/llada-tiny; AutoModel and AutoModelForCausalLM find it too once `llada` is imported.
@@ -6,109 +6,25 @@ LLaDA-1.5 or checkpoints/llada-tiny; AutoModel and AutoModelForCausalLM find it 
 
 from __future__ import annotations
 
-import math
-
-from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
-from transformers.modeling_layers import GradientCheckpointingLayer
-
 from dpad.engine.generation import AnsweringModel
-from dpad.engine.transformer import Attention, RMSNorm
+from dpad.engine.registry import register_model
 from llada.configuration import LLaDAConfig
 from llada.generate import LLaDARule
+from llada.network import LLaDANetwork
 from llada.settings import LLaDASettings
 
 
-class LLaDABlock(GradientCheckpointingLayer):
-    """One layer: attention and SwiGLU, each after an RMSNorm and added to its input."""
+class LLaDAModelLM(LLaDANetwork, AnsweringModel):
+    """LLaDA (arXiv 2502.09992) with `generate`, `from_pretrained` and all else of transformers' models."""
 
-    def __init__(self, config: LLaDAConfig):
-        super().__init__()
-        width = config.d_model
-        head_size = config.d_model // config.n_heads
-        bias = config.include_bias
-        qkv_bias = config.include_qkv_bias
-        self.heads = config.n_heads
-        self.kv_heads = config.n_kv_heads
-        self.attn_norm = RMSNorm(width, config.rms_norm_eps)
-        self.q_proj = nn.Linear(width, width, bias=qkv_bias)
-        self.k_proj = nn.Linear(width, self.kv_heads * head_size, bias=qkv_bias)
-        self.v_proj = nn.Linear(width, self.kv_heads * head_size, bias=qkv_bias)
-        self.attn_out = nn.Linear(width, width, bias=bias)
-        self.ff_norm = RMSNorm(width, config.rms_norm_eps)
-        self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=bias)
-        self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=bias)
-        self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=bias)
-
-    def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
-        """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
-        steps = attention.steps
-        normed = steps.normalise(self.attn_norm, x)
-        queries = self.q_proj(normed).unflatten(-1, (self.heads, -1))
-        keys = self.k_proj(normed).unflatten(-1, (self.kv_heads, -1))
-        values = self.v_proj(normed).unflatten(-1, (self.kv_heads, -1))
-        mixed = self.attn_out(attention.attend(index, queries, keys, values))
-        x, normed = steps.add_and_normalise(self.ff_norm, x, mixed)
-        return x + self.ff_out(steps.gate(self.ff_proj(normed), self.up_proj(normed)))
-
-
-class LLaDAModel(nn.Module):
-    """Holds the modules under the names of the checkpoint: model.transformer.{wte, blocks, ln_f, ff_out}."""
-
-    def __init__(self, config: LLaDAConfig):
-        super().__init__()
-        modules: dict[str, nn.Module] = {
-            "wte": nn.Embedding(config.embedding_size, config.d_model),
-            "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
-            "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
-        }
-        if not config.weight_tying:
-            modules["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=config.include_bias)
-        self.transformer = nn.ModuleDict(modules)
-
-
-class LLaDAModelLM(AnsweringModel):
-    """LLaDA (arXiv 2502.09992): logits at a position predict the token of that position."""
-
-    config_class = LLaDAConfig
     base_model_prefix = "model"
-    head_name = "model.transformer.ff_out.weight"
     settings_class = LLaDASettings
     rule_class = LLaDARule
     _no_split_modules = ["LLaDABlock"]
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
-        self.model = LLaDAModel(config)
-        self.layer_count = config.n_layers
-        self.kv_head_count = config.n_kv_heads
-        self.head_size = config.d_model // config.n_heads
-        self.rope_theta = config.rope_theta
-        self.max_positions = config.max_sequence_length
         self.post_init()
 
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.model.transformer["blocks"]
 
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.model.transformer["ln_f"]
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        x = self.model.transformer["wte"](input_ids)
-        return x * math.sqrt(self.config.d_model) if self.config.input_emb_norm else x
-
-    def head(self, hidden: Tensor) -> Tensor:
-        logits = super().head(hidden)
-        return logits / math.sqrt(self.config.d_model) if self.config.scale_logits else logits
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.model.transformer["wte"]
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.transformer["wte"] = value
-
-
-for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
-    auto_class.register(LLaDAConfig, LLaDAModelLM)
+register_model(LLaDAModelLM)

@@ -28,6 +28,7 @@ from benchmarks import measurement
 from demo import app, demo
 from dpad.engine import adapters, loading
 from dpad.engine.checkpoint import read_headers
+from dpad.engine.pretrained import PretrainedDiffusionModel
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.evaluation import runs
 from dpad.evaluation.lm_eval_cli import CommandLineLM
@@ -399,7 +400,7 @@ def test_the_command_that_merges(folder, checkpoint_folder, tmp_path, capsys, mo
         answers.append(capsys.readouterr().out)
     assert json.loads(answers[1])["answer"] == json.loads(answers[2])["answer"]
     with monkeypatch.context() as patch:
-        patch.setattr(MaskedDiffusionModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+        patch.setattr(PretrainedDiffusionModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
         assert run.main(["train", "--merge", *model, "--output", "out"]) == 2
     assert "run.py: output is 'out', a folder that holds 'base.json'; it must be a new" in capsys.readouterr().err
 
@@ -555,7 +556,7 @@ def test_an_adapter_on_the_hub(hub_cache, folder, checkpoint_folder):
 def refusal(folder: Path | str, model: Path | str) -> str:
     """The one sentence with which an adapter is refused, before the model's weights are read."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MaskedDiffusionModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
+        patch.setattr(PretrainedDiffusionModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded"))
         with pytest.raises(ValueError) as caught:
             loading.load(str(model), device="cpu", adapter=str(folder))
     assert "\n" not in str(caught.value)

@@ -16,12 +16,12 @@ from helpers import ROOT
 
 LAYERS = [  # from the bottom to the top; a package stands for all its modules that have no entry of their own
     {"dpad", "dpad.engine.lazy", "dpad.engine.checks", "dpad.engine.fields", "dpad.engine.command_line",
-     "dpad.engine.json_text", "dpad.engine.switch", "dpad.engine.hub"},
+     "dpad.engine.json_text", "dpad.engine.switch", "dpad.engine.hub", "dpad.engine.registry"},
     {"sampler"},
     {"dpad.engine.settings", "dpad.engine.unmasking", "dpad.engine.decoding", "dpad.engine.transformer",
      "dpad.engine.attention", "dpad.engine.soft", "dpad.engine.cuda_graphs", "dpad.engine.checkpoint",
      "dpad.engine.fused", "dpad.engine.adapters", "dpad.engine.selection", "dpad.engine.rules",
-     "dpad.engine.generation", "dpad.engine.quantization"},
+     "dpad.engine.pretrained", "dpad.engine.generation", "dpad.engine.quantization"},
     {"llada", "dream"},
     {"dpad.engine.loading", "dpad.engine.auto_classes", "dpad.engine.template_trial", "dpad.engine.configurations",
      "dpad.engine.prompts", "dpad.engine.completion", "dpad.engine.likelihood", "dpad.engine.answer_text",

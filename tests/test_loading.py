@@ -7,18 +7,20 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import GOLDEN, ROOT
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dpad.engine import loading
 from dpad.engine.completion import complete
 from dpad.engine.fused import rotate
 from dpad.engine.transformer import RMSNorm, rope_tables
 from llada import LLaDAConfig, LLaDAModelLM
+from llada.network import LLaDANetwork
 
 
 @pytest.fixture
@@ -344,3 +346,80 @@ def test_loading_holds_one_copy_of_the_weights(checkpoint_folder, tmp_path):
 def test_a_familys_model_decodes_as_the_family_does(family):
     """Guards `model.generate`, whose settings and rule the model's class names, beside those of `load`."""
     assert family.model.settings_class is family.settings and family.model.rule_class is family.rule
+
+
+# --- Without what transformers adds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["tiny", "dream-tiny"])
+def test_a_bare_model_computes_the_same(name, dtype):
+    """Guards `bare`: the same weights, bit for bit, and the same answer; and it says what it cannot do."""
+    whole = loading.load(name, device="cpu", dtype=dtype)
+    bare = loading.load(name, device="cpu", dtype=dtype, bare=True)
+    assert not isinstance(bare.model, PreTrainedModel)
+    assert bare.model.dtype == whole.model.dtype and bare.model.device == whole.model.device
+    weights = bare.model.state_dict()
+    assert weights.keys() == whole.model.state_dict().keys()
+    assert all(torch.equal(weights[key], weight) for key, weight in whole.model.state_dict().items())
+    settings = whole.family.settings(gen_length=64, threshold=0.9, cache="prefix")
+    answers = [model.generate(**model.encode("How many?"), settings=settings).sequences for model in (whole, bare)]
+    assert torch.equal(*answers)
+    with pytest.raises(ValueError, match="bare is True, with which .* was loaded"):
+        bare.pretrained  # noqa: B018
+    assert whole.pretrained is whole.model
+
+
+def test_a_bare_model_of_several_files(random_llada, tmp_path):
+    """Guards shards, and a head that is the embedding: the loader of its own reads what save_pretrained wrote."""
+    random_llada.save_pretrained(tmp_path, max_shard_size="200KB")
+    network = LLaDANetwork.load(tmp_path, torch.float32, torch.device("cpu"))
+    assert all(torch.equal(network.state_dict()[name], weight) for name, weight in random_llada.state_dict().items())
+    tied = LLaDAModelLM(LLaDAConfig(**random_llada.config.to_dict() | {"weight_tying": True}))
+    tied.save_pretrained(tmp_path / "tied")
+    network = LLaDANetwork.load(tmp_path / "tied", torch.float32, torch.device("cpu"))
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        expected = tied(ids).logits
+        assert torch.equal(network.head(network.hidden_states(ids, ids)), expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None, "missing", "foreign", "shape", "type"])
+def test_a_bare_model_of_damaged_weights(checkpoint, content):
+    """Guards that the loader of its own refuses what the other does, in the same words."""
+    path = checkpoint / "model.safetensors"
+    if isinstance(content, str):
+        weights = load_file(path)
+        first = sorted(weights)[0]
+        taken = weights.pop(first)
+        changed = {"missing": {}, "foreign": {first: taken, "other": taken.clone()}, "shape": {first: taken[1:].contiguous()},
+                   "type": {first: taken.to(torch.int32)}}[content]
+        save_file(weights | changed, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    said = []
+    for load in (LLaDAModelLM.from_pretrained,
+                 lambda folder: LLaDANetwork.load(folder, torch.float32, torch.device("cpu"))):
+        with pytest.raises(ValueError, match="checkpoint") as caught:
+            load(checkpoint)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_stay_in_their_file():
+    """Guards the memory of large models on a CPU: weights in the type that they are stored in are not copied."""
+    model = loading.load("tiny", device="cpu", dtype="bfloat16", bare=True).model
+    spans = [[int(end, 16) for end in line.split()[0].split("-")]
+             for line in Path("/proc/self/maps").read_text().splitlines() if "llada-tiny/model.safetensors" in line]
+    assert all(any(begin <= weight.data_ptr() < end for begin, end in spans) for weight in model.parameters())
+
+
+def test_a_first_token_waits_for_no_models_of_transformers():
+    """Guards the start of `run.py generate`: neither transformers' models nor torch's compiler are imported for it."""
+    code = ("import runpy, sys; sys.argv = ['run.py', 'generate', '-m', 'tiny', '-l', '32', '--prompt', 'How many?']\n"
+            "try: runpy.run_path('run.py', run_name='__main__')\n"
+            "except SystemExit as end: assert not end.code\n"
+            "print(*sorted({'transformers.modeling_utils', 'torch._dynamo', 'scipy'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""

@@ -5,7 +5,9 @@
     AutoModelForCausalLM.from_pretrained("checkpoints/dream-tiny")
 
 Importing transformers and torch takes seconds, and those who import `dpad` for its --help need neither. So the classes
-are registered when transformers' own registry is imported, whoever does that. Imported, never run.
+are registered when transformers' own registry is imported, whoever does that. Tokenizers import the registry of models
+too, and importing models takes seconds once more; so a stand-in of each model's class is registered there, which
+imports it when something of it is used. Imported, never run.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
 
 # transformers' registries, and the module of each family's package that registers its classes there when imported
 REGISTRIES = {
@@ -29,11 +34,23 @@ REGISTRIES = {
 def register(registry: str) -> None:
     """Import the modules that register the families' classes in one of REGISTRIES, which has been imported."""
     from dpad.engine.loading import FAMILIES
+    from dpad.engine.registry import register_model
 
     for family in FAMILIES.values():
+        if REGISTRIES[registry] == "modeling":
+            members = {"config_class": family.network.config_class, "_family": family}
+            register_model(_StandIn(family.model_class, (), members))  # until the class itself is imported
+            continue
         module = f"{family.package}.{REGISTRIES[registry]}"
         if find_spec(module):  # LLaDA's tokenizer needs no class of its own
             import_module(module)
+
+
+class _StandIn(type):
+    """A class of a family's models that is imported when something of it is asked for."""
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls.__dict__["_family"].model, name)
 
 
 class _Finder(MetaPathFinder):

@@ -34,6 +34,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # of a hub repository
 
+LARGE = 2**30  # bytes of weights; of smaller models nobody wants to hear
 MAX_VOCABULARY = 64 * 2**20  # bytes of a file that holds a vocabulary
 MAX_TEMPLATE = 2**18  # bytes
 # Types of weights, as safetensors and torch call them.

@@ -103,7 +103,8 @@ def warm_up(loaded: LoadedModel, prompt: str, gen_length: int) -> None:
     prompt_ids = loaded.encode_text([prompt])["input_ids"]
     canvas = torch.nn.functional.pad(prompt_ids, (0, gen_length), value=loaded.model.config.mask_token_id)
     with torch.inference_mode():
-        loaded.model(canvas, logits_to_keep=1)
+        positions = torch.arange(canvas.shape[1], device=canvas.device)
+        loaded.model.head(loaded.model.hidden_states(canvas, positions[None])[:, -1:])
     synchronize(loaded.model.device)
 
 

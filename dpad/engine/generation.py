@@ -27,8 +27,8 @@ from dpad.engine import checkpoint
 from dpad.engine.checks import check_integer, one_line, short, suggest, texts_of
 from dpad.engine.decoding import DecodingOutput, decode
 from dpad.engine.fields import settings_of
+from dpad.engine.pretrained import PretrainedDiffusionModel
 from dpad.engine.settings import BLOCK_LENGTH, PARTS, SAMPLER, DecodingSettings, TokenIds
-from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.engine.unmasking import UnmaskingRule
 
 FILE = "generation_config.json"
@@ -71,8 +71,8 @@ LEVELS = (" in model.generation_config", " in generation_config", "")
 # --- The model --------------------------------------------------------------------------------------------------------
 
 
-class AnsweringModel(MaskedDiffusionModel):
-    """A MaskedDiffusionModel with `generate`. A family's subclass names its settings and its unmasking rule."""
+class AnsweringModel(PretrainedDiffusionModel):
+    """A PretrainedDiffusionModel with `generate`. A family's subclass names its settings and its unmasking rule."""
 
     settings_class: ClassVar[type[DecodingSettings]]
     rule_class: ClassVar[type[UnmaskingRule]]
@@ -142,7 +142,7 @@ class AnsweringModel(MaskedDiffusionModel):
     def from_pretrained(  # type: ignore[override]
         cls, name: str | Path, *args: Any, generation_config: GenerationConfig | None = None, **options: Any
     ) -> Any:
-        """As MaskedDiffusionModel's, with the settings of generation_config.json, or those given, for `generate`."""
+        """As the base's, with the settings of generation_config.json, or those given, for `generate`."""
         loaded = super().from_pretrained(name, *args, **options)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.generation_config = generation_config or read_defaults(Path(model.name_or_path), model.config)

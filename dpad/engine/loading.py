@@ -23,6 +23,7 @@ from dpad.engine import quantization
 from dpad.engine.adapters import Adapter, check_adapter, merge_into, read_adapter, recorded_template
 from dpad.engine.answer_text import AnswerText
 from dpad.engine.checkpoint import (
+    LARGE,
     check_folder,
     check_tokenizer_files,
     find_folder,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding
 
     from dpad.engine.decoding import DecodingOutput
+    from dpad.engine.pretrained import PretrainedDiffusionModel
     from dpad.engine.settings import DecodingSettings
     from dpad.engine.transformer import MaskedDiffusionModel
     from dpad.engine.unmasking import UnmaskingRule
@@ -52,18 +54,19 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Family:
     """A family of models: its classes, the names of its checkpoints, and the conventions of its published numbers.
 
-    name: `model_type` in config.json. package: holds model_class, settings_class (in settings.py) and rule_class (in
-    generate.py). names: what people type -> folder or hub id. raw_prompt: parts of the names of
-    checkpoints whose published numbers were measured on the raw prompt, without the chat template. bos_before_raw: put
-    BOS before a raw prompt. stop_strings: cut answers at a task's stop strings; otherwise at EOS alone. likelihood: how
-    its published likelihoods draw masks, one of likelihood.SCHEMES. facts: by name, the fields of config.json in which
-    a checkpoint differs from the defaults of the configuration's class; for its size, before it is fetched.
-    decodes_like: the package whose settings and rule it has; by default its own.
+    name: `model_type` in config.json. package: holds model_class, network_class (in network.py), settings_class (in
+    settings.py) and rule_class (in generate.py). names: what people type -> folder or hub id. raw_prompt: parts of the
+    names of checkpoints whose published numbers were measured on the raw prompt, without the chat template.
+    bos_before_raw: put BOS before a raw prompt. stop_strings: cut answers at a task's stop strings; otherwise at EOS
+    alone. likelihood: how its published likelihoods draw masks, one of likelihood.SCHEMES. facts: by name, the fields
+    of config.json in which a checkpoint differs from the defaults of the configuration's class; for its size, before it
+    is fetched. decodes_like: the package whose settings and rule it has; by default its own.
     """
 
     name: str
     package: str
     model_class: str
+    network_class: str
     settings_class: str
     rule_class: str
     names: dict[str, str]
@@ -75,9 +78,14 @@ class Family:
     decodes_like: str = ""
 
     @property
-    def model(self) -> type[MaskedDiffusionModel]:
-        """The class of its models."""
+    def model(self) -> type[PretrainedDiffusionModel]:
+        """The class of its models, as transformers has them."""
         return getattr(import_module(self.package), self.model_class)
+
+    @property
+    def network(self) -> type[MaskedDiffusionModel]:
+        """The class of its models for decoding alone."""
+        return getattr(import_module(f"{self.package}.network"), self.network_class)
 
     @property
     def settings(self) -> type[DecodingSettings]:
@@ -97,6 +105,7 @@ FAMILIES = {
             name="llada",
             package="llada",
             model_class="LLaDAModelLM",
+            network_class="LLaDANetwork",
             settings_class="LLaDASettings",
             rule_class="LLaDARule",
             names={
@@ -116,6 +125,7 @@ FAMILIES = {
             name="dream",
             package="dream",
             model_class="DreamModel",
+            network_class="DreamNetwork",
             settings_class="DreamSettings",
             rule_class="DreamRule",
             names={
@@ -140,6 +150,7 @@ FAMILIES = {
             name="illada",
             package="dream",
             model_class="ILLaDAModelLM",
+            network_class="ILLaDANetwork",
             settings_class="LLaDASettings",
             rule_class="LLaDARule",
             names={
@@ -177,6 +188,13 @@ class LoadedModel:
     chat_template: bool
     adapter: Adapter | None = None
     quantize: str | None = None
+
+    @property
+    def pretrained(self) -> PretrainedDiffusionModel:
+        """The model, with what transformers' models have; ValueError where it was loaded without (`load`'s bare)."""
+        if not isinstance(self.model, self.family.model):
+            raise ValueError(f"bare is True, with which {self.name} was loaded; this needs a model of transformers")
+        return self.model
 
     def describe_weights(self) -> dict[str, str]:
         """What a record says of the numbers that the model computes with, and where."""
@@ -269,7 +287,7 @@ class LoadedModel:
 
 def load(
     name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-    revision: str | None = None, adapter: str | Path | None = None, quantize: str | None = None,
+    revision: str | None = None, adapter: str | Path | None = None, quantize: str | None = None, bare: bool = False,
 ) -> LoadedModel:
     """Load a model by the name that people know, from a folder or from the hub, without remote code.
 
@@ -280,6 +298,10 @@ def load(
         revision: branch, tag or commit on the hub.
         adapter: a LoRA adapter as peft writes it, a folder or a hub id, to be merged into the weights.
         quantize: one of quantization.SCHEMES, for the layers' matrices; after an adapter has been merged into them.
+        bare: without what transformers adds to a network (`model.generate`, `save_pretrained`, peft, ...), where that
+            can be: not with an adapter or quantized weights. It decodes the same. Importing transformers' models takes
+            longer than all else before a first token, and on the CPU the weights need not be copied (see
+            `MaskedDiffusionModel.load`).
 
     Raises:
         ValueError: one sentence that says what is wrong with the name, the device, the dtype, the checkpoint, the
@@ -300,11 +322,15 @@ def load(
                          f"({own_scheme}); leave it out")
     if addition:
         check_adapter(addition, checkpoint, folder, family.model)
-    with _quiet_if_small(folder):
-        # Straight to the device: the machine's main memory may be too small for the weights.
-        stored = getattr(torch, stored_type(folder)) if addition else dtype  # sums are rounded once
-        how = {"quantization_config": scheme} if scheme and not addition else {}
-        model = family.model.from_pretrained(folder, dtype=stored, device_map={"": device}, **how).eval()
+    model: MaskedDiffusionModel
+    if bare and not (addition or scheme or own_scheme):
+        model = family.network.load(folder, dtype, device).eval()
+    else:
+        with _quiet_if_small(folder):
+            # Straight to the device: the machine's main memory may be too small for the weights.
+            stored = getattr(torch, stored_type(folder)) if addition else dtype  # sums are rounded once
+            how = {"quantization_config": scheme} if scheme and not addition else {}
+            model = family.model.from_pretrained(folder, dtype=stored, device_map={"": device}, **how).eval()
     if options:
         model.config._commit_hash = folder.name  # of the hub's snapshot; a run's identity has it
     tokenizer = _tokenizer(folder, model, family)
@@ -506,7 +532,7 @@ def _quiet_if_small(folder: Path) -> Iterator[None]:
     """Hide transformers' progress bar for a checkpoint that loads in a moment."""
     from transformers.utils import logging
 
-    small = sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file()) < 1e9
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file()) < LARGE
     was_enabled = logging.is_progress_bar_enabled()
     if small:
         logging.disable_progress_bar()

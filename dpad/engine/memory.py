@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dpad.engine.settings import DecodingSettings
 
 PROMPT = 512  # tokens, where the prompts are not known yet
-LARGE = 2**30  # bytes of weights; of smaller models nobody wants to hear
 SLACK = 1.05  # what allocators waste
 TIGHT = 0.85  # of the free memory
 MEMORY, CONTROL_GROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -138,12 +137,12 @@ def plan(
     place, numbers = placement(device, dtype, quantize)
     family, folder = find_config(name, revision)
     fields = read_config(folder)
-    config = make_config(folder, family.model.config_class, fields)  # type: ignore[arg-type]
+    config = make_config(folder, family.network.config_class, fields)
     stored = None
     if quant_method(fields) is not None:
         stored = sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
         stored = stored or _size_on_the_hub(resolve(name), revision)
-    return Plan(config, family.model.layout(folder, config), place, numbers, quantize, merges, stored)
+    return Plan(config, family.network.layout(folder, config), place, numbers, quantize, merges, stored)
 
 
 def plan_of_name(
@@ -156,9 +155,9 @@ def plan_of_name(
     """
     for family in FAMILIES.values():
         if name in family.names and not os.path.isdir(family.names[name]):
-            config_class: Any = family.model.config_class
+            config_class: Any = family.network.config_class
             config = config_class(**family.facts.get(name, {}))
-            layout = family.model.layout(Path(family.names[name]), config)
+            layout = family.network.layout(Path(family.names[name]), config)
             return family, Plan(config, layout, *placement(device, dtype, quantize), quantize)
     return family_of(name), plan(name, device, dtype, quantize)
 

@@ -1,7 +1,7 @@
 """What LLaDA and Dream are made of: RMSNorm, RoPE by position id, attention over numbered slots, a strict loader.
 
 Both models are the same bidirectional pre-norm transformer under different layer names. The names live in
-`llada/modeling.py` and `dream/modeling.py`; everything that computes lives here. Imported, never run; to see it
+`llada/network.py` and `dream/network.py`; everything that computes lives here. Imported, never run; to see it
 at work: `python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples?"`
 
 Shapes: R rows of a batch, Q slots computed in this call (the queries), S slots attended to (the keys, S >= Q),
@@ -11,34 +11,25 @@ H heads, K key-value heads (K divides H), D head size, E model width, V vocabula
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import MaskedLMOutput
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
 
 from dpad.engine import checkpoint
-from dpad.engine.checks import check_integer, one_line, short
+from dpad.engine.checks import one_line, short
 from dpad.engine.fused import PLAIN, Steps, rms_norm
 
-# What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
-NEUTRAL = {"return_dict": (None, True)}
-# Why other arguments of transformers' models are refused.
-REFUSED = {
-    "labels": "the loss of a masked diffusion model needs masks that are drawn (dpad/training)",
-    "use_cache": "a forward keeps nothing; generate does, with cache='prefix' or 'dual'",
-    "past_key_values": "a forward keeps nothing; generate does, with cache='prefix' or 'dual'",
-    "inputs_embeds": "`hidden_states` takes embeddings, and `head` makes logits of its result",
-    "output_attentions": "`python run.py attention` shows what a block attends to",
-}
-# Options of from_pretrained that say where a hub id's files come from.
-DOWNLOAD = ("revision", "local_files_only", "cache_dir", "token", "force_download")
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class RMSNorm(nn.Module):
@@ -234,18 +225,51 @@ def _repeat_heads(x: Tensor, groups: int) -> Tensor:
     return x.repeat_interleave(groups, dim=1) if groups > 1 else x
 
 
-class MaskedDiffusionModel(PreTrainedModel):
-    """The forward pass that decoding.py needs, over layers that a subclass names as its checkpoints do.
+class Layer(nn.Module):
+    """A layer `layer(x, attention, index)`: x [R, Q, E] -> [R, Q, E]. A subclass has it in `compute`.
 
-    A subclass builds its modules and provides `embed(input_ids)`, `layers` and `final_norm`; a layer is a
-    GradientCheckpointingLayer called as `layer(x, attention, index)`. It also sets `layer_count`, `kv_head_count`,
-    `head_size`, `rope_theta` and `max_positions`; `head_name` is the head's weight in a checkpoint, unless the head is
-    the embedding. `prediction_offset` is 0 where the logits of a position predict its own token (LLaDA) and 1 where
-    they predict the next one (Dream).
+    gradient_checkpointing: in training, compute the layer again for its gradients, and keep its input alone. The
+    model's `gradient_checkpointing_enable` (transformers') sets it, and what to do it with.
     """
 
-    supports_gradient_checkpointing = True  # a layer is a GradientCheckpointingLayer
-    _supports_sdpa = True
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
+
+    def compute(self, x: Tensor, attention: Attention, index: int) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
+        """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(self.compute, x, attention, index)
+        return self.compute(x, attention, index)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out torch.nn.init: nobody uses what it makes, and on the meta device it imports torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor")
+        return func(*args, **(kwargs or {}))
+
+
+class MaskedDiffusionModel(nn.Module):
+    """The forward pass that decoding.py needs, over layers that a subclass names as its checkpoints do.
+
+    A subclass (`LLaDANetwork`) builds its modules and provides `embed(input_ids)`, `layers` (each a Layer),
+    `final_norm` and `get_input_embeddings`. It also sets `config_class`, `layer_count`, `kv_head_count`, `head_size`,
+    `rope_theta` and `max_positions`; `head_name` is the head's weight in a checkpoint, unless the head is the
+    embedding. `prediction_offset` is 0 where the logits of a position predict its own token (LLaDA) and 1 where they
+    predict the next one (Dream).
+
+    That is all that decoding takes. What transformers adds (`LLaDAModelLM`: generate, save_pretrained, device_map, ...)
+    is in pretrained.py, since importing transformers' models takes longer than importing all else.
+    """
+
+
+    config_class: Any
+    config: Any
 
     layer_count: int
     kv_head_count: int
@@ -255,7 +279,18 @@ class MaskedDiffusionModel(PreTrainedModel):
     head_name: str
     prediction_offset: int = 0
 
+    def __init__(self, config: PretrainedConfig):
+        super().__init__()
+        self.config = config
+        config._attn_implementation = config._attn_implementation or "sdpa"
+
     def embed(self, input_ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        raise NotImplementedError
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
         raise NotImplementedError
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -300,6 +335,11 @@ class MaskedDiffusionModel(PreTrainedModel):
         return device_of(self.get_input_embeddings())
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights that are plain numbers."""
+        return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
+
+    @property
     def is_dispatched(self) -> bool:
         """Whether accelerate moves weights or inputs (`device_map`): over several devices, the CPU or the disk."""
         return any(_hooks(module) for module in (self, self.get_input_embeddings(), *self.layers))
@@ -308,61 +348,6 @@ class MaskedDiffusionModel(PreTrainedModel):
     def vocabulary_size(self) -> int:
         """Rows of the embedding and of the head."""
         return getattr(self.config, "embedding_size", self.config.vocab_size)
-
-    def forward(
-        self, input_ids: Tensor | None = None, position_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None, logits_to_keep: int | Tensor = 0, **unused: object,
-    ) -> MaskedLMOutput:
-        """Logits of every token, or of the places that were asked for.
-
-        Args:
-            input_ids: [R, Q] token ids.
-            position_ids: [R, Q] or [Q], the position of each token in the sequence it was taken from. By default each
-                row counts from its own first token that `attention_mask` admits.
-            attention_mask: [R, Q], 1 or True at tokens, 0 at padding; by default everything is a token.
-            logits_to_keep: 0 for all places, n > 0 for the last n, or a 1-D tensor of indices into [0, Q): the head
-                then computes these alone. (The head of LLaDA-8B costs as much as two of its layers.)
-
-        Returns:
-            MaskedLMOutput with `logits` [R, Q or the number asked for, V].
-
-        Raises:
-            ValueError: naming the argument when a shape or an index does not fit.
-        """
-        foreign = sorted(
-            name for name, value in unused.items()
-            if not any(value is neutral for neutral in NEUTRAL.get(name, (None, False)))
-            and not (name == "token_type_ids" and isinstance(value, Tensor) and not value.any())
-        )
-        if foreign:
-            reasons = "".join(f"; {name}: {REFUSED[name]}" for name in foreign if name in REFUSED)
-            raise ValueError(f"{', '.join(foreign)}: not an argument of {type(self).__name__}.forward, which takes "
-                             f"input_ids, position_ids, attention_mask and logits_to_keep{reasons}")
-        if input_ids is None:
-            raise ValueError("input_ids is missing; it must be [rows, tokens]")
-        if input_ids.ndim != 2:
-            raise ValueError(f"input_ids has shape {list(input_ids.shape)}; it must be [rows, tokens]")
-        rows, length = input_ids.shape
-        if attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
-                raise ValueError(f"attention_mask has shape {list(attention_mask.shape)}; it must have input_ids' "
-                                 f"shape, {list(input_ids.shape)}")
-            attention_mask = attention_mask.bool()
-        if position_ids is None:
-            position_ids = positions_of(attention_mask, input_ids)
-        elif position_ids.shape not in ((length,), (1, length), (rows, length)):
-            raise ValueError(f"position_ids has shape {list(position_ids.shape)}; it must be [{length}] or "
-                             f"[{rows}, {length}]")
-        hidden = self.hidden_states(input_ids, position_ids.expand(rows, length), attention_mask)
-        if isinstance(logits_to_keep, int):
-            if not 0 <= logits_to_keep <= length:
-                raise ValueError(f"logits_to_keep is {logits_to_keep}; it must lie between 0 (all) and {length}")
-            hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        elif isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim == 1:
-            hidden = hidden[:, logits_to_keep]
-        else:
-            raise ValueError("logits_to_keep must be a number of last places or a 1-D tensor of indices")
-        return MaskedLMOutput(logits=self.head(hidden))
 
     def get_output_embeddings(self) -> nn.Module:
         """The module whose weight [V, E] the head multiplies with: the embedding, where the two are tied."""
@@ -376,66 +361,42 @@ class MaskedDiffusionModel(PreTrainedModel):
         else:
             self.set_submodule(self.head_name.removesuffix(".weight"), value)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **_: Any) -> dict[str, Tensor]:
-        """What peft looks for in the base of an adapter of a causal model; decoding never calls it."""
-        return {"input_ids": input_ids}
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True,
-    ) -> nn.Embedding:
-        """transformers': rows are added to, or cut off, the embedding and the head. The configuration follows.
-
-        Raises:
-            ValueError: a special token of the configuration would lose its row.
-        """
-        if new_num_tokens is not None:
-            names = ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id", "eot_id")
-            ids = {getattr(self.config, name, None) or 0: name for name in names}
-            largest = max(ids)
-            try:
-                check_integer("new_num_tokens", new_num_tokens, largest + 1)
-            except ValueError as error:
-                raise ValueError(f"{error}: {ids[largest]} is {largest}") from None
-        embedding: nn.Embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        if hasattr(self.config, "embedding_size"):
-            self.config.embedding_size = self.config.vocab_size
-        return embedding
+    @classmethod
+    def without_weights(cls, config: PretrainedConfig) -> Self:
+        """The modules of such a model, whose weights take no memory: on the meta device."""
+        with torch.device("meta"), _Uninitialised():
+            return cls(config)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Load a checkpoint folder or hub id, sharded or not, from safetensors alone and without remote code.
+    def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> Self:
+        """The model of a checkpoint folder with plain weights, in safetensors, for decoding.
 
-        Takes transformers' options (`dtype`, `device_map`, `revision`, ...). Unlike transformers' own, a weight that
-        is missing, foreign or of another shape is an error: a model with random layers answers, but nonsense.
+        On the CPU weights that are stored in `dtype` are not copied: they stay in the file, mapped into memory, and are
+        read when they are first used. So the file must not be written to meanwhile; what is replaced (as everything
+        here writes) stays as it was.
 
         Raises:
-            ValueError: the folder is missing or holds no configuration, has missing or foreign weights or wrong shapes.
+            ValueError: the folder holds no configuration, has missing or foreign weights or wrong shapes.
         """
-        unknown = sorted(options.keys() & {"variant", "gguf_file", "state_dict"})
-        if unknown:
-            raise ValueError(f"{', '.join(unknown)}: not an option here; weights come from {checkpoint.WEIGHTS}, or "
-                             f"from the files in {checkpoint.INDEX}")
-        download = {option: options.pop(option) for option in DOWNLOAD if option in options}
-        folder = checkpoint.find_folder(name, **download) / options.pop("subfolder", "")
-        config = cls.check_folder(folder, options.get("config"))
-
-        wants_info = options.pop("output_loading_info", False)
-        options |= {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True,
-                    "ignore_mismatched_sizes": True}
-        load: Callable[..., Any] = super().from_pretrained
-        # The packages that read quantized weights raise whatever they meet: a GPU is missing, a version is too old, ...
-        quantized = getattr(config, "quantization_config", None) or options.get("quantization_config")
-        refusals: tuple[type[Exception], ...] = (Exception,) if quantized else (OSError, SafetensorError)
+        config = cls.check_folder(folder)
+        headers = checkpoint.read_headers(folder)
+        checkpoint.check_types(folder, {name: header.dtype for name, header in headers.items()})
+        model = cls.without_weights(config)
+        weights: dict[str, Tensor] = {}
         try:
-            model, info = load(folder, *args, **options)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except refusals as error:
-            raise ValueError(f"checkpoint {str(name)!r} could not be loaded: {one_line(error)}") from error
-        checkpoint.check_names(folder, info["missing_keys"], info["unexpected_keys"],
-                               [entry[0] for entry in info["mismatched_keys"]])
-        checkpoint.check_types(folder, _types_of_plain_weights(model))
-        return (model, info) if wants_info else model
+            size = sum(math.prod(header.shape) for header in headers.values()) * dtype.itemsize
+            quiet = size < checkpoint.LARGE
+            with tqdm(desc="Loading weights", total=size, unit="B", unit_scale=True, disable=quiet) as bar:
+                for path in sorted({header.path for header in headers.values()}):
+                    with safe_open(path, framework="pt", device=str(device)) as file:
+                        for name in file.keys():
+                            weights[name] = file.get_tensor(name).to(dtype)
+                            bar.update(weights[name].nbytes)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"checkpoint {str(folder)!r} could not be loaded: {one_line(error)}") from error
+        missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+        checkpoint.check_names(folder, missing, unexpected, [])
+        return model
 
     @classmethod
     def check_folder(cls, folder: Path, config: PretrainedConfig | None = None) -> PretrainedConfig:
@@ -446,7 +407,6 @@ class MaskedDiffusionModel(PreTrainedModel):
         """
         checkpoint.check_folder(folder)
         fields = checkpoint.read_config(folder)
-        assert cls.config_class is not None
         if fields["model_type"] != cls.config_class.model_type:
             raise ValueError(f"checkpoint {str(folder)!r} is a {short(fields['model_type'])} model; this class loads "
                              f"{cls.config_class.model_type!r}")
@@ -462,8 +422,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         one_layer.num_hidden_layers = 1
         one_layer.quantization_config = None
         try:
-            with torch.device("meta"):
-                model = cls(one_layer)
+            model = cls.without_weights(one_layer)
         except (RuntimeError, OverflowError) as error:  # products of sizes that no tensor can have
             raise ValueError(f"checkpoint {str(folder)!r} has a config.json of impossible sizes: "
                              f"{one_line(error)}") from error
@@ -501,15 +460,6 @@ def _weight_of(module: nn.Module) -> Iterator[Tensor]:
 
     with align_module_device(module):
         yield cast(Tensor, module.weight)
-
-
-def _types_of_plain_weights(model: nn.Module) -> dict[str, str]:
-    """The types of the weights that are numbers as they stand, which those of a quantization package's modules are not.
-    """
-    return {
-        f"{name}.weight": str(module.weight.dtype).removeprefix("torch.") for name, module in model.named_modules()
-        if type(module) in (nn.Linear, nn.Embedding, RMSNorm) and type(module.weight.data) is Tensor
-    }
 
 
 def positions_of(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:

@@ -268,3 +268,35 @@ def quantization_caption(records: Sequence[dict]) -> str:
         f"{hardware_line(record)}, {record['device']}, commit {commit_of(record)}."
         for record in records
     )
+
+
+# --- Start-up ---------------------------------------------------------------------------------------------------------
+
+
+def startup_table(records: Sequence[dict]) -> Table:
+    """For each command: the median time until it is done, or until it decodes, by the clock and of the processor."""
+    several = len(records) > 1
+    cells = [
+        [row["name"], *[commit_of(record)] * several,
+         *(f"{statistics.median(row[name]):.2f} ({min(row[name]):.2f} to {max(row[name]):.2f})"
+           for name in ("seconds", "processor_s"))]
+        for record in records for row in record["rows"]
+    ]
+    return Table(["what", *["commit"] * several, "seconds", "processor (s)"], cells)
+
+
+def startup_caption(records: Sequence[dict]) -> str:
+    """What the large stand-in took to load, and where all was measured."""
+    sentences = []
+    for record in records:
+        load = record["loading"]
+        middle = {name: statistics.median(values) for name, values in load.items() if isinstance(values, list)}
+        sentences.append(
+            f"Medians of {record['settings']['repeats']}, with the smallest and largest. A stand-in for the weights of "
+            f"{load['shape']} ({_size(load['bytes'])} in bfloat16, zeros that take no room on the disk): loaded in "
+            f"{middle['load_s']:.2f} s, and read from memory once in {middle['read_s']:.1f} s, where reading the file "
+            f"takes {middle['plain_s']:.1f} s. The process takes {middle['own_mb'] / 2**10:.2f} GB of its own for it, "
+            f"and {middle['mapped_mb'] / 2**10:.1f} GB that are the file's. {hardware_line(record)}, commit "
+            f"{commit_of(record)}."
+        )
+    return " ".join(sentences)

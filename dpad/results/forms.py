@@ -126,6 +126,12 @@ QUANTIZATION = {
     "rows": [{"model": TEXT, "dtype": TEXT, "quantize?": TEXT, "weights": COUNT, "estimated": FLAG,
               "right?": ZERO_OR_MORE, "answers?": AMOUNT, "tokens?": AMOUNT}],
 }
+STARTUP = {
+    "settings": {"repeats": COUNT}, "environment?": ENVIRONMENT,
+    "rows": [{"name": TEXT, "seconds": [SECONDS], "processor_s": [SECONDS]}],
+    "loading": {"shape": TEXT, "bytes": COUNT, "plain_s": [SECONDS], "load_s": [SECONDS], "read_s": [SECONDS],
+                "own_mb": [AMOUNT], "mapped_mb": [AMOUNT]},
+}
 TRAINING_STEPS = {
     "model": TEXT, "environment?": ENVIRONMENT,
     "settings": {"lora": COUNT, "batch_size": COUNT, "prompt_length": COUNT, "gen_length": LENGTH, "dtype?": TEXT,

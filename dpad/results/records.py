@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "growth": forms.GROWTH,  # run.py bench --gen_lengths
     "agreement": forms.AGREEMENT,  # benchmarks/agreement.py
     "quantization": forms.QUANTIZATION,  # benchmarks/quantization.py
+    "startup": forms.STARTUP,  # benchmarks/startup.py
     "training steps": forms.TRAINING_STEPS,  # benchmarks/training/steps.py
     "load": forms.LOAD,  # benchmarks/load.py
     "study": forms.STUDY,  # benchmarks/training/study.py

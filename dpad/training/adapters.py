@@ -168,7 +168,7 @@ def merge_adapter(loaded: LoadedModel, folder: str | Path, dtype: torch.dtype | 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
-        loaded.model.save_pretrained(temporary, max_shard_size=SHARD)
+        loaded.pretrained.save_pretrained(temporary, max_shard_size=SHARD)
         copy_tokenizer(base, temporary)
         write_base(temporary, loaded)
         for path in temporary.iterdir():

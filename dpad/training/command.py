@@ -303,7 +303,7 @@ def load_model(args: argparse.Namespace, settings: TrainingSettings, device: tor
         raise ValueError(f"model is {args.model!r}, which has quantized weights ({loaded.quantize}); train the model "
                          "that it was made from, and quantize the result")
     if device.type == "cpu" and settings.precision == "bfloat16":
-        loaded.model.set_attn_implementation("eager")  # the faster of the two there
+        loaded.pretrained.set_attn_implementation("eager")  # the faster of the two there
     return loaded
 
 

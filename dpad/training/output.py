@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dpad.engine.checkpoint import find_folder, stored_type
 from dpad.engine.loading import LoadedModel
-from dpad.engine.transformer import MaskedDiffusionModel
+from dpad.engine.pretrained import PretrainedDiffusionModel
 from dpad.results import files
 from dpad.training.adapters import SHARD, add_lora, copy_tokenizer, save_adapter, write_base
 from dpad.training.settings import TrainingSettings
@@ -32,7 +32,7 @@ def prepare(loaded: LoadedModel, settings: TrainingSettings, folder: Path,
     Args:
         chat_template: whether prompts went through it; None: the model's default.
     """
-    model = loaded.model
+    model = loaded.pretrained
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if settings.lora is not None:
@@ -50,7 +50,9 @@ def prepare(loaded: LoadedModel, settings: TrainingSettings, folder: Path,
     return model.train(), save
 
 
-def write_checkpoint(model: MaskedDiffusionModel, folder: Path, dtype: torch.dtype, weights: dict[str, Tensor]) -> None:
+def write_checkpoint(
+    model: PretrainedDiffusionModel, folder: Path, dtype: torch.dtype, weights: dict[str, Tensor]
+) -> None:
     """Write weights and configuration.
 
     Args:
