@@ -25,7 +25,7 @@ LAYERS = [  # from the bottom to the top; a package stands for all its modules t
     {"llada", "dream"},
     {"dpad.engine.loading", "dpad.engine.auto_classes", "dpad.engine.template_trial", "dpad.engine.configurations",
      "dpad.engine.prompts", "dpad.engine.completion", "dpad.engine.likelihood", "dpad.engine.answer_text",
-     "dpad.engine.methods", "dpad.engine.memory"},
+     "dpad.engine.methods", "dpad.engine.memory", "dpad.engine.precision"},
     {"dpad.results"},
     {"dpad.evaluation", "dpad.interact", "dpad.serve", "dpad.training", "checkpoints", "dataset",
      "postprocess_code"},

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from helpers import GOLDEN, ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from dpad.engine import loading
+import run
+from dpad.engine import loading, precision
 from dpad.engine.completion import complete
 from dpad.engine.fused import rotate
 from dpad.engine.transformer import RMSNorm, rope_tables
@@ -304,7 +306,8 @@ def test_generate_wants_token_ids(loaded, ids):
 PEAK = """
 import sys, threading, time
 import torch
-from dpad.engine import loading
+import run
+from dpad.engine import loading, precision
 from dpad.engine.completion import complete
 
 def anonymous():
@@ -392,8 +395,8 @@ def test_a_bare_model_of_damaged_weights(checkpoint, content):
         weights = load_file(path)
         first = sorted(weights)[0]
         taken = weights.pop(first)
-        changed = {"missing": {}, "foreign": {first: taken, "other": taken.clone()}, "shape": {first: taken[1:].contiguous()},
-                   "type": {first: taken.to(torch.int32)}}[content]
+        changed = {"missing": {}, "foreign": {first: taken, "other": taken.clone()},
+                   "shape": {first: taken[1:].contiguous()}, "type": {first: taken.to(torch.int32)}}[content]
         save_file(weights | changed, path)
     else:
         path.write_bytes(path.read_bytes()[:-100] if content is None else content)
@@ -423,3 +426,30 @@ def test_a_first_token_waits_for_no_models_of_transformers():
             "print(*sorted({'transformers.modeling_utils', 'torch._dynamo', 'scipy'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
     assert done.stdout.splitlines()[-1] == ""
+
+
+# --- --dtype auto -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gain, expected", [(2.2, torch.bfloat16), (1.1, torch.float32), (0.2, torch.float32)])
+def test_auto_takes_the_faster_type(monkeypatch, gain, expected):
+    """Guards `--dtype auto`: what is measured decides, and a small gain does not; the default stays float32."""
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda: gain)
+    assert loading.placement("cpu", "auto") == (torch.device("cpu"), expected)
+    assert loading.placement("cpu", None) == (torch.device("cpu"), torch.float32)
+    assert loading.placement("cpu", "auto", "int4") == loading.placement("cpu", None, "int4")
+
+
+def test_the_measured_look():
+    """Guards that something is measured, once, in a moment."""
+    precision.bfloat16_gain.cache_clear()
+    assert 0 < precision.bfloat16_gain() == precision.bfloat16_gain()
+
+
+def test_auto_says_what_it_took(capsys):
+    """Guards that nobody has to guess which numbers an answer comes from; training takes no such choice."""
+    assert run.main(["generate", "-m", "tiny", "-l", "32", "--dtype", "auto", "--device", "cpu", "--prompt", "Hi"]) == 0
+    assert re.search(r"note: dtype is (bfloat16|float32): in bfloat16 this processor multiplies matrices [\d.]+ times",
+                     capsys.readouterr().err)
+    assert run.main(["train", "-m", "tiny", "--data", "arithmetic", "--dtype", "auto", "--output", "out"]) == 2
+    assert "dtype is 'auto'; it must be one of float32, bfloat16" in capsys.readouterr().err

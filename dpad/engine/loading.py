@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from dpad.engine.unmasking import UnmaskingRule
 
 DTYPES = ("float32", "bfloat16", "float16")
+AUTO = "auto"  # in place of one of DTYPES
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,8 @@ def load(
     Args:
         name: one of NAMES, a checkpoint folder, or a hub id (owner/name).
         device: None takes the first GPU of CUDA, or else that of a Mac (mps), or else the CPU.
-        dtype: one of DTYPES; None takes bfloat16 on a GPU, or with int4, and otherwise float32 on the CPU.
+        dtype: one of DTYPES; None takes bfloat16 on a GPU, or with int4, and otherwise float32 on the CPU. "auto"
+            takes the faster of the two on a CPU (precision.py), and elsewhere what None does.
         revision: branch, tag or commit on the hub.
         adapter: a LoRA adapter as peft writes it, a folder or a hub id, to be merged into the weights.
         quantize: one of quantization.SCHEMES, for the layers' matrices; after an adapter has been merged into them.
@@ -407,11 +409,15 @@ def placement(
     if device.type == "cuda":
         # cuDNN's attention plans anew for every shape, and the suffix has another length in every block.
         torch.backends.cuda.enable_cudnn_sdp(False)
+    if dtype == AUTO:
+        from dpad.engine.precision import faster_dtype
+
+        dtype = faster_dtype() if device.type == "cpu" and quantize != "int4" else None
     if dtype is None:
         # torchao's kernel for int4 on a CPU is far slower in float32 than in bfloat16.
         dtype = "float32" if device.type == "cpu" and quantize != "int4" else "bfloat16"
     if isinstance(dtype, str):
-        check_choice("dtype", dtype, DTYPES)
+        check_choice("dtype", dtype, (*DTYPES, AUTO))
     numbers: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if device.type == "mps" and numbers == torch.bfloat16:
         try:

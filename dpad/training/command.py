@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpad import ROOT
 from dpad.engine import memory
-from dpad.engine.checks import check_integer, one_line
+from dpad.engine.checks import check_choice, check_integer, one_line
 from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
-from dpad.engine.loading import load, placement
+from dpad.engine.loading import DTYPES, load, placement
 from dpad.engine.settings import SAMPLER, DecodingSettings
 from dpad.evaluation import processes
 from dpad.training.settings import STRATEGY, SUFFIX_SETTINGS, Mixture, SuffixMixture, TrainingSettings
@@ -154,6 +154,8 @@ def run_train(args: argparse.Namespace, argv: Sequence[str], load_libraries: Cal
     Raises:
         ValueError: one sentence about the flags, the data, the model or the folder.
     """
+    if args.dtype is not None:
+        check_choice("dtype", args.dtype, DTYPES)
     if args.merge:
         merge(args, load_libraries)
         return

@@ -1,0 +1,43 @@
+"""Which type of numbers is faster on this processor, by a measurement: what `--dtype auto` takes.
+
+    python run.py generate -m tiny --dtype auto --prompt "Tom has 3 bags with 4 apples each. How many apples?"
+
+Processors with units for bfloat16 (AVX512-BF16, AMX) multiply matrices in it more than twice as fast as in float32;
+without them it is slower by far. Which a machine has, and whether torch uses them, is seen best by trying. Imported,
+never run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from functools import cache
+
+import torch
+
+ROWS, WIDTH = 96, 2048  # of a product that takes milliseconds: what a cached step computes, in a layer of middling size
+REPEATS = 7
+GAIN = 1.3  # how many times faster bfloat16 must be: it rounds, and a measurement is noisy
+
+
+@cache
+def bfloat16_gain() -> float:
+    """How many times as fast as in float32 this processor multiplies matrices in bfloat16 (below 1: slower)."""
+    products = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        rows, matrix = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
+        products[dtype] = (rows, matrix)
+    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in products}
+    with torch.inference_mode():
+        for _ in range(REPEATS + 1):  # in turns: what else the machine does slows both
+            for dtype, (rows, matrix) in products.items():
+                start = time.perf_counter()
+                torch.nn.functional.linear(rows, matrix)
+                seconds[dtype].append(time.perf_counter() - start)
+    wide, narrow = (statistics.median(times[1:]) for times in seconds.values())  # the first of each warms up
+    return wide / narrow
+
+
+def faster_dtype() -> torch.dtype:
+    """bfloat16 where it is at least GAIN times as fast as float32, and otherwise float32."""
+    return torch.bfloat16 if bfloat16_gain() >= GAIN else torch.float32
