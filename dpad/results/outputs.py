@@ -79,6 +79,7 @@ BENCHMARK = Kind("the record of a benchmark", (".json",), _holds_record("benchma
 TRAINING_STEPS = Kind("a record of training steps", (".json",), _holds_record("training steps"))
 AGREEMENT = Kind("a record of agreement", (".json",), _holds_record("agreement"))
 QUANTIZATION = Kind("a record of quantization", (".json",), _holds_record("quantization"))
+AUTHORS = Kind("a record beside the authors' code", (".json",), _holds_record("authors"))
 LOAD = Kind("a record of a server under load", (".json",), _holds_record("load"))
 ATTENTION = Kind("a record of attention", (".json",), _holds_record("attention"))
 STUDY = Kind("a record of the study", (".json",), _holds_record("study"))

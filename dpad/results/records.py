@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "growth": forms.GROWTH,  # run.py bench --gen_lengths
     "agreement": forms.AGREEMENT,  # benchmarks/agreement.py
     "quantization": forms.QUANTIZATION,  # benchmarks/quantization.py
+    "authors": forms.AUTHORS,  # benchmarks/against_authors.py
     "training steps": forms.TRAINING_STEPS,  # benchmarks/training/steps.py
     "load": forms.LOAD,  # benchmarks/load.py
     "study": forms.STUDY,  # benchmarks/training/study.py
@@ -257,13 +258,16 @@ def _memory_gb() -> float | None:
         return None
 
 
-def commit() -> str:
-    """The commit that the code stands at, with "+" where tracked files differ from it; "unknown" outside git."""
-    if not (ROOT / ".git").exists():  # an archive unpacked inside another repository must not report that one's commit
+def commit(root: Path = ROOT) -> str:
+    """The commit that the code stands at, with "+" where tracked files differ from it; "unknown" outside git.
+
+    root: the folder of a repository, this one's by default.
+    """
+    if not (root / ".git").exists():  # an archive unpacked inside another repository must not report that one's commit
         return "unknown"
     try:
         output = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, timeout=30
+            ["git", "describe", "--always", "--dirty=+"], cwd=root, capture_output=True, text=True, timeout=30
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
