@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         ValueError: on flags that cannot be used.
     """
     work = Workload(**read_flags(options, SETTINGS))
-    rows = choose_rows("caches", options.only.split(",") if options.only else None)
+    rows = choose_rows("caches", None if options.only is None else options.only.split(","))
     check_integer("--repeats", options.repeats, 1)
     clone = Path(options.clone).resolve()
     if not clone.is_dir():

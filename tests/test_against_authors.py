@@ -233,6 +233,7 @@ def test_a_program_that_cannot_be_started(clone, tmp_path, capsys):
 @pytest.mark.parametrize("flags, message", [
     (["--their_python", "no-such"], "--their_python is 'no-such'; it must be a Python that can be started"),
     (["--only", "Vanila"], "row is 'Vanila'; it must be one of Vanilla, "),
+    (["--only", ""], "row is ''; it must be one of Vanilla, "),
     (["--family", "llda"], "argument --family: invalid choice: 'llda'"),
     (["--threshold", "0.9"], "unrecognized arguments: --threshold 0.9"),
     (["-b", "48"], "block_length is 48; it must divide gen_length (64)"),
@@ -420,3 +421,11 @@ def test_help_needs_no_torch(command):
     assert "--their_python" in printed.stdout
     assert re.search(r"\| +argparse$", printed.stderr, re.MULTILINE)
     assert not re.search(r"\| +torch$", printed.stderr, re.MULTILINE)
+
+
+def test_their_environment_has_the_same_torch():
+    """Guards the commands in docs/speed.md: a ratio must compare the code, not two versions of torch."""
+    [line] = [line for line in (ROOT / "docs" / "speed.md").read_text().splitlines() if "theirs/bin/pip" in line]
+    pinned = (ROOT / "requirements.txt").read_text().split()
+    assert [word for word in line.split() if word.startswith("torch==")] == [
+        word for word in pinned if word.startswith("torch==")]

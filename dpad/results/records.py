@@ -258,11 +258,12 @@ def _memory_gb() -> float | None:
         return None
 
 
-def commit(root: Path = ROOT) -> str:
+def commit(root: Path | None = None) -> str:
     """The commit that the code stands at, with "+" where tracked files differ from it; "unknown" outside git.
 
     root: the folder of a repository, this one's by default.
     """
+    root = ROOT if root is None else root
     if not (root / ".git").exists():  # an archive unpacked inside another repository must not report that one's commit
         return "unknown"
     try:
