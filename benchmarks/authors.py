@@ -37,7 +37,7 @@ from dpad.results.files import write_json
 
 WORKER = Path(__file__).with_name("authors_worker.py")
 PATIENCE = 10.0  # seconds for the process to end
-LOGIT_SCALE = 4.0
+LOGIT_SCALE = 4.0  # see make_decisive
 MAX_ERROR = 2**16  # bytes at the end of what the process writes to standard error
 
 # By family: what of their code is imported, and what the config.json on the hub says beyond this project's own.
@@ -99,11 +99,12 @@ class Authors:
         return reply
 
     def _last_words(self) -> str:
-        """What a process that has ended without a reply left on standard error."""
+        """How a process without a reply has ended, and what it left on standard error."""
         status = self.process.wait()
         self.errors.seek(max(self.errors.seek(0, os.SEEK_END) - MAX_ERROR, 0))
         lines = self.errors.read().decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), f"its process ended with status {status}")
+        last = next((f": {line}" for line in reversed(lines) if line.strip()), "")
+        return f"its process ended with status {status}{last}"
 
 
 def check_clone(clone: Path, family: str) -> None:

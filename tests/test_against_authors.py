@@ -95,6 +95,7 @@ def test_equal_tokens_end_well(clone, tmp_path, capsys, monkeypatch):
     assert "small-dream" in text and "64 of 64" in text and "The tokens are equal in every row" in text
     mark, changes = render_document("<!-- table: record.json -->\n<!-- /table -->", tmp_path)
     assert changes == ["record.json"] and "| +DualCache+DPad | small-dream |" in mark
+    assert "Model small, small-dream, prompt 9, G = 64, blocks of 16 in 4 steps" in mark
 
 
 @pytest.mark.parametrize("row, place", [("Vanilla", 5), pytest.param("+DPad", 63, marks=pytest.mark.slow)])
@@ -209,7 +210,7 @@ def is_running(number):
 @pytest.mark.parametrize("script, message", [
     (f"exec {sys.executable} -S \"$@\"", "ModuleNotFoundError: No module named 'torch'"),
     ("exit 3", "its process ended with status 3"),
-    ("echo first >&2; echo the last words >&2; echo >&2; exit 3", "(docs/speed.md says what it needs): the last words"),
+    ("echo first >&2; echo the last words >&2; echo >&2; exit 3", "its process ended with status 3: the last words"),
 ])
 def test_a_python_that_cannot_run_their_code(clone, tmp_path, capsys, script, message):
     """Guards --their_python: an interpreter without torch, or a program that is none, ends in one sentence."""

@@ -302,12 +302,13 @@ def authors_caption(records: Sequence[dict]) -> str:
 
 def _describe_authors(record: dict) -> str:
     theirs = record["theirs"]
+    models = join_unique(row["model"] for row in record["rows"])
     reached = sum(row["ratio"] >= GOAL * row["allowed"] for row in record["rows"])
     different = sum(row.get("first_difference") is not None for row in record["rows"])
     tokens = f"differ in {different} rows" if different else "are equal in every row"
     versions = ", ".join(f"{name} {theirs[name]}" for name in ("python", "torch", "transformers") if theirs.get(name))
     return (
-        f"{_describe_benchmark(record)} Theirs: commit {theirs['commit']}, {versions}, {theirs['threads']} "
-        f"thread{'s' * (theirs['threads'] != 1)}. The tokens {tokens}; {100 * GOAL:.0f} % of what the roofline allows "
-        f"is reached in {reached} of {len(record['rows'])} rows."
+        f"{_describe_benchmark(record | {'model': models})} Theirs: commit {theirs['commit']}, {versions}, "
+        f"{theirs['threads']} thread{'s' * (theirs['threads'] != 1)}. The tokens {tokens}; {100 * GOAL:.0f} % of what "
+        f"the roofline allows is reached in {reached} of {len(record['rows'])} rows."
     )
