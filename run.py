@@ -586,8 +586,8 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", default="small", metavar="NAME",
-                       help="random weights in the shape 8b (LLaDA-8B), 7b (Dream-7B) or small, or a model as run.py "
-                       "takes it: tiny, ... (default: %(default)s)")
+                       help="random weights in the shape 8b (LLaDA-8B), 7b (Dream-7B), small or small-dream, or a "
+                       "model as run.py takes it: tiny, ... (default: %(default)s)")
     add_placement_flags(group)
     bench.add_flags(parser)
 

@@ -39,6 +39,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "8b": ("llada", {}),
     "7b": ("dream", {}),
     "small": ("llada", {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536}),
+    "small-dream": ("dream", {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8,
+                              "num_key_value_heads": 2, "intermediate_size": 1536}),
 }
 
 
@@ -146,10 +148,15 @@ def run(subject: Subject, configuration: Configuration, work: Workload,
     rule = subject.family.rule(settings, TokenIds.of(subject.model))
     ends = configuration.early_termination and work.blocks is not None
     rule = EndingRule(rule, work.blocks - 1 if ends else None)  # type: ignore[operator]
-    vocabulary = subject.model.vocabulary_size
-    prompt = torch.randint(3, vocabulary - 3, (work.batch_size, work.prompt_length),
-                           generator=torch.Generator().manual_seed(work.seed))
-    return decode(model or subject.model, rule, prompt.to(subject.model.device), on_forward=on_forward)
+    return decode(model or subject.model, rule, prompt_of(subject, work), on_forward=on_forward)
+
+
+def prompt_of(subject: Subject, work: Workload) -> Tensor:
+    """The prompts of a workload, int64 [R, P]: random tokens of the subject's vocabulary, on its device."""
+    generator = torch.Generator().manual_seed(work.seed)
+    shape = (work.batch_size, work.prompt_length)
+    prompt = torch.randint(3, subject.model.vocabulary_size - 3, shape, generator=generator)
+    return prompt.to(subject.model.device)
 
 
 def decoding_settings(family: loading.Family, configuration: Configuration, work: Workload) -> DecodingSettings:

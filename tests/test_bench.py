@@ -195,7 +195,7 @@ def test_profile_names_the_operators(random_subject):
     (["--only", "+DPad", "--plot", "x.png"], "--plot is 'x.png', but there is nothing to compare in a chart of one"),
     (["--gen_lengths", "128", "--plot", "x.png"], "nothing to compare in a chart of one length"),
     (["--batch_size", "0"], "batch_size is 0; it must be an integer of at least 1"),
-    (["-m", "9b"], "model is '9b'; it must be 8b, 7b, small (random weights), tiny, "),
+    (["-m", "9b"], "model is '9b'; it must be 8b, 7b, small, small-dream (random weights), tiny, "),
     (["-k", "-1"], "k_sigma is -1.0; it must be a finite number above 0"),
     (["--threshold", "2"], "threshold is 2.0; it must be a finite number above 0 and at most 1"),
 ])

@@ -1,4 +1,4 @@
-"""Tables of benchmarks: times beside their roofline, cost by answer length, and agreement with the plain path.
+"""Tables of benchmarks: times beside their roofline and the authors' code, cost by answer length, and agreement.
 
     python run.py table benchmarks/cpu-small.json
     python run.py table benchmarks/cpu-growth.json
@@ -128,7 +128,7 @@ def _describe_benchmark(record: dict) -> str:
     else:
         answer = str(work["gen_length"])
         end = f" (early termination after {work['blocks']})" if work.get("blocks") else ""
-    if record["kind"] == "growth" or has_baseline(record):
+    if record["kind"] != "benchmark" or has_baseline(record):
         baseline = ""
     else:
         baseline = f" There is no baseline: {VANILLA.name} was not timed, so there are no speedups."
@@ -300,3 +300,47 @@ def startup_caption(records: Sequence[dict]) -> str:
             f"{commit_of(record)}."
         )
     return " ".join(sentences)
+
+
+# --- Beside the authors' code -----------------------------------------------------------------------------------------
+
+GOAL = 0.9  # share of what the roofline allows
+
+
+def authors_table(records: Sequence[dict]) -> Table:
+    """For each row: the authors' time and this project's, the ratio, what the roofline allows, and whether the tokens
+    are equal."""
+    rows = [(record, row) for record in records for row in record["rows"]]
+    per_row = [_parameters(record) | {"model": row["model"]} for record, row in rows]
+    varying = _differing(per_row)
+    return Table(
+        ["configuration", *varying, "theirs (s)", "ours (s)", "theirs / ours", "spread", "roofline allows",
+         "of that (%)", "equal tokens"],
+        [
+            [row["name"], *(values[name] for name in varying), seconds(statistics.median(row["theirs_s"])),
+             seconds(statistics.median(row["ours_s"])), times(row["ratio"]),
+             f"±{100 * _spread([theirs / ours for theirs, ours in zip(row['theirs_s'], row['ours_s'])]):.0f}%",
+             times(row["allowed"]), number(100 * row["ratio"] / row["allowed"], 0),
+             f"{row['equal_tokens']} of {record['settings']['gen_length']}"]
+            for (record, row), values in zip(rows, per_row)
+        ],
+    )
+
+
+def authors_caption(records: Sequence[dict]) -> str:
+    """What was decoded, with which versions of their code, and where the goal is reached: a line for each record."""
+    return "\n".join(_describe_authors(record) for record in records)
+
+
+def _describe_authors(record: dict) -> str:
+    theirs = record["theirs"]
+    models = join_unique(row["model"] for row in record["rows"])
+    reached = sum(row["ratio"] >= GOAL * row["allowed"] for row in record["rows"])
+    different = sum(row.get("first_difference") is not None for row in record["rows"])
+    tokens = f"differ in {different} rows" if different else "are equal in every row"
+    versions = ", ".join(f"{name} {theirs[name]}" for name in ("python", "torch", "transformers") if theirs.get(name))
+    return (
+        f"{_describe_benchmark(record | {'model': models})} Theirs: commit {theirs['commit']}, {versions}, "
+        f"{theirs['threads']} thread{'s' * (theirs['threads'] != 1)}. The tokens {tokens}; {100 * GOAL:.0f} % of what "
+        f"the roofline allows is reached in {reached} of {len(record['rows'])} rows."
+    )

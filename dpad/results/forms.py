@@ -132,6 +132,15 @@ STARTUP = {
     "loading": {"shape": TEXT, "bytes": COUNT, "plain_s": [SECONDS], "load_s": [SECONDS], "read_s": [SECONDS],
                 "own_mb": [AMOUNT], "mapped_mb": [AMOUNT]},
 }
+AUTHORS = {
+    "model": TEXT, "repeats": COUNT, "settings": WORK, "environment?": ENVIRONMENT,
+    "theirs": {"commit": TEXT, "python": TEXT, "torch?": TEXT, "transformers?": TEXT, "threads": COUNT},
+    "rows": [{
+        "model": TEXT, "family": TEXT, "name": TEXT, "dpad": FLAG, "cache": TEXT, "theirs_s": [SECONDS],
+        "ours_s": [SECONDS], "floor_s": [SECONDS], "ratio": SECONDS, "allowed": SECONDS, "equal_tokens": ZERO_OR_MORE,
+        "first_difference?": ZERO_OR_MORE,
+    }],
+}
 TRAINING_STEPS = {
     "model": TEXT, "environment?": ENVIRONMENT,
     "settings": {"lora": COUNT, "batch_size": COUNT, "prompt_length": COUNT, "gen_length": LENGTH, "dtype?": TEXT,

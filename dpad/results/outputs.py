@@ -80,6 +80,7 @@ TRAINING_STEPS = Kind("a record of training steps", (".json",), _holds_record("t
 AGREEMENT = Kind("a record of agreement", (".json",), _holds_record("agreement"))
 QUANTIZATION = Kind("a record of quantization", (".json",), _holds_record("quantization"))
 STARTUP = Kind("a record of start-up times", (".json",), _holds_record("startup"))
+AUTHORS = Kind("a record beside the authors' code", (".json",), _holds_record("authors"))
 LOAD = Kind("a record of a server under load", (".json",), _holds_record("load"))
 ATTENTION = Kind("a record of attention", (".json",), _holds_record("attention"))
 STUDY = Kind("a record of the study", (".json",), _holds_record("study"))

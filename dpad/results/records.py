@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "agreement": forms.AGREEMENT,  # benchmarks/agreement.py
     "quantization": forms.QUANTIZATION,  # benchmarks/quantization.py
     "startup": forms.STARTUP,  # benchmarks/startup.py
+    "authors": forms.AUTHORS,  # benchmarks/against_authors.py
     "training steps": forms.TRAINING_STEPS,  # benchmarks/training/steps.py
     "load": forms.LOAD,  # benchmarks/load.py
     "study": forms.STUDY,  # benchmarks/training/study.py
@@ -258,13 +259,17 @@ def _memory_gb() -> float | None:
         return None
 
 
-def commit() -> str:
-    """The commit that the code stands at, with "+" where tracked files differ from it; "unknown" outside git."""
-    if not (ROOT / ".git").exists():  # an archive unpacked inside another repository must not report that one's commit
+def commit(root: Path | None = None) -> str:
+    """The commit that the code stands at, with "+" where tracked files differ from it; "unknown" outside git.
+
+    root: the folder of a repository, this one's by default.
+    """
+    root = ROOT if root is None else root
+    if not (root / ".git").exists():  # an archive unpacked inside another repository must not report that one's commit
         return "unknown"
     try:
         output = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, timeout=30
+            ["git", "describe", "--always", "--dirty=+"], cwd=root, capture_output=True, text=True, timeout=30
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"

@@ -1,0 +1,7 @@
+"""A stand-in for a file of the authors' code."""
+
+from textbook import Config
+
+
+class LLaDAConfig(Config):
+    pass

@@ -1,0 +1,7 @@
+"""A stand-in for a file of the authors' code."""
+
+from textbook import LLADA, Model
+
+
+class LLaDAModelLM(Model):
+    names = LLADA
