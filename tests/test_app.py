@@ -22,7 +22,7 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-from dataset import arithmetic, read_problems
+from dataset import arithmetic
 from dpad.engine import completion, loading
 from dpad.engine.fields import setting
 from dpad.engine.methods import METHODS
@@ -285,16 +285,16 @@ def test_a_trace_of_another_family_is_shown(random_page, random_dream, checkpoin
 
 
 def test_the_example_where_dropout_fails():
-    """Guards what its button promises: vanilla solves the problem, one of arithmetic-50, and DPad does not."""
+    """Guards what its button promises: the whole suffix solves the problem, one of arithmetic-500, and DPad does not."""
     loaded = loading.load("tiny", device="cpu")
     question = EXAMPLES["Where dropout fails"]
-    [problem] = [entry for entry in read_problems("arithmetic-50.jsonl") if entry["question"] == question]
+    [problem] = [entry for entry in arithmetic.take(500, 2024, split="test") if entry["question"] == question]
     is_right = {}
-    for name in ("vanilla-stop", "dpad"):
+    for name in ("vanilla-stop", "parallel", "dpad", "dpad-parallel"):
         settings = LLaDASettings.from_choices(METHODS[name].choices(256, model=loaded.checkpoint))
         [answer] = completion.complete(loaded, [loaded.chat(problem["question"])], settings)
         is_right[name] = arithmetic.is_right(problem, answer.text)
-    assert is_right == {"vanilla-stop": True, "dpad": False}
+    assert is_right == {"vanilla-stop": True, "parallel": True, "dpad": False, "dpad-parallel": False}
 
 
 # --- Asking and watching ----------------------------------------------------------------------------------------------

@@ -54,9 +54,10 @@ EXAMPLES = {  # by what their buttons say
     "24 rolls": "Mia bakes 24 rolls. She sells 9 rolls. How many rolls does Mia have now?",
     "3 times as many": "Ben saves 12 dollars. Ella saves 3 times as many dollars as Ben. How many dollars does Ella "
                        "have?",
-    # Of arithmetic-50: with LLaDA-tiny, one token a forward, vanilla solves it and DPad does not.
-    "Where dropout fails": "Ben collects 50 white eggs and 8 brown eggs. He uses 28 eggs for a cake. He breaks 4 eggs. "
-                           "How many eggs does Ben have now?",
+    # Of arithmetic-500: LLaDA-tiny solves it with the whole suffix, one token a forward or several, and not with DPad.
+    "Where dropout fails": "A small library has 60 old books and 18 new books. People take 64 books home. The library "
+                           "buys 10 more books. All the books are put equally on 4 new shelves. How many books are on "
+                           "each new shelf?",
 }
 
 # What the browser does itself. On a narrow screen a question brings the canvas into view.
