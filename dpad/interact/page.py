@@ -54,10 +54,10 @@ EXAMPLES = {  # by what their buttons say
     "24 rolls": "Mia bakes 24 rolls. She sells 9 rolls. How many rolls does Mia have now?",
     "3 times as many": "Ben saves 12 dollars. Ella saves 3 times as many dollars as Ben. How many dollars does Ella "
                        "have?",
-    # Of arithmetic-500: LLaDA-tiny solves it with the whole suffix, one token a forward or several, and not with DPad.
-    "Where dropout fails": "A small library has 60 old books and 18 new books. People take 64 books home. The library "
-                           "buys 10 more books. All the books are put equally on 4 new shelves. How many books are on "
-                           "each new shelf?",
+    # Of arithmetic-500, as evaluations ask it: LLaDA-tiny solves it with the whole suffix, one token a forward or
+    # several, and with DPad only one token a forward.
+    "Where dropout fails": "Question: For 2 days Lucy rides 2 miles a day. On Friday she rides 58 more miles. She wants "
+                           "to ride 65 miles in all. How many more miles does she have to ride?\nAnswer:",
 }
 
 # What the browser does itself. On a narrow screen a question brings the canvas into view.
