@@ -56,8 +56,8 @@ EXAMPLES = {  # by what their buttons say
                        "have?",
     # Of arithmetic-500, as evaluations ask it: LLaDA-tiny solves it with the whole suffix, one token a forward or
     # several, and with DPad only one token a forward.
-    "Where dropout fails": "Question: For 2 days Lucy rides 2 miles a day. On Friday she rides 58 more miles. She wants "
-                           "to ride 65 miles in all. How many more miles does she have to ride?\nAnswer:",
+    "Where dropout fails": "Question: For 2 days Lucy rides 2 miles a day. On Friday she rides 58 more miles. She "
+                           "wants to ride 65 miles in all. How many more miles does she have to ride?\nAnswer:",
 }
 
 # What the browser does itself. On a narrow screen a question brings the canvas into view.
