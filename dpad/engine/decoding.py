@@ -77,7 +77,7 @@ def decode(
 
     The rows share one draw of the suffix per block, which is the draw that each of them would get alone with the same
     seed. A row sits out the rest of a block that it has completed, and leaves the batch when it terminates. Each row
-    gets the tokens that it gets alone; so rows with the same prompt get the same ones, and the first is decoded for all.
+    gets the tokens that it gets alone. Rows of the same prompt would get the same ones, so one is decoded for all.
 
     Args:
         model: computes the logits.
@@ -87,7 +87,7 @@ def decode(
             [Q], and for the rows still in the block (without copies of others) which positions were decoded (bool
             [R, L]), the candidates [R, L] and their confidence (float64 [R, L], -inf where a position did not compete).
             If it has `unwanted`, that is asked after each block for bool [R]: rows that leave the batch, whose later
-            blocks stay masks, unless it is a copy of another one that stays.
+            blocks stay masks; rows of the same prompt leave together, when none of them is wanted.
         on_forward: called before every forward with the block's number and whether the forward is its first one.
 
     Raises:
@@ -136,7 +136,8 @@ def decode(
 def find_copies(input_ids: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
     """The first rows of their prompts, int64 [D], and for every row the place of its prompt's among them, int64 [R]."""
     places: dict[tuple[int, ...], int] = {}
-    originals, copies = [], []
+    originals: list[int] = []
+    copies: list[int] = []
     for row, (ids, start) in enumerate(zip(input_ids.tolist(), padding.tolist())):
         place = places.setdefault(tuple(ids[start:]), len(originals))
         if place == len(originals):
@@ -322,8 +323,9 @@ def _without_holes(places: list[int]) -> list[int]:
 class _Canvas:
     """The sequences being written, and what is counted about each row.
 
-    tokens: int64 [R, P + G]. prompt: P. padding: int64 [R], padding columns of each row. copies: int64, for every row that
-    was asked for which of these it gets. active: the rows that have not terminated. processed: slots computed so far. forwards, decided_at, kept_suffix, kept, blocks: see DecodingOutput.
+    tokens: int64 [R, P + G]. prompt: P. padding: int64 [R], padding columns of each row. copies: int64, of each row that
+    was asked for the one here that it gets. active: the rows that have not terminated. processed: slots computed so
+    far. forwards, decided_at, kept_suffix, kept, blocks: see DecodingOutput.
     """
 
     def __init__(self, input_ids: Tensor, padding: Tensor, settings: DecodingSettings, tokens: TokenIds,
@@ -373,8 +375,7 @@ class _Canvas:
         self.active = self.active[~ended]
 
     def leave(self, rows: Tensor) -> None:
-        """Take rows (bool, of those asked for) out of the batch, with all copies; the rest of their answers stays masked.
-        """
+        """Take out of the batch what none but these rows (bool, of all that were asked for) get; it stays masked."""
         staying = self.copies[~rows.to(self.copies.device)]
         self.active = self.active[torch.isin(self.active, staying)]
 
@@ -385,9 +386,10 @@ class _Slots:
 
     rows: int64 [R], which rows of the canvas; host_rows: the same numbers, on the host. columns: int64 [S] of the
     canvas. positions: int64 [R, S] of RoPE. key_mask: bool [R, S], False at padding; None without padding. begin, end:
-    of the block, both as slots and as columns. opening: the first slot that the block's first step computes. masked: bool [R, L]. masks: the masks left in each row, on the host.
-    kept: int64 [R], how many suffix slots each row keeps; kept_of_row: the same numbers, on the host. suffix_mask: bool
-    [R, S - end], which of them are the row's own, where rows keep different ones; None: all.
+    of the block, both as slots and as columns. opening: the first slot that the block's first step computes. masked:
+    bool [R, L]. masks: the masks left in each row, on the host. kept: int64 [R], how many suffix slots each row keeps;
+    kept_of_row: the same numbers, on the host. suffix_mask: bool [R, S - end], which of them are the row's own, where
+    rows keep different ones; None: all.
     """
 
     rows: Tensor

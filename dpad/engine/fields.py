@@ -38,9 +38,9 @@ class Setting:
 
     name: the keyword of `generate` and the key in records. kind: int, float, bool or str. flags: of the command line.
     negation: flags that turn a switch off which may be on by default. shortcuts: values of `choices` that have flags of
-    their own, such as --use_cache for "prefix". minimum, above,
-    maximum: bounds of a number; `above` is not allowed itself. words: texts that are allowed in place of a number. unit:
-    of a number, such as "tokens". optional: None is allowed. off: a value that means None, such as a threshold of 0.
+    their own, such as --use_cache for "prefix". minimum, above, maximum: bounds of a number; `above` is not allowed
+    itself. words: texts that are allowed in place of a number. unit: of a number, such as "tokens". optional: None is
+    allowed. off: a value that means None, such as a threshold of 0.
     """
 
     name: str
