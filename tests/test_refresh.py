@@ -143,8 +143,8 @@ def test_the_ends_of_the_scale(subjects, refresh, cache, sampler, family, seed):
 @torch.inference_mode()
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_what_a_shared_prefix_keeps(subjects, family):
-    """Why few-shot examples are not computed once for all questions: attention is bidirectional, so that a prefix's keys
-    and values depend on what follows it, but for those of the first layer."""
+    """Why few-shot examples are not computed once for all questions: attention is bidirectional, so that the keys and
+    values of a prefix depend on what follows it, but for those of the first layer."""
     model, _ = subjects[family]
     examples, *questions = prompts_of([40, 12, 12])
     ids = torch.stack([torch.cat((examples, question)) for question in questions])

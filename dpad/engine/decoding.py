@@ -323,9 +323,9 @@ def _without_holes(places: list[int]) -> list[int]:
 class _Canvas:
     """The sequences being written, and what is counted about each row.
 
-    tokens: int64 [R, P + G]. prompt: P. padding: int64 [R], padding columns of each row. copies: int64, of each row that
-    was asked for the one here that it gets. active: the rows that have not terminated. processed: slots computed so
-    far. forwards, decided_at, kept_suffix, kept, blocks: see DecodingOutput.
+    tokens: int64 [R, P + G]. prompt: P. padding: int64 [R], padding columns of each row. copies: int64, for each row
+    that was asked for the one here that it gets. active: the rows that have not terminated. processed: slots computed
+    so far. forwards, decided_at, kept_suffix, kept, blocks: see DecodingOutput.
     """
 
     def __init__(self, input_ids: Tensor, padding: Tensor, settings: DecodingSettings, tokens: TokenIds,
