@@ -175,8 +175,8 @@ class Page:
         return ["gen_length", *dropout, *changed]
 
     def preset_values(self, preset: str, gen_length: int) -> dict[str, Any]:
-        """What a preset says of the main settings, the rule, the soft suffix and `refresh`; parameters of others are left
-        out."""
+        """What a preset says of the main settings, the rule, the soft suffix and `refresh`; parameters of others are
+        left out."""
         values = METHODS[PRESETS[preset]].choices(gen_length, model=self.denoiser.loaded.checkpoint)
         parameters = part_defaults(values)
         names = {*self.main, *(part.selector.name for part in PARTS), *parameters, "refresh"}
