@@ -55,7 +55,7 @@ class DecodingOutput(ModelOutput):
     in EOS. kept_suffix: for each block that was entered, the suffix positions kept, as in a row without padding (by any
     row, where the sampler chooses by attention). kept: int64 [R], how many each row kept, summed over its blocks.
     blocks: int64 [R], how many it entered. tokens_processed: slots computed in all, over rows and forwards; padding is
-    not counted.
+    not counted, and rows of the same prompt, which are decoded once, count once.
     """
 
     # ModelOutput wants defaults; every field is always set.
