@@ -27,7 +27,7 @@ from dpad.engine.checkpoint import LARGE
 from dpad.engine.checks import check_integer, suggest
 from dpad.engine.command_line import Parser, say, waiting_for
 from dpad.engine.configurations import DPAD
-from dpad.engine.fields import Setting, add_flags, read_flags, settings_of
+from dpad.engine.fields import Setting, add_flags, integer_or_text, read_flags, settings_of
 from dpad.engine.loading import AUTO, FAMILIES, NAMES, Family, family_of, find_adapter, load, placement, resolve
 from dpad.engine.methods import METHODS, combine
 from dpad.engine.prompts import knows_single_questions_only
@@ -233,11 +233,6 @@ def add_placement_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dtype", help="float32, bfloat16, float16, or auto: on a CPU the faster one of the first two "
                        "(default: bfloat16 on a GPU, float32 on the CPU)")
     group.add_argument("--debug", action="store_true", help="show where an error happened")
-
-
-def integer_or_text(text: str) -> int | str:
-    """The value of --batch_size in an evaluation, which checks it."""
-    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def load_libraries() -> None:

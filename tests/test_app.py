@@ -197,6 +197,27 @@ def test_what_is_compared_with_what(random_page):
     assert other == LLaDASettings(block_length=16, early_termination=True, suffix_sampler=GaussianSampler(256, 3, 1.6))
 
 
+def test_a_number_or_a_word(random_page):
+    """Guards `refresh`: typed as text, shown as text, beside vanilla decoding, which caches nothing; a preset takes it
+    back, and what is wrong is said beside the control."""
+    values = {name: control.value for name, control in random_page.controls.items()}
+    assert values["refresh"] == "always"
+    for text, refresh in (("never", "never"), (" 3 ", 3), (3.0, 3), ("1", "always")):
+        typed = tuple((values | {"cache": "dual", "refresh": text}).values())
+        vanilla, other = random_page.choose(typed, with_vanilla=True)
+        assert other.refresh == refresh and (vanilla.refresh, vanilla.cache) == ("always", "none")
+    kept = random_page.denoiser.make_settings(random_page.read_choices(typed)).as_choices() | {"refresh": 3}
+    assert random_page.fill(kept)[random_page.controls["refresh"]] == "3"
+    settings = random_page.denoiser.make_settings(kept)
+    link = dict(parse_qsl(random_page.denoiser.write_link(settings, "?").removeprefix("?")))
+    assert link.pop("question") == "?" and random_page.denoiser.read_link(link) == settings.as_choices()
+    assert random_page.denoiser.read_record(settings.to_json()) == settings.as_choices()
+    assert random_page.preset_values("DPad", 256)["refresh"] == "always"
+    for wrong in ("often", "0", ["never"], None, "--5"):
+        changes = random_page.review(True, "", *(values | {"cache": "dual", "refresh": wrong}).values())
+        assert changes[random_page.wrong] == "refresh", wrong
+
+
 def test_a_choice_brings_its_own_parameters(random_page):
     """Guards controls that hold what an earlier strategy or rule left there: DPad's window of 256 would keep the whole
     suffix for any other, and a threshold clashes with a rule that has none. A preset is its method, and is lit."""

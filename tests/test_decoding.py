@@ -100,7 +100,7 @@ def test_recomputing_unchanged_slots_changes_nothing(random_llada, start, stop):
     mask[1, :5] = False
     plain = random_llada.hidden_states(ids, positions, mask)
     cache = SlotCache(random_llada, rows=3, capacity=64)
-    cache.begin(rows=2, length=40)
+    cache.begin(range(2), 40)
     random_llada.hidden_states(ids, positions, mask, cache, 0)
     again = random_llada.hidden_states(ids[:, start:stop], positions[:, start:stop], mask, cache, start)
     torch.testing.assert_close(again, plain[:, start:stop], atol=1e-5, rtol=1e-5)

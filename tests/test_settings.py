@@ -96,17 +96,26 @@ samplers = st.one_of(
 )
 
 
-@given(sampler=samplers, cache=st.sampled_from(["none", "prefix", "dual"]), early=st.booleans(),
+caches = st.one_of(
+    st.just({}), st.fixed_dictionaries({"cache": st.sampled_from(["none", "prefix", "dual"])}),
+    st.fixed_dictionaries({
+        "cache": st.sampled_from(["prefix", "dual"]), "refresh": st.one_of(st.just("never"), st.integers(2, 9)),
+    }),
+)
+
+
+@given(sampler=samplers, cache=caches, early=st.booleans(),
        threshold=st.one_of(st.none(), st.floats(0.01, 1)), blocks=st.integers(1, 4), seed=st.integers(0, 2**31))
 def test_settings_survive_the_way_through_flags_choices_and_json(sampler, cache, early, threshold, blocks, seed):
     """Guards every translation of the one object: none loses, invents or changes a choice."""
-    settings = LLaDASettings(gen_length=64 * blocks, block_length=64, suffix_sampler=sampler, cache=cache, seed=seed,
-                             early_termination=early, threshold=threshold)
+    settings = LLaDASettings(gen_length=64 * blocks, block_length=64, suffix_sampler=sampler, seed=seed,
+                             early_termination=early, threshold=threshold, **cache)
     assert LLaDASettings.from_choices(settings.as_choices()) == settings
     args = run.parser_of("evaluate").parse_args(["-m", "tiny", *flags_of(settings)])
     assert run.settings_from(args) == settings
     record = json.loads(json.dumps(settings.to_json()))
     assert record["steps"] == settings.total_steps and record["threshold"] == threshold
+    assert record["cache"] == cache.get("cache", "none") and record.get("refresh") == cache.get("refresh")
     name = {kind: name for name, kind in SAMPLERS.items()}[type(sampler)]
     parameters = {key: value for key, value in dataclasses.asdict(sampler).items() if key != "last" or value}
     assert record["suffix_sampler"] == (None if name == "null" else {"name": name} | parameters)

@@ -458,7 +458,7 @@ def test_every_layer_on_a_device_of_its_own(family):
 
         cache = SpreadCache(model, rows=2, capacity=16)
         assert [buffer.device.index for buffer in cache.buffers] == [1, 2]
-        cache.begin(2, 9)
+        cache.begin(range(2), 9)
         watch = MeanAttention(slice(0, 4))
         hidden = cache.forward(model, ids, ids, ids == 0, 0, watch)
         assert hidden.device == model.head(hidden).device == first and watch.scores().shape == (2, 9)

@@ -131,7 +131,10 @@ class Moments:
 
 
 def check_plain(settings: DecodingSettings) -> None:
-    """Raise ValueError where the suffix does not consist of the plain masks that a `Moment` has."""
+    """Raise ValueError where a forward has more than a `Moment` tells: other inputs than tokens, or older keys."""
+    if settings.refresh != "always":
+        raise ValueError(f"refresh is {settings.refresh}, but attention is shown for forwards that recompute the whole "
+                         "prefix; leave one of them out")
     if settings.soft_suffix is not None:
         raise ValueError("soft_suffix is on, but attention is shown for a suffix of plain masks; leave one of them out")
 
@@ -155,7 +158,7 @@ def heads_at(model: MaskedDiffusionModel, moment: Moment, columns: Tensor, cache
         return watch.weights()[:, 0]
 
     slots = (SpreadCache if model.is_dispatched else SlotCache)(model, 1, len(columns))
-    slots.begin(1, len(columns))
+    slots.begin([0], len(columns))
     model.hidden_states(moment.opened.to(device)[columns][None], positions, cache=slots)
     watch.queries = slice(0, moment.end - moment.begin)  # the block is what this forward computes first
     computed = slice(moment.begin, len(columns) if cache == "prefix" else moment.end)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +99,7 @@ class ReusedCache(SlotCache):
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.buffer = _no_buffer()
+        self.order = []
         self.rows = 0
         self.length = 0
 
@@ -159,11 +160,11 @@ class GraphedCache(ReusedCache):
         self.layer_steps = steps_of(model, self.recorded)
         return model.dtype, id(self.layer_steps), *(weight.data_ptr() for weight in model.parameters())
 
-    def begin(self, rows: int, length: int) -> None:
-        super().begin(rows, length)
+    def begin(self, rows: Sequence[int], length: int, is_stale: bool = True) -> None:
+        super().begin(rows, length, is_stale)
         self._clear_rest()
 
-    def keep(self, rows: list[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         super().keep(rows)
         self.version += 1
 
@@ -289,7 +290,7 @@ class GraphedForwards(GraphedCache):
             self.pool = None
             self.weights = weights
 
-    def keep(self, rows: list[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         self.rows = len(rows)
         self.version += 1
 

@@ -8,6 +8,11 @@ kept suffix, each at its original position. A cache mode only says which slots a
     prefix   every slot at the block's first step, later the block and the kept suffix
     dual     every slot at the block's first step, later the block alone
 
+That a block's first step recomputes the whole prefix is what the setting `refresh` says by default. Otherwise it
+recomputes, in blocks after the first, the slots from the block before on: that one was partly masked when its keys and
+values were computed last. The slots of the prompt and of older blocks keep theirs; they are the same columns in every
+block.
+
 Two options go beyond that. A sampler may choose by attention (ScoredSampler): the block's first forward then sees the
 whole suffix, and the steps after it what was chosen. With a soft suffix (soft.py) suffix positions enter as mixtures of
 embeddings; before the first forward of a block in mode dual another one over all slots, which decodes nothing, takes
@@ -50,7 +55,7 @@ class DecodingOutput(ModelOutput):
     in EOS. kept_suffix: for each block that was entered, the suffix positions kept, as in a row without padding (by any
     row, where the sampler chooses by attention). kept: int64 [R], how many each row kept, summed over its blocks.
     blocks: int64 [R], how many it entered. tokens_processed: slots computed in all, over rows and forwards; padding is
-    not counted.
+    not counted, and rows of the same prompt, which are decoded once, count once.
     """
 
     # ModelOutput wants defaults; every field is always set.
@@ -72,16 +77,17 @@ def decode(
 
     The rows share one draw of the suffix per block, which is the draw that each of them would get alone with the same
     seed. A row sits out the rest of a block that it has completed, and leaves the batch when it terminates. Each row
-    gets the tokens that it gets alone.
+    gets the tokens that it gets alone. Rows of the same prompt would get the same ones, so one is decoded for all.
 
     Args:
         model: computes the logits.
         rule: decides which tokens are decoded, and carries the settings and the special tokens.
         streamer: has transformers' `put`, `end` and, optionally, `put_draft`, which gets the canvas of the block after
             every forward. If it also has `put_step`, that gets every forward: the block's number, the columns computed
-            [Q], and for the rows still in the block which positions were decoded (bool [R, L]), the candidates [R, L]
-            and their confidence (float64 [R, L], -inf where a position did not compete). If it has `unwanted`, that is
-            asked after each block for bool [R]: rows that leave the batch, whose later blocks stay masks.
+            [Q], and for the rows still in the block (without copies of others) which positions were decoded (bool
+            [R, L]), the candidates [R, L] and their confidence (float64 [R, L], -inf where a position did not compete).
+            If it has `unwanted`, that is asked after each block for bool [R]: rows that leave the batch, whose later
+            blocks stay masks; rows of the same prompt leave together, when none of them is wanted.
         on_forward: called before every forward with the block's number and whether the forward is its first one.
 
     Raises:
@@ -91,14 +97,16 @@ def decode(
     padding = check_prompt(model, input_ids, attention_mask, settings)
     common = int(padding.min())  # padding columns that every row has: decoding leaves them out
     prompts = input_ids.to(model.device)
-    canvas = _Canvas(prompts[:, common:], padding.to(model.device) - common, settings, rule.tokens)
+    originals, copies = (rows.to(model.device) for rows in find_copies(input_ids, padding))
+    shifts = padding.to(model.device)[originals] - common
+    canvas = _Canvas(prompts[originals, common:], shifts, settings, rule.tokens, copies)
     generator = torch.Generator().manual_seed(settings.seed)
     if streamer is not None:
         streamer.put(input_ids.cpu())
 
     soft = None
     if settings.soft_suffix is not None:
-        soft = SoftStates(settings.soft_suffix, model, len(prompts), settings.gen_length, rule.tokens.mask)
+        soft = SoftStates(settings.soft_suffix, model, len(originals), settings.gen_length, rule.tokens.mask)
     rows, columns = canvas.tokens.shape
     with slot_cache(model, rows, columns, stores=settings.cache != "none") as cache:
         for block in range(settings.blocks):
@@ -110,7 +118,7 @@ def decode(
             _decode_block(model, rule, canvas, slots, cache, soft, block, streamer, on_forward)
 
             if streamer is not None:
-                streamer.put(canvas.tokens[:, slots.begin : slots.end].cpu())
+                streamer.put(canvas.tokens[copies, slots.begin : slots.end].cpu())
             if settings.early_termination:
                 canvas.terminate_rows(slots, rule.tokens.eos)
             if hasattr(streamer, "unwanted"):
@@ -120,9 +128,22 @@ def decode(
 
     if streamer is not None:
         streamer.end()
-    sequences = torch.cat((prompts[:, :common], canvas.tokens), dim=1)
-    return DecodingOutput(sequences, canvas.forwards, canvas.decided_at, canvas.kept_suffix, canvas.kept, canvas.blocks,
-                          canvas.processed)
+    sequences = torch.cat((prompts, canvas.tokens[copies, canvas.prompt :]), dim=1)
+    return DecodingOutput(sequences, canvas.forwards[copies], canvas.decided_at[copies], canvas.kept_suffix,
+                          canvas.kept[copies], canvas.blocks[copies], canvas.processed)
+
+
+def find_copies(input_ids: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    """The first rows of their prompts, int64 [D], and for every row the place of its prompt's among them, int64 [R]."""
+    places: dict[tuple[int, ...], int] = {}
+    originals: list[int] = []
+    copies: list[int] = []
+    for row, (ids, start) in enumerate(zip(input_ids.tolist(), padding.tolist())):
+        place = places.setdefault(tuple(ids[start:]), len(originals))
+        if place == len(originals):
+            originals.append(row)
+        copies.append(place)
+    return torch.tensor(originals), torch.tensor(copies)
 
 
 def draw_suffix(sampler: SuffixSampler, end: int, total: int, generator: Generator) -> Tensor:
@@ -148,12 +169,14 @@ def _decode_block(
     """Unmask the block of `slots` in all of its rows: compute, choose, write, leave."""
     sampler = rule.settings.suffix_sampler
     has_suffix = len(slots.columns) > slots.end
-    watch = MeanAttention(slice(slots.begin, slots.end)) if isinstance(sampler, ScoredSampler) and has_suffix else None
+    watch = None
+    if isinstance(sampler, ScoredSampler) and has_suffix:
+        watch = MeanAttention(slice(slots.begin - slots.opening, slots.end - slots.opening))
     canvas.enter(slots)
     deciding = deciding_device(canvas.tokens.device)  # everything that a rule sees is there
     rule.begin_block(block, slots.kept.to(deciding))
     if cache is not None:
-        cache.begin(len(slots.rows), len(slots.columns))
+        cache.begin(slots.host_rows, len(slots.columns), is_stale=rule.settings.refreshes(block))
     first = True
     finite = torch.ones((), dtype=torch.bool, device=deciding)
 
@@ -161,12 +184,12 @@ def _decode_block(
         # The cached steps do not compute the suffix again: a forward of its own takes its states.
         if on_forward is not None:
             on_forward(block, True)
-        everything = slice(0, len(slots.columns))
-        _compute(model, canvas, slots, everything, None, soft, opening=True)
-        canvas.count(slots, everything)
+        computed = slots.computed_at(True, rule.settings.cache)
+        _compute(model, canvas, slots, computed, cache, soft, opening=True)
+        canvas.count(slots, computed)
         if streamer is not None:
             nothing = torch.zeros_like(slots.masked, device=deciding)
-            _report(streamer, canvas, slots, block, everything, nothing, nothing.long(), nothing.double() - math.inf)
+            _report(streamer, canvas, slots, block, computed, nothing, nothing.long(), nothing.double() - math.inf)
 
     for step in itertools.count():
         quota = rule.quota(step, slots.masks[0])
@@ -213,7 +236,7 @@ def _decode_block(
             slots.keep(unfinished)
             rule.keep(unfinished)
             if cache is not None:
-                cache.keep(unfinished)
+                cache.keep(slots.host_rows)
 
     if not finite:
         raise ValueError(f"the model's logits are NaN or infinite in block {block}: check its weights and its dtype "
@@ -281,7 +304,7 @@ def _report(streamer: Any, canvas: _Canvas, slots: _Slots, block: int, computed:
             candidates: Tensor, confidence: Tensor) -> None:
     """Call those optional methods that a streamer has, after each forward."""
     if hasattr(streamer, "put_draft"):
-        streamer.put_draft(canvas.tokens[:, slots.begin : slots.end].cpu())
+        streamer.put_draft(canvas.tokens[canvas.copies, slots.begin : slots.end].cpu())
     if hasattr(streamer, "put_step"):
         streamer.put_step(block, slots.columns[computed].cpu(), choice.cpu(), candidates.cpu(), confidence.cpu())
 
@@ -300,16 +323,19 @@ def _without_holes(places: list[int]) -> list[int]:
 class _Canvas:
     """The sequences being written, and what is counted about each row.
 
-    tokens: int64 [R, P + G]. prompt: P. padding: int64 [R], padding columns of each row. active: the rows that have not
-    terminated. processed: slots computed so far. forwards, decided_at, kept_suffix, kept, blocks: see DecodingOutput.
+    tokens: int64 [R, P + G]. prompt: P. padding: int64 [R], padding columns of each row. copies: int64, for each row
+    that was asked for the one here that it gets. active: the rows that have not terminated. processed: slots computed
+    so far. forwards, decided_at, kept_suffix, kept, blocks: see DecodingOutput.
     """
 
-    def __init__(self, input_ids: Tensor, padding: Tensor, settings: DecodingSettings, tokens: TokenIds):
+    def __init__(self, input_ids: Tensor, padding: Tensor, settings: DecodingSettings, tokens: TokenIds,
+                 copies: Tensor):
         rows, self.prompt = input_ids.shape
         device = input_ids.device
         self.tokens = torch.full((rows, self.prompt + settings.gen_length), tokens.mask, device=device)
         self.tokens[:, : self.prompt] = input_ids
         self.padding = padding
+        self.copies = copies
         self.padding_of_row: list[int] | None = padding.tolist() if padding.any() else None  # on the host
         self.forwards = torch.zeros(rows, dtype=torch.long, device=device)
         self.decided_at = torch.full((rows, settings.gen_length), -1, device=device)
@@ -349,8 +375,9 @@ class _Canvas:
         self.active = self.active[~ended]
 
     def leave(self, rows: Tensor) -> None:
-        """Take rows (bool [R]) out of the batch; what is left of their answers stays masked."""
-        self.active = self.active[~rows.to(self.active.device)[self.active]]
+        """Take out of the batch what none but these rows (bool, of all that were asked for) get; it stays masked."""
+        staying = self.copies[~rows.to(self.copies.device)]
+        self.active = self.active[torch.isin(self.active, staying)]
 
 
 @dataclass
@@ -359,9 +386,10 @@ class _Slots:
 
     rows: int64 [R], which rows of the canvas; host_rows: the same numbers, on the host. columns: int64 [S] of the
     canvas. positions: int64 [R, S] of RoPE. key_mask: bool [R, S], False at padding; None without padding. begin, end:
-    of the block, both as slots and as columns. masked: bool [R, L]. masks: the masks left in each row, on the host.
-    kept: int64 [R], how many suffix slots each row keeps; kept_of_row: the same numbers, on the host. suffix_mask: bool
-    [R, S - end], which of them are the row's own, where rows keep different ones; None: all.
+    of the block, both as slots and as columns. opening: the first slot that the block's first step computes. masked:
+    bool [R, L]. masks: the masks left in each row, on the host. kept: int64 [R], how many suffix slots each row keeps;
+    kept_of_row: the same numbers, on the host. suffix_mask: bool [R, S - end], which of them are the row's own, where
+    rows keep different ones; None: all.
     """
 
     rows: Tensor
@@ -371,6 +399,7 @@ class _Slots:
     key_mask: Tensor | None
     begin: int
     end: int
+    opening: int
     masked: Tensor
     masks: list[int]
     kept: Tensor
@@ -392,6 +421,7 @@ class _Slots:
             key_mask=positions >= 0 if canvas.padding_of_row else None,
             begin=begin,
             end=end,
+            opening=0 if settings.refreshes(block) else begin - settings.block_length,
             masked=torch.ones(rows, settings.block_length, dtype=torch.bool, device=canvas.tokens.device),
             masks=[settings.block_length] * rows,
             kept=torch.full((rows,), len(kept_suffix), device=columns.device),
@@ -401,7 +431,7 @@ class _Slots:
     def computed_at(self, first: bool, cache: str) -> slice:
         """The slots that a step computes, as the table at the top of this file says."""
         if first or cache == "none":
-            return slice(0, len(self.columns))
+            return slice(self.opening, len(self.columns))
         return slice(self.begin, len(self.columns) if cache == "prefix" else self.end)
 
     def choose_suffix(self, chosen: Tensor, cache: SlotCache | None) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dpad.engine.checks import MAX_INTEGER, check_choice, check_integer, check_number
+from dpad.engine.checks import MAX_INTEGER, check_choice, check_integer, check_number, suggest
 
 ON = ("on", "true", "yes", "1")
 OFF = ("off", "false", "no", "0")
@@ -38,8 +38,8 @@ class Setting:
 
     name: the keyword of `generate` and the key in records. kind: int, float, bool or str. flags: of the command line.
     negation: flags that turn a switch off which may be on by default. shortcuts: values of `choices` that have flags of
-    their own, such as --use_cache for "prefix". minimum, above,
-    maximum: bounds of a number; `above` is not allowed itself. unit: of a number, such as "tokens". optional: None is
+    their own, such as --use_cache for "prefix". minimum, above, maximum: bounds of a number; `above` is not allowed
+    itself. words: texts that are allowed in place of a number. unit: of a number, such as "tokens". optional: None is
     allowed. off: a value that means None, such as a threshold of 0.
     """
 
@@ -51,6 +51,7 @@ class Setting:
     negation: tuple[str, ...] = ()
     shortcuts: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
@@ -75,13 +76,18 @@ class Setting:
             return None
         if self.off is not None and value == self.off and not isinstance(value, bool):
             return None
+        if isinstance(value, str) and value in self.words:
+            return value
 
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r}; it must be True or False")
         elif self.kind is int:
             maximum = MAX_INTEGER if self.maximum is None else int(self.maximum)
-            check_integer(name, value, int(self.minimum or 0), maximum)
+            try:
+                check_integer(name, value, int(self.minimum or 0), maximum)
+            except ValueError as error:
+                raise ValueError(" or ".join([str(error), *self.words]) + suggest(value, self.words)) from None
         elif self.kind is float:
             check_number(name, value, minimum=self.minimum, above=self.above, maximum=self.maximum)
         else:
@@ -106,7 +112,7 @@ class Setting:
 def setting(default: Any, help: str, **options: Any) -> Any:
     """A dataclass field that is a setting. options: of `Setting`; the flag is the field's name if there are no `flags`.
 
-    The field's annotation says the kind, and with `| None` that it is optional.
+    The field's annotation says the kind, with `| None` that it is optional, and with `| str` that a number has `words`.
     """
     return dataclasses.field(default=default, metadata={"setting": {"help": help, **options}})
 
@@ -118,7 +124,7 @@ def settings_of(cls: type) -> tuple[Setting, ...]:
     for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
         if "setting" in field.metadata:
             kinds = typing.get_args(annotations[field.name]) or (annotations[field.name],)
-            [kind] = [kind for kind in kinds if kind is not types.NoneType]
+            kind, *_ = [kind for kind in kinds if kind is not types.NoneType]
             options = {"flags": (f"--{field.name}",)} | field.metadata["setting"]
             settings.append(Setting(
                 name=field.name, kind=kind, default=field.default, optional=types.NoneType in kinds, **options
@@ -157,8 +163,9 @@ def add_flags(parser: argparse._ActionsContainer, settings: Iterable[Setting]) -
         if entry.kind is bool:
             options["action"] = "store_true"
         else:
-            options["type"] = entry.kind
-            options["metavar"] = "NAME" if entry.choices else "N" if entry.kind is int else "X"
+            options["type"] = integer_or_text if entry.words else entry.kind
+            number = "NAME" if entry.choices else "N" if entry.kind is int else "X"
+            options["metavar"] = "|".join((number, *entry.words))
         group = parser.add_mutually_exclusive_group() if entry.negation else parser
         group.add_argument(*entry.flags, **options)
         if entry.negation:
@@ -172,6 +179,14 @@ def add_flags(parser: argparse._ActionsContainer, settings: Iterable[Setting]) -
                 *flags, dest=entry.name, const=value, default=argparse.SUPPRESS, action=_Shortcut,
                 choices_in_order=entry.choices, help=f"short for {entry.flags[-1]} {value}{also}",
             )
+
+
+def integer_or_text(text: str) -> int | str:
+    """What a person typed where a number or a word may stand; it is checked later."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _help(entry: Setting) -> str:

@@ -172,7 +172,7 @@ def _replace(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def _useless(values: Mapping[str, Any], family: type[DecodingSettings]) -> set[str]:
-    """The choices that the chosen sampler, rule or soft suffix does not use, and those that a rule replaces."""
+    """The choices that the chosen sampler, rule, soft suffix or cache does not use, and those that a rule replaces."""
     used = part_defaults(values).keys()
     useless = {name for part in PARTS for name in part.settings} - used - _own_settings(family)
     has_rule = values.get("rule", "none") != "none"
@@ -180,6 +180,8 @@ def _useless(values: Mapping[str, Any], family: type[DecodingSettings]) -> set[s
         useless |= {"threshold", "factor"} - used
     if has_rule or values.get("threshold") or values.get("factor"):
         useless.add("steps")
+    if values.get("cache", "none") == "none":
+        useless.add("refresh")
     return useless
 
 

@@ -202,6 +202,10 @@ class DecodingSettings:
     cache: str = setting("none", "which slots a step recomputes: none (all of them), prefix (block and suffix) or dual "
                          "(the block)", choices=CACHE_MODES,
                          shortcuts={"prefix": ("-c", "--use_cache"), "dual": ("-dc", "--dual_cache")})
+    refresh: int | str = setting("always", "with a cache, which blocks' first forwards recompute the whole prefix: "
+                                 "always (every block's), every N-th block's, or never (the first block's alone); the "
+                                 "others recompute the block before, the block and the suffix, an approximation",
+                                 minimum=1, words=("always", "never"))
     suffix_sampler: SuffixSampler | None = None
     soft_suffix: SoftSuffix | None = None
     early_termination: bool = setting(False, "stop after the block that holds EOS", flags=("-e", "--early_termination"))
@@ -216,6 +220,11 @@ class DecodingSettings:
         if self.total_steps % self.blocks or self.total_steps > self.gen_length:
             raise ValueError(f"steps is {self.steps}; it must be a multiple of the number of blocks ({self.blocks}) "
                              f"and at most one a token ({self.gen_length})")
+        if self.refresh == 1:
+            object.__setattr__(self, "refresh", "always")
+        if self.refresh != "always" and self.cache == "none":
+            raise ValueError(f"refresh is {self.refresh}, but cache is none, which keeps nothing that could be "
+                             "recomputed; choose cache prefix or dual, or leave it out")
         if self.suffix_sampler is None:
             object.__setattr__(self, "suffix_sampler", FullSuffix())
         if not isinstance(self.suffix_sampler, SuffixSampler):
@@ -251,6 +260,12 @@ class DecodingSettings:
     def parallel(self) -> bool:
         """Whether the confidences decide how many tokens a step decodes."""
         return self.threshold is not None or self.rule is not None
+
+    def refreshes(self, block: int) -> bool:
+        """Whether a block's first forward recomputes the whole prefix. block: counted from 0."""
+        if isinstance(self.refresh, str):
+            return self.refresh == "always" or block == 0
+        return block % self.refresh == 0
 
     @property
     def order(self) -> str:
@@ -356,8 +371,8 @@ class DecodingSettings:
     def to_json(self) -> dict[str, Any]:
         """What records keep: every field, the steps filled in, and the parts by name (None for the whole suffix).
 
-        What came later than the first records (an `alg`, a rule, a soft suffix, the Gaussian's `last`) is left out
-        where it is off, so that the same settings have the same record as before.
+        What came later than the first records (an `alg`, a `refresh`, a rule, a soft suffix, the Gaussian's `last`) is
+        left out where it is off, so that the same settings have the same record as before.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["steps"] = self.total_steps
@@ -369,8 +384,10 @@ class DecodingSettings:
             values[part.field] = None if name == part.selector.default else {"name": name} | parameters
         if self.soft_suffix is not None:
             values["soft_suffix"] = _parameters(self.soft_suffix)
+        if self.refresh == "always":
+            values["refresh"] = None
         return {name: value for name, value in values.items()
-                if value is not None or name not in ("alg", "rule", "soft_suffix")}
+                if value is not None or name not in ("alg", "refresh", "rule", "soft_suffix")}
 
 
 def _parameters(value: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ H heads, K key-value heads (K divides H), D head size, E model width, V vocabula
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,12 +61,14 @@ class SlotCache:
     """Keys (after RoPE) and values of a block's slots, in buffers that are allocated once and written in place.
 
     A cache mode is only the answer to "which slots are recomputed at a step": those overwrite their entries, and
-    queries attend to all `length` slots (DPad, section 4; Fast-dLLM's prefix and dual caches).
+    queries attend to all `length` slots (DPad, section 4; Fast-dLLM's prefix and dual caches). A row that leaves
+    a block keeps its slots behind those that stay, for a next block that does not recompute all of them.
     """
 
     def __init__(self, model: MaskedDiffusionModel, rows: int, capacity: int):
         self.buffer = self.allocate(model, rows, capacity)
-        self.rows = rows
+        self.order: list[int] = []  # whose slots each row of the buffers has, as `begin` numbers them
+        self.rows = 0
         self.length = 0
 
     @staticmethod
@@ -84,9 +87,14 @@ class SlotCache:
         """A layer's keys and values, [2, R, K, capacity, D]."""
         return self.buffer[layer]
 
-    def begin(self, rows: int, length: int) -> None:
-        """Start a block with `rows` rows of `length` slots; whatever the buffers held is stale."""
-        self.rows = rows
+    def begin(self, rows: Sequence[int], length: int, is_stale: bool = True) -> None:
+        """Start a block with these rows, by any numbers of their own, of `length` slots.
+
+        is_stale: whatever the buffers held; else each row goes on with the slots that it had in the block before.
+        """
+        if is_stale:
+            self.order = list(rows)
+        self.keep(rows)
         self.length = length
 
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,12 +110,19 @@ class SlotCache:
         """The model's `hidden_states` of the slots [start, start + Q), which overwrite their entries."""
         return model.hidden_states(inputs, positions, key_mask, self, start, watch)
 
-    def keep(self, rows: list[int]) -> None:
-        """Drop every row but these: the row rows[i] becomes row i, and each moves only onto one no longer needed."""
-        for buffer in self.buffers:
-            for target, source in enumerate(rows):
-                if target != source:
-                    buffer[..., target, :, : self.length, :] = buffer[..., source, :, : self.length, :]
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order; each changes places with the row that is in its own."""
+        for place, row in enumerate(rows):
+            if self.order[place] == row:
+                continue
+            other = self.order.index(row)
+            self.order[place], self.order[other] = row, self.order[place]
+            for part in itertools.chain.from_iterable(self.buffers):  # piece by piece, for little memory
+                given = part[..., place, :, : self.length, :]
+                taken = part[..., other, :, : self.length, :]
+                moved = given.clone()
+                given.copy_(taken)
+                taken.copy_(moved)
         self.rows = len(rows)
 
     def keep_slots(self, slots: Tensor) -> None:
@@ -125,7 +140,8 @@ class SpreadCache(SlotCache):
         shape = (2, rows, model.kv_head_count, capacity, model.head_size)
         with torch.inference_mode(False):
             self.parts = [torch.empty(shape, dtype=model.dtype, device=device_of(layer)) for layer in model.layers]
-        self.rows = rows
+        self.order = []
+        self.rows = 0
         self.length = 0
 
     @property

@@ -190,6 +190,8 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
         parts.append(f"alg {settings['alg']}")
     if settings.get("cache", "none") != "none":
         parts.append(f"{settings['cache']} cache")
+    if settings.get("refresh"):
+        parts.append(f"refresh {settings['refresh']}")
     if settings.get("early_termination"):
         parts.append("early termination")
     return ", ".join(parts)

@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from dpad.engine.fields import Setting, settings_of
+from dpad.engine.fields import Setting, integer_or_text, settings_of
 from dpad.engine.methods import METHODS
 from dpad.engine.settings import PART_SETTINGS, PARTS, SAMPLER, DecodingSettings, Part, part_defaults
 from dpad.interact.canvas import canvas_after, describe_traces
@@ -105,6 +105,9 @@ def make_control(setting: Setting, value: Any) -> Any:
         names = [name for name in setting.choices if name != "random" or setting is not SAMPLER.selector]
         return gr.Radio([OFF, *names] if setting.optional else names, value=value, **common)
 
+    if setting.words:
+        return gr.Textbox(value=value, max_lines=1, **common)
+
     minimum, maximum, step = limits(setting)
     if minimum is None or maximum is None:
         return gr.Number(value=value, precision=0 if setting.kind is int else None, step=step, **common)
@@ -130,13 +133,15 @@ def show_value(setting: Setting, value: Any) -> Any:
     """A setting's value as its control holds it."""
     if value is None:
         return OFF if setting.choices else 0
-    return value
+    return str(value) if setting.words else value
 
 
 def read_value(setting: Setting, value: Any) -> Any:
     """The value that a control holds as the setting takes it; it is not checked."""
     if setting.optional and not isinstance(value, bool) and value == show_value(setting, None):
         return None
+    if setting.words and isinstance(value, str):
+        return integer_or_text(value.strip())
     if setting.kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -171,11 +176,11 @@ class Page:
         return ["gen_length", *dropout, *changed]
 
     def preset_values(self, preset: str, gen_length: int) -> dict[str, Any]:
-        """What a preset says of the main settings, the rule and the soft suffix; the parameters of others are left out.
-        """
+        """What a preset says of the main settings, the rule, the soft suffix and `refresh`; parameters of others are
+        left out."""
         values = METHODS[PRESETS[preset]].choices(gen_length, model=self.denoiser.loaded.checkpoint)
         parameters = part_defaults(values)
-        names = {*self.main, *(part.selector.name for part in PARTS), *parameters}
+        names = {*self.main, *(part.selector.name for part in PARTS), *parameters, "refresh"}
         values = self.family().as_choices() | parameters | values
         return {name: value for name, value in values.items() if name in names}
 

@@ -118,7 +118,8 @@ def _few_values(setting: Setting | None) -> list[str]:
         return []
     if setting.kind is bool:
         return [ON[0], OFF[0]]
-    return [*setting.choices, *(NONE[:1] if setting.optional and NONE[0] not in setting.choices else ())]
+    none = NONE[:1] if setting.optional and NONE[0] not in setting.choices else ()
+    return [*setting.choices, *setting.words, *none]
 
 
 def apply_changes(settings: DecodingSettings, changes: Mapping[str, Any]) -> DecodingSettings:

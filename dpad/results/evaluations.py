@@ -18,8 +18,8 @@ from dpad.results.paper import STAND_INS, Reported
 from dpad.results.records import commit_of, hardware_line, numbers_of
 
 METRIC_LABELS = {"flexible-extract": "flexible", "strict-match": "strict"}  # these come first, in this order
-CONFIGURING = ("cache", "threshold", "factor", "rule", "suffix_sampler", "soft_suffix", "early_termination", "steps",
-               "limit")
+CONFIGURING = ("cache", "refresh", "threshold", "factor", "rule", "suffix_sampler", "soft_suffix",
+               "early_termination", "steps", "limit")
 MEASURED = "measured"  # whose a row is, beside those of papers
 OTHER_CONVENTION = {"drop": "with text after EOS", "keep": "without text after EOS"}  # by the record's own
 Z95 = 1.959964  # of the normal distribution, two-sided
@@ -161,6 +161,8 @@ def _details(records: Sequence[dict]) -> list[str]:
             parts.append(f"rule {record['settings']['rule']['name']}")
         if record["settings"].get("soft_suffix"):
             parts.append("soft suffix")
+        if record["settings"].get("refresh"):
+            parts.append(f"refresh {record['settings']['refresh']}")
         differing = _differing(record, rivals[key], _flat_settings) or _differing(record, rivals[key], _origin)
         details.append(", ".join(parts + [part for part in differing if part not in parts]))
     return details

@@ -76,8 +76,8 @@ EVALUATION = {
     "metrics": Each({"value?": NUMBER}), "other_metrics?": {"metrics": Each({"value?": NUMBER})},
     "settings": {
         "gen_length?": LENGTH, "num_fewshot?": ZERO_OR_MORE, "limit?": COUNT, "batch_size?": SIZE, "steps?": COUNT,
-        "threshold?": NUMBER, "factor?": NUMBER, "cache?": TEXT, "early_termination?": FLAG, "device?": TEXT,
-        "dtype?": TEXT, "quantize?": TEXT, "after_eos?": CONVENTION,
+        "threshold?": NUMBER, "factor?": NUMBER, "cache?": TEXT, "refresh?": SIZE, "early_termination?": FLAG,
+        "device?": TEXT, "dtype?": TEXT, "quantize?": TEXT, "after_eos?": CONVENTION,
         "suffix_sampler?": {"name": TEXT, "window?": SPAN, "number?": ZERO_OR_MORE}, "rule?": {"name": TEXT},
     },
     "adapter?": {"name": TEXT, "sha256": TEXT}, "environment?": ENVIRONMENT,
