@@ -246,6 +246,27 @@ def load_libraries() -> None:
     logging.disable_progress_bar()
 
 
+def settle_dtype(args: argparse.Namespace, argv: list[str]) -> list[str]:
+    """Put the type that `--dtype auto` takes here in its place, in the flags and in the command line, and say which.
+
+    So runs, records and other processes have the type itself.
+    """
+    if processes.current().count > 1:
+        raise ValueError("dtype is 'auto', which every process would measure for itself; give float32 or bfloat16")
+    load_libraries()
+    quantize = getattr(args, "quantize", None)
+    device, dtype = placement(args.device, AUTO, quantize)
+    args.dtype = str(dtype).removeprefix("torch.")
+    if device.type == "cpu" and quantize != "int4":
+        from dpad.engine.precision import bfloat16_gain
+
+        note(f"dtype is {args.dtype}: in bfloat16 this processor multiplies matrices {bfloat16_gain():.1f} times as "
+             "fast as in float32")
+    flags = {AUTO: args.dtype, f"--dtype={AUTO}": f"--dtype={args.dtype}"}
+    return [flags[word] if word in flags and (word != AUTO or before == "--dtype") else word
+            for before, word in zip(["", *argv], argv)]
+
+
 def plan_of(args: argparse.Namespace) -> memory.Plan:
     """What loading the model takes; of a hub id, only config.json is downloaded."""
     return memory.plan(args.model, args.device, args.dtype, args.quantize, args.adapter is not None)
@@ -256,11 +277,6 @@ def load_model(args: argparse.Namespace, settings: DecodingSettings) -> LoadedMo
     load_libraries()
     with waiting_for(f"the model {args.model}"), without_waiting_for_the_hub(args.model, args.adapter):
         plan = plan_of(args)
-        if args.dtype == AUTO and plan.device.type == "cpu":
-            from dpad.engine.precision import bfloat16_gain
-
-            note(f"dtype is {str(plan.dtype).removeprefix('torch.')}: in bfloat16 this processor multiplies matrices "
-                 f"{bfloat16_gain():.1f} times as fast as in float32")
         if plan.weights() > LARGE and processes.current().rank == 0:
             rows = getattr(args, "batch_size", 1)
             note(memory.describe(plan, args.model, settings, rows if isinstance(rows, int) else 1))
@@ -865,6 +881,8 @@ def main(argv: list[str]) -> int:
                      f"evaluate (see --help){suggest(name, COMMANDS)}", 2)
     args = parser_of(name).parse_args(argv[1:] if has_name else argv)
     try:
+        if getattr(args, "dtype", None) == AUTO and name != "train":
+            argv = settle_dtype(args, argv)
         COMMANDS[name].run(args, argv)
     except KeyboardInterrupt as interrupt:
         return _fail(interrupt if str(interrupt) else "interrupted", 130)

@@ -81,3 +81,18 @@ def test_other_files_are_refused_by_auto_classes_too(tmp_path):
 
 def test_auto_tokenizer_finds_dreams():
     assert isinstance(AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "dream-tiny"), dream.DreamTokenizer)
+
+
+@pytest.mark.slow
+def test_a_class_that_was_not_imported_yet():
+    """Guards the stand-ins of the registry: called, or asked for something, they are the class of the models."""
+    lines = python("""
+import dpad, sys
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+config = AutoConfig.from_pretrained("checkpoints/llada-tiny")
+stand_in = AutoModelForCausalLM._model_mapping[type(config)]
+print("llada.modeling" in sys.modules, stand_in.__name__, stand_in.config_class is type(config))
+print(type(stand_in(config)).__module__, stand_in.can_generate())
+print(AutoModelForCausalLM._model_mapping[type(config)] is stand_in)
+""")
+    assert lines == ["False LLaDAModelLM True", "llada.modeling True", "False"]

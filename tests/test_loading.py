@@ -368,7 +368,7 @@ def test_a_bare_model_computes_the_same(name, dtype):
     settings = whole.family.settings(gen_length=64, threshold=0.9, cache="prefix")
     answers = [model.generate(**model.encode("How many?"), settings=settings).sequences for model in (whole, bare)]
     assert torch.equal(*answers)
-    with pytest.raises(ValueError, match="bare is True, with which .* was loaded"):
+    with pytest.raises(ValueError, match="bare is True, so that .* was loaded without"):
         bare.pretrained  # noqa: B018
     assert whole.pretrained is whole.model
 
@@ -453,3 +453,26 @@ def test_auto_says_what_it_took(capsys):
                      capsys.readouterr().err)
     assert run.main(["train", "-m", "tiny", "--data", "arithmetic", "--dtype", "auto", "--output", "out"]) == 2
     assert "dtype is 'auto'; it must be one of float32, bfloat16" in capsys.readouterr().err
+
+
+def test_auto_is_settled_once(monkeypatch, capsys):
+    """Guards runs of several processes and records: they get the type, and no process measures for itself."""
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda: 2.0)
+    for words in (["--dtype", "auto"], ["--dtype=auto"]):
+        argv = ["generate", *words, "--device", "cpu", "--prompt", "auto"]
+        args = run.parser_of("generate").parse_args(argv[1:])
+        settled = run.settle_dtype(args, argv)
+        assert args.dtype == "bfloat16" and "bfloat16" in " ".join(settled) and settled[-1] == "auto"
+        assert run.parser_of("generate").parse_args(settled[1:]).dtype == "bfloat16"
+    assert capsys.readouterr().err.count("note: dtype is bfloat16") == 2
+    args = run.parser_of("generate").parse_args(["--dtype", "auto", "--quantize", "int4", "--device", "cpu"])
+    run.settle_dtype(args, [])
+    assert args.dtype == "bfloat16" and not capsys.readouterr().err  # nothing was measured for it
+    monkeypatch.setattr(run.processes, "current", lambda: run.processes.Processes(0, 2, 0))
+    with pytest.raises(ValueError, match="^dtype is 'auto', which every process would measure for itself"):
+        run.settle_dtype(args, [])
+
+
+def test_a_device_with_a_number():
+    """Guards `--device cpu:0`, a name that torch knows and safetensors does not."""
+    assert loading.load("tiny", device="cpu:0", bare=True).model.device.type == "cpu"

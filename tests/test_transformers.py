@@ -590,3 +590,14 @@ def test_left_padding(model):
     alone = model.generate(input_ids=ids[:1, 5:], max_new_tokens=40, threshold=0.5)
     assert torch.equal(together[:1, 5:], alone)
     assert TokenIds.of(model).eos == EOS
+
+
+def test_checkpointing_of_some_layers(random_llada):
+    """Guards `every_n_layers`: transformers counts layers of its own class, and ours are not."""
+    random_llada.gradient_checkpointing_enable()
+    assert all(layer.gradient_checkpointing for layer in random_llada.layers)
+    random_llada.activation_checkpointing_enable(every_n_layers=2)
+    assert [layer.gradient_checkpointing for layer in random_llada.layers] == [
+        index % 2 == 0 for index in range(len(random_llada.layers))]
+    random_llada.gradient_checkpointing_disable()
+    assert not any(layer.gradient_checkpointing for layer in random_llada.layers)

@@ -18,10 +18,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 # transformers' registries, and the module of each family's package that registers its classes there when imported
 REGISTRIES = {
@@ -38,7 +35,7 @@ def register(registry: str) -> None:
 
     for family in FAMILIES.values():
         if REGISTRIES[registry] == "modeling":
-            members = {"config_class": family.network.config_class, "_family": family}
+            members: dict[str, Any] = {"config_class": family.network.config_class, "_family": family}
             register_model(_StandIn(family.model_class, (), members))  # until the class itself is imported
             continue
         module = f"{family.package}.{REGISTRIES[registry]}"
@@ -47,7 +44,13 @@ def register(registry: str) -> None:
 
 
 class _StandIn(type):
-    """A class of a family's models that is imported when something of it is asked for."""
+    """A class of a family's models that is imported when something of it is asked for, or when it is called.
+
+    Until then it is a subclass of nothing.
+    """
+
+    def __call__(cls, *arguments: Any, **keywords: Any) -> Any:
+        return cls.__dict__["_family"].model(*arguments, **keywords)
 
     def __getattr__(cls, name: str) -> Any:
         return getattr(cls.__dict__["_family"].model, name)

@@ -100,6 +100,7 @@ class ReusedCache(SlotCache):
         self.lock = threading.Lock()
         self.buffer = _no_buffer()
         self.order = []
+        self.is_lasting = False
         self.rows = 0
         self.length = 0
 
@@ -160,8 +161,8 @@ class GraphedCache(ReusedCache):
         self.layer_steps = steps_of(model, self.recorded)
         return model.dtype, id(self.layer_steps), *(weight.data_ptr() for weight in model.parameters())
 
-    def begin(self, rows: Sequence[int], length: int, is_stale: bool = True) -> None:
-        super().begin(rows, length, is_stale)
+    def begin(self, rows: Sequence[int], length: int, is_stale: bool = True, is_lasting: bool = False) -> None:
+        super().begin(rows, length, is_stale, is_lasting)
         self._clear_rest()
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -84,8 +84,8 @@ def decode(
         rule: decides which tokens are decoded, and carries the settings and the special tokens.
         streamer: has transformers' `put`, `end` and, optionally, `put_draft`, which gets the canvas of the block after
             every forward. If it also has `put_step`, that gets every forward: the block's number, the columns computed
-            [Q], and for the rows still in the block (without copies of others) which positions were decoded (bool
-            [R, L]), the candidates [R, L] and their confidence (float64 [R, L], -inf where a position did not compete).
+            [Q], and for the rows still in the block (of equal prompts the first alone) which positions were decoded
+            (bool [R, L]), the candidates [R, L] and their confidence (float64 [R, L], -inf where none competed).
             If it has `unwanted`, that is asked after each block for bool [R]: rows that leave the batch, whose later
             blocks stay masks; rows of the same prompt leave together, when none of them is wanted.
         on_forward: called before every forward with the block's number and whether the forward is its first one.
@@ -176,7 +176,8 @@ def _decode_block(
     deciding = deciding_device(canvas.tokens.device)  # everything that a rule sees is there
     rule.begin_block(block, slots.kept.to(deciding))
     if cache is not None:
-        cache.begin(slots.host_rows, len(slots.columns), is_stale=rule.settings.refreshes(block))
+        cache.begin(slots.host_rows, len(slots.columns), is_stale=rule.settings.refreshes(block),
+                    is_lasting=not rule.settings.refreshes(block + 1))
     first = True
     finite = torch.ones((), dtype=torch.bool, device=deciding)
 
@@ -375,7 +376,7 @@ class _Canvas:
         self.active = self.active[~ended]
 
     def leave(self, rows: Tensor) -> None:
-        """Take out of the batch what none but these rows (bool, of all that were asked for) get; it stays masked."""
+        """Take out the rows for which only these (bool, one for each that was asked for) wait; they stay masked."""
         staying = self.copies[~rows.to(self.copies.device)]
         self.active = self.active[torch.isin(self.active, staying)]
 

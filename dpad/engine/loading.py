@@ -194,7 +194,7 @@ class LoadedModel:
     def pretrained(self) -> PretrainedDiffusionModel:
         """The model, with what transformers' models have; ValueError where it was loaded without (`load`'s bare)."""
         if not isinstance(self.model, self.family.model):
-            raise ValueError(f"bare is True, with which {self.name} was loaded; this needs a model of transformers")
+            raise ValueError(f"bare is True, so that {self.name} was loaded without what this needs; leave it out")
         return self.model
 
     def describe_weights(self) -> dict[str, str]:
@@ -301,9 +301,8 @@ def load(
         adapter: a LoRA adapter as peft writes it, a folder or a hub id, to be merged into the weights.
         quantize: one of quantization.SCHEMES, for the layers' matrices; after an adapter has been merged into them.
         bare: without what transformers adds to a network (`model.generate`, `save_pretrained`, peft, ...), where that
-            can be: not with an adapter or quantized weights. It decodes the same. Importing transformers' models takes
-            longer than all else before a first token, and on the CPU the weights need not be copied (see
-            `MaskedDiffusionModel.load`).
+            be: not with an adapter or quantized weights. It decodes the same. Importing transformers' models takes
+            longer than all else before a first token.
 
     Raises:
         ValueError: one sentence that says what is wrong with the name, the device, the dtype, the checkpoint, the

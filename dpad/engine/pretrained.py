@@ -42,6 +42,14 @@ class PretrainedDiffusionModel(MaskedDiffusionModel, PreTrainedModel):
     def __init__(self, config: PretrainedConfig):
         PreTrainedModel.__init__(self, config)
 
+    def _set_gradient_checkpointing(self, enable: bool = True, *arguments: Any, every_n_layers: int = 1,
+                                    **options: Any) -> None:
+        """transformers', which knows `every_n_layers` of its own class of layers alone."""
+        super()._set_gradient_checkpointing(enable, *arguments, **options)
+        layers: Any = self.layers
+        for index, layer in enumerate(layers):
+            layer.gradient_checkpointing = enable and index % every_n_layers == 0
+
     def forward(
         self, input_ids: Tensor | None = None, position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None, logits_to_keep: int | Tensor = 0, **unused: object,

@@ -68,6 +68,7 @@ class SlotCache:
     def __init__(self, model: MaskedDiffusionModel, rows: int, capacity: int):
         self.buffer = self.allocate(model, rows, capacity)
         self.order: list[int] = []  # whose slots each row of the buffers has, as `begin` numbers them
+        self.is_lasting = False
         self.rows = 0
         self.length = 0
 
@@ -87,14 +88,17 @@ class SlotCache:
         """A layer's keys and values, [2, R, K, capacity, D]."""
         return self.buffer[layer]
 
-    def begin(self, rows: Sequence[int], length: int, is_stale: bool = True) -> None:
+    def begin(self, rows: Sequence[int], length: int, is_stale: bool = True, is_lasting: bool = False) -> None:
         """Start a block with these rows, by any numbers of their own, of `length` slots.
 
         is_stale: whatever the buffers held; else each row goes on with the slots that it had in the block before.
+        is_lasting: a later block may go on with the slots of this one.
         """
         if is_stale:
             self.order = list(rows)
+        self.is_lasting = True  # while rows take their places, those that are moved away are still needed
         self.keep(rows)
+        self.is_lasting = is_lasting
         self.length = length
 
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +115,10 @@ class SlotCache:
         return model.hidden_states(inputs, positions, key_mask, self, start, watch)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone, in this order; each changes places with the row that is in its own."""
+        """Go on with these rows alone, in this order; each takes the place of the row that is in its own.
+
+        Where the slots are lasting, that row gets its place in turn; otherwise it loses its slots.
+        """
         for place, row in enumerate(rows):
             if self.order[place] == row:
                 continue
@@ -120,9 +127,10 @@ class SlotCache:
             for part in itertools.chain.from_iterable(self.buffers):  # piece by piece, for little memory
                 given = part[..., place, :, : self.length, :]
                 taken = part[..., other, :, : self.length, :]
-                moved = given.clone()
+                moved = given.clone() if self.is_lasting else None
                 given.copy_(taken)
-                taken.copy_(moved)
+                if moved is not None:
+                    taken.copy_(moved)
         self.rows = len(rows)
 
     def keep_slots(self, slots: Tensor) -> None:
@@ -141,6 +149,7 @@ class SpreadCache(SlotCache):
         with torch.inference_mode(False):
             self.parts = [torch.empty(shape, dtype=model.dtype, device=device_of(layer)) for layer in model.layers]
         self.order = []
+        self.is_lasting = False
         self.rows = 0
         self.length = 0
 
@@ -388,8 +397,8 @@ class MaskedDiffusionModel(nn.Module):
         """The model of a checkpoint folder with plain weights, in safetensors, for decoding.
 
         On the CPU weights that are stored in `dtype` are not copied: they stay in the file, mapped into memory, and are
-        read when they are first used. So the file must not be written to meanwhile; what is replaced (as everything
-        here writes) stays as it was.
+        read when they are first used. So the file must not be written to meanwhile; one that is replaced (which is how
+        everything here writes) stays as it was.
 
         Raises:
             ValueError: the folder holds no configuration, has missing or foreign weights or wrong shapes.
@@ -402,11 +411,12 @@ class MaskedDiffusionModel(nn.Module):
         try:
             size = sum(math.prod(header.shape) for header in headers.values()) * dtype.itemsize
             quiet = size < checkpoint.LARGE
+            source = str(torch.empty(0, device=device).device) if device.type == "cuda" else "cpu"  # with its number
             with tqdm(desc="Loading weights", total=size, unit="B", unit_scale=True, disable=quiet) as bar:
                 for path in sorted({header.path for header in headers.values()}):
-                    with safe_open(path, framework="pt", device=str(device)) as file:
+                    with safe_open(path, framework="pt", device=source) as file:
                         for name in file.keys():
-                            weights[name] = file.get_tensor(name).to(dtype)
+                            weights[name] = file.get_tensor(name).to(dtype).to(device)
                             bar.update(weights[name].nbytes)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"checkpoint {str(folder)!r} could not be loaded: {one_line(error)}") from error
