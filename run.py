@@ -88,7 +88,7 @@ GENERATE_EXAMPLES = """\
 examples:
   python run.py generate -m tiny --prompt "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?"
   python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch \\
-      --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+      --prompt "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
   echo "Mia has 20 eggs. She uses 8 eggs. How many eggs does Mia have now?" | python run.py generate -m tiny -th 0.9
   python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json > answers.jsonl
 """ + NOTE
@@ -150,7 +150,8 @@ Memory is estimated, from config.json alone, and GB are 2^30 bytes.
 """
 ATTENTION_EXAMPLES = """\
 examples:
-  python run.py attention -m tiny --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?" --plot attention.png
+  python run.py attention -m tiny --plot attention.png \\
+      --prompt "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
   python run.py attention -m tiny -t arithmetic-50 --limit 20 -d gaussian -k 3 -sc 1.6 --plot attention.png \\
       --record attention.json                              averaged over 20 problems, with and without suffix dropout
   python run.py attention -m 1.5 -t gsm8k -s 4 --limit 100 -l 512 -d gaussian -k 3 -sc 1.6 -th 0.9 --plot figure-3.svg

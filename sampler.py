@@ -6,7 +6,7 @@ comes first, then others to compare it with. A new strategy is a subclass with `
 draws, and an entry in SAMPLERS. To see one at work:
 
     python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --watch \
-        --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+        --prompt "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
 """
 
 from __future__ import annotations

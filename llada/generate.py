@@ -3,7 +3,9 @@
     from llada.generate import generate
     output = generate(model, input_ids, gen_length=256, suffix_sampler=GaussianSampler(256, 3, 1.6))
 
-From the command line: python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples?"
+From the command line:
+
+    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""LoRA adapters: found, checked against the model that they are for, and merged into its weights.
+r"""LoRA adapters: found, checked against the model that they are for, and merged into its weights.
 
-    python run.py generate -m 1.5 --adapter FOLDER --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+    python run.py generate -m 1.5 --adapter FOLDER \
+        --prompt "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
 
 An adapter is a folder that peft writes: adapter_config.json and adapter_model.safetensors. It may come from
 anywhere: no other file of it is read and no code is taken from it, and both files are compared with the model's

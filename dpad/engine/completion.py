@@ -2,7 +2,7 @@
 
 The command line's `generate` and the evaluation share it, so both measure the same thing. Imported, never run:
 
-    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples?"
+    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
 
 How cost is counted, in every record:
     seconds  wall time of the generate call, with the device synchronised at both ends. Encoding, decoding text and

@@ -1,6 +1,7 @@
-"""Published ways of decoding by name: what `--method` takes, and what `run.py compare` puts beside each other.
+r"""Published ways of decoding by name: what `--method` takes, and what `run.py compare` puts beside each other.
 
-    python run.py generate -m tiny --method streaming --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+    python run.py generate -m tiny --method streaming \
+        --prompt "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
     python -m dpad.engine.methods                         # prints them all
 
 A method has settings that make it what it is (`fixed`), and values that its authors chose (`defaults`), which flags for

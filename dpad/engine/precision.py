@@ -1,6 +1,7 @@
-"""Which type of numbers is faster on this processor, by a measurement: what `--dtype auto` takes.
+r"""Which type of numbers is faster on this processor, by a measurement: what `--dtype auto` takes.
 
-    python run.py generate -m tiny --dtype auto --prompt "Tom has 3 bags with 4 apples each. How many apples?"
+    python run.py generate -m tiny --dtype auto \
+        --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
 
 Processors with units for bfloat16 (AVX512-BF16, AMX) multiply matrices in it more than twice as fast as in float32;
 without them it is slower by far. Which a machine has, and whether torch uses them, is seen best by trying. Imported,

@@ -1,6 +1,6 @@
 """Prompts before they are answered: whether they fit, cutting them, and whether the chat template is used.
 
-    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples?"
+    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
 
 Imported, never run.
 """

@@ -1,6 +1,7 @@
-"""Weights in 8 or 4 bits, quantized by torchao when a model is loaded: `--quantize int8`, load(name, quantize="int8").
+r"""Weights in 8 or 4 bits, quantized by torchao when a model is loaded: `--quantize int8`, load(name, quantize="int8").
 
-    python run.py generate -m tiny --quantize int8 --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+    python run.py generate -m tiny --quantize int8 \
+        --prompt "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
 
 Weights alone are quantized, and of these the matrices of the layers: they are nearly all of a large model. The
 embedding, which is looked up and not multiplied with, the head, whose logits decide which token is decoded and when,

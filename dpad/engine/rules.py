@@ -1,6 +1,7 @@
-"""Published rules of parallel decoding: which masked positions of a block a step decodes, beyond a plain threshold.
+r"""Published rules of parallel decoding: which masked positions of a block a step decodes, beyond a plain threshold.
 
-    python run.py generate -m tiny --rule eb --gamma 0.1 -e --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+    python run.py generate -m tiny --rule eb --gamma 0.1 -e \
+        --prompt "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
 
 A rule is a pure function from confidences to positions, and a frozen dataclass with its settings. A new one is a
 subclass and an entry in RULES. Two of them remember earlier forwards of a block (KLASS, CreditDecoding). Of every rule

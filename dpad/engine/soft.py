@@ -1,7 +1,7 @@
 r"""The soft suffix of SSM (arXiv 2608.23167): suffix positions that enter as what they looked like a forward ago.
 
     python run.py generate -m tiny -d ssm --soft_suffix -th 0.9 -e --watch \
-        --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+        --prompt "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
 
 A kept suffix position normally enters as the embedding of the mask token. Once a forward has computed it, its
 prediction is known: here the position then enters as a mixture of the mask's embedding and those of its likeliest

@@ -2,7 +2,7 @@
 
 Both models are the same bidirectional pre-norm transformer under different layer names. The names live in
 `llada/network.py` and `dream/network.py`; everything that computes lives here. Imported, never run; to see it
-at work: `python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples?"`
+at work: `python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"`
 
 Shapes: R rows of a batch, Q slots computed in this call (the queries), S slots attended to (the keys, S >= Q),
 H heads, K key-value heads (K divides H), D head size, E model width, V vocabulary.

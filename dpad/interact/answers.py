@@ -1,6 +1,6 @@
 """Answers to prompts from a flag, a file or standard input: what `run.py generate` does.
 
-    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples?"
+    python run.py generate -m tiny --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
     python run.py generate -m tiny --prompt_file dataset/arithmetic-50.jsonl --json
 
 Imported by run.py, never run.

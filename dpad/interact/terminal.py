@@ -1,6 +1,6 @@
 """What a terminal can show: colour, the live view of an answer, and the line that says what an answer cost.
 
-    python run.py generate -m tiny --watch --prompt "Tom has 3 bags with 4 apples each. How many apples?"
+    python run.py generate -m tiny --watch --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
 
 Imported by run.py and chat.py, never run.
 """

@@ -1,7 +1,7 @@
 r"""The trace of one answer: what every forward decoded, recorded while it happens and kept as JSON lines.
 
     python run.py generate -m tiny -d gaussian -k 3 -sc 1.6 -e --trace dpad.jsonl \
-        --prompt "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+        --prompt "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
     python run.py trace dpad.jsonl
 
 The first line of a trace holds the prompt and the settings, the last one the answer and its cost. Each line between
