@@ -21,7 +21,7 @@ import run
 from dpad.engine import command_line, hub
 from dpad.engine.checks import check_text, suggest
 
-QUESTION = "Dan is 33. Zoe is 5 years older. How old is Zoe?"
+QUESTION = "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
 
 
 def said(capsys, arguments: list[str], status: int = 2) -> str:
@@ -131,7 +131,7 @@ def start(*arguments: str, stdin: bytes = b"", **variables: str) -> subprocess.C
                                        {"PYTHONIOENCODING": "latin-1"}], ids=lambda value: next(iter(value)))
 def test_a_poor_terminal_shows_what_it_can(variables, tmp_path):
     """Guards answers, notes and JSON against terminals without their characters, and UTF-8 questions from a pipe."""
-    asked = "¿Dan is 33. Zoe is 5 years older. How old is Zoe?".encode()
+    asked = "¿Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?".encode()
     done = start("run.py", "generate", "-m", "tiny", "-th", "0.9", stdin=asked, **variables)
     assert done.returncode == 0 and b"tokens/s" in done.stdout, done.stderr
     done = start("run.py", "chat", "-m", "tiny", "-th", "0.9", stdin=b"\xff\xfe?\n" + QUESTION.encode(), **variables)

@@ -105,7 +105,8 @@ def test_drafts_are_an_extension(tiny):
 def test_completions_of_several_prompts(tiny):
     client = client_of(tiny)
     loaded = tiny.service.loaded
-    prompts = [loaded.chat(EGGS[0]["content"]), loaded.chat("Dan is 33. Zoe is 5 years older. How old is Zoe?")]
+    coins = "Dan has 33 coins. Zoe has 5 more coins. How many coins does Zoe have?"
+    prompts = [loaded.chat(EGGS[0]["content"]), loaded.chat(coins)]
     answer = client.completions.create(model="tiny", prompt=prompts)
     assert [choice.text[-2:] for choice in answer.choices] == ["12", "38"]
     assert [choice.index for choice in answer.choices] == [0, 1] and answer.object == "text_completion"
