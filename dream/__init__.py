@@ -22,7 +22,8 @@ __all__ = ["DreamConfig", "DreamModel", "DreamTokenizer", "ILLaDAConfig", "ILLaD
 def __getattr__(name: str) -> Any:
     """The classes, imported when they are first asked for: transformers takes seconds."""
     if name in __all__:
-        from dream import modeling, tokenization
+        from dream import configuration, modeling, tokenization
 
-        return getattr(tokenization if name == "DreamTokenizer" else modeling, name)
+        modules = (configuration, modeling, tokenization)
+        return next(getattr(module, name) for module in modules if hasattr(module, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

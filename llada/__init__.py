@@ -21,7 +21,7 @@ __all__ = ["LLaDAConfig", "LLaDAModelLM"]
 def __getattr__(name: str) -> Any:
     """The classes, imported when they are first asked for: transformers takes seconds."""
     if name in __all__:
-        from llada import modeling
+        from llada import configuration, modeling
 
-        return getattr(modeling, name)
+        return next(getattr(module, name) for module in (configuration, modeling) if hasattr(module, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -181,7 +181,7 @@ def generate(*arguments, **keywords):
         theirs = int(note.read_text())
         assert is_running(theirs)
         ours.send_signal(number)
-        _, printed = ours.communicate(timeout=60)
+        _, printed = ours.communicate(timeout=300)
         wait_until(lambda: not is_running(theirs), 20)
     finally:
         ours.kill()

@@ -86,7 +86,7 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 config = LLaDAConfig.from_pretrained(sys.argv[1])
 torch.manual_seed(0)
 model = LLaDAModelLM(config).eval()
-generate(model, torch.ones(rows, prompt, dtype=torch.long), **settings)
+generate(model, 7 + torch.arange(rows * prompt).reshape(rows, prompt) % 500, **settings)  # equal rows are one
 print(status("VmHWM") - before)
 """
 MIDDLE = {"d_model": 512, "n_layers": 4, "n_heads": 8, "mlp_hidden_size": 1536, "vocab_size": 32000,
@@ -131,7 +131,8 @@ def test_the_estimate_on_a_gpu(tmp_path, rows, settings):
         model = LLaDAModelLM._from_config(config, dtype=torch.bfloat16).eval()
     torch.cuda.reset_peak_memory_stats()
     with cuda_graphs.use("off"):
-        generate(model, torch.ones(rows, 512, dtype=torch.long, device="cuda"), **settings)
+        prompts = 7 + torch.arange(rows * 512, device="cuda").reshape(rows, 512)  # equal rows are decoded as one
+        generate(model, prompts, **settings)
     measured = torch.cuda.max_memory_reserved() - before
     assert (1 - TOLERANCE) * measured < plan.need(LLaDASettings(**settings), rows).total < (1 + TOLERANCE) * measured
 

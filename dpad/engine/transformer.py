@@ -11,7 +11,6 @@ H heads, K key-value heads (K divides H), D head size, E model width, V vocabula
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -124,9 +123,9 @@ class SlotCache:
                 continue
             other = self.order.index(row)
             self.order[place], self.order[other] = row, self.order[place]
-            for part in itertools.chain.from_iterable(self.buffers):  # piece by piece, for little memory
-                given = part[..., place, :, : self.length, :]
-                taken = part[..., other, :, : self.length, :]
+            for buffer in self.buffers:
+                given = buffer[..., place, :, : self.length, :]
+                taken = buffer[..., other, :, : self.length, :]
                 moved = given.clone() if self.is_lasting else None
                 given.copy_(taken)
                 if moved is not None:
