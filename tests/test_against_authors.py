@@ -174,8 +174,10 @@ def generate(*arguments, **keywords):
 """)
     program = ("import sys\nfrom benchmarks import against_authors, measurement\n"
                f"measurement.SHAPES |= {TINY!r}\nsys.exit(against_authors.main(sys.argv[1:]))")
-    ours = subprocess.Popen([sys.executable, "-c", program, str(clone), *WORK, "--family", "llada"], cwd=ROOT,
-                            stderr=subprocess.PIPE, text=True)
+    ours = subprocess.Popen(
+        [sys.executable, "-c", program, str(clone), *WORK, "--family", "llada"], cwd=ROOT, stderr=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # as for a person
+    )
     try:
         wait_until(note.exists, 120)
         theirs = int(note.read_text())
