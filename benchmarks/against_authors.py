@@ -1,8 +1,8 @@
 """This project beside the authors' code: the same weights and prompt in turn, equal tokens, and how many times as fast.
 
-    git clone https://github.com/Crys-Chen/DPad /tmp/DPad
-    python benchmarks/against_authors.py /tmp/DPad --their_python /tmp/theirs/bin/python     # both families, on the CPU
-    python -m benchmarks.against_authors /tmp/DPad --family llada --device cuda --output FILE
+    git clone https://github.com/Crys-Chen/DPad ../DPad
+    python benchmarks/against_authors.py ../DPad --their_python ../theirs/bin/python     # both families, on the CPU
+    python -m benchmarks.against_authors ../DPad --family llada --device cuda --output FILE
 
 Their files stay as they are. Their code runs in a process of its own, with as many threads, and where it needs other
 versions (transformers 4.49, einops) with another Python; docs/speed.md says how to make one. The weights are random, of

@@ -86,11 +86,6 @@ class DreamNetwork(MaskedDiffusionModel):
         self.model = DreamBaseModel(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.layer_count = config.num_hidden_layers
-        self.kv_head_count = config.num_key_value_heads
-        self.head_size = config.hidden_size // config.num_attention_heads
-        self.rope_theta = config.rope_theta
-        self.max_positions = config.max_position_embeddings
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -70,11 +70,6 @@ class LLaDANetwork(MaskedDiffusionModel):
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
         self.model = LLaDAModel(config)
-        self.layer_count = config.n_layers
-        self.kv_head_count = config.n_kv_heads
-        self.head_size = config.d_model // config.n_heads
-        self.rope_theta = config.rope_theta
-        self.max_positions = config.max_sequence_length
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -101,7 +101,6 @@ def test_one_layer_needs_no_refresh(subjects, family, cache, mode, schedule):
     model, generate = subjects[family]
     shallow = copy.deepcopy(model)
     del shallow.layers[1:]
-    shallow.layer_count = 1
     ids, mask = left_padded(prompts_of(LENGTHS))
     options = dict(gen_length=96, block_length=16, cache=cache, suffix_sampler=GaussianSampler(48, 3, 1.6), seed=5,
                    early_termination=True, attention_mask=mask) | LIVELY[family] | schedule

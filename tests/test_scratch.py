@@ -175,3 +175,19 @@ def test_the_embedded_models_cards_are_up_to_date(name, tmp_path):
     card.write_card(folder)
     assert (folder / "README.md").read_text() == (ROOT / "checkpoints" / name / "README.md").read_text()
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
+def test_the_embedded_models_are_as_good_with_dropout(name):
+    """Guards what documents say of the committed rows: 500 problems at three lengths, vanilla at least 97 %, and no row
+    with DPad more than 1.5 points below its row without; LLaDA's, as README says, not below it at all."""
+    rows = json.loads((ROOT / "checkpoints" / name / "records.json").read_text())
+    right = {(row["settings"]["gen_length"], row["name"]): row["metrics"]["flexible-extract"]["value"] for row in rows}
+    assert {length for length, _ in right} == {256, 512, 1024} and len(right) == len(rows) == 18
+    assert {row["samples"] for row in rows} == {500}
+    for (length, row), value in right.items():
+        if row.endswith("+DPad"):
+            without = right[length, "Vanilla+EarlyTermination" if row == "+DPad" else
+                            row.replace("+DPad", "+EarlyTermination")]
+            assert value >= without - (0.015 if name == "dream-tiny" else 0)
+        assert not row.startswith("Vanilla") or value >= 0.97

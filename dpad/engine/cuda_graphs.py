@@ -99,10 +99,6 @@ class ReusedCache(SlotCache):
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.buffer = _no_buffer()
-        self.order = []
-        self.is_lasting = False
-        self.rows = 0
-        self.length = 0
 
     def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
         """Make room for a call."""

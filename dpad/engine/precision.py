@@ -3,9 +3,8 @@ r"""Which type of numbers is faster on this processor, by a measurement: what `-
     python run.py generate -m tiny --dtype auto \
         --prompt "Tom has 3 bags with 4 apples each. How many apples does he have?"
 
-Processors with units for bfloat16 (AVX512-BF16, AMX) multiply matrices in it more than twice as fast as in float32;
-without them it is slower by far. Which a machine has, and whether torch uses them, is seen best by trying. Imported,
-never run.
+Some processors have units for bfloat16 (AVX512-BF16, AMX). Whether a machine has them, whether torch uses them and what
+that gains is seen best by trying. Imported, never run.
 """
 
 from __future__ import annotations

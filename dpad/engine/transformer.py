@@ -62,14 +62,17 @@ class SlotCache:
     A cache mode is only the answer to "which slots are recomputed at a step": those overwrite their entries, and
     queries attend to all `length` slots (DPad, section 4; Fast-dLLM's prefix and dual caches). A row that leaves
     a block keeps its slots behind those that stay, for a next block that does not recompute all of them.
+
+    order: whose slots each row of the buffers has, by the numbers that `begin` was given. rows, length: of the block.
     """
+
+    order: list[int]
+    rows: int
+    length: int
+    is_lasting = False
 
     def __init__(self, model: MaskedDiffusionModel, rows: int, capacity: int):
         self.buffer = self.allocate(model, rows, capacity)
-        self.order: list[int] = []  # whose slots each row of the buffers has, as `begin` numbers them
-        self.is_lasting = False
-        self.rows = 0
-        self.length = 0
 
     @staticmethod
     def allocate(model: MaskedDiffusionModel, rows: int, capacity: int) -> Tensor:
@@ -147,10 +150,6 @@ class SpreadCache(SlotCache):
         shape = (2, rows, model.kv_head_count, capacity, model.head_size)
         with torch.inference_mode(False):
             self.parts = [torch.empty(shape, dtype=model.dtype, device=device_of(layer)) for layer in model.layers]
-        self.order = []
-        self.is_lasting = False
-        self.rows = 0
-        self.length = 0
 
     @property
     def buffers(self) -> Sequence[Tensor]:
@@ -260,10 +259,10 @@ class Layer(nn.Module):
     _gradient_checkpointing_func: Callable[..., Tensor]
 
     def compute(self, x: Tensor, attention: Attention, index: int) -> Tensor:
+        """What the layer makes of x; `index` is its own."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
-        """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(self.compute, x, attention, index)
         return self.compute(x, attention, index)
@@ -282,24 +281,17 @@ class MaskedDiffusionModel(nn.Module):
     """The forward pass that decoding.py needs, over layers that a subclass names as its checkpoints do.
 
     A subclass (`LLaDANetwork`) builds its modules and provides `embed(input_ids)`, `layers` (each a Layer),
-    `final_norm` and `get_input_embeddings`. It also sets `config_class`, `layer_count`, `kv_head_count`, `head_size`,
-    `rope_theta` and `max_positions`; `head_name` is the head's weight in a checkpoint, unless the head is the
-    embedding. `prediction_offset` is 0 where the logits of a position predict its own token (LLaDA) and 1 where they
-    predict the next one (Dream).
+    `final_norm` and the input embeddings. It sets `config_class`, which has transformers' names of sizes or aliases of
+    them; `head_name` is the head's weight in a checkpoint, unless the head is the embedding. `prediction_offset` is 0
+    where the logits of a position predict its own token (LLaDA) and 1 where they predict the next one (Dream).
 
     That is all that decoding takes. What transformers adds (`LLaDAModelLM`: generate, save_pretrained, device_map, ...)
     is in pretrained.py, since importing transformers' models takes longer than importing all else.
     """
 
-
     config_class: Any
     config: Any
 
-    layer_count: int
-    kv_head_count: int
-    head_size: int
-    rope_theta: float
-    max_positions: int
     head_name: str
     prediction_offset: int = 0
 
@@ -364,6 +356,27 @@ class MaskedDiffusionModel(nn.Module):
         return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
 
     @property
+    def layer_count(self) -> int:
+        return len(self.layers)
+
+    @property
+    def kv_head_count(self) -> int:
+        return self.config.num_key_value_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def rope_theta(self) -> float:
+        return self.config.rope_theta
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest sequence, prompt and answer together."""
+        return self.config.max_position_embeddings
+
+    @property
     def is_dispatched(self) -> bool:
         """Whether accelerate moves weights or inputs (`device_map`): over several devices, the CPU or the disk."""
         return any(_hooks(module) for module in (self, self.get_input_embeddings(), *self.layers))
@@ -419,8 +432,7 @@ class MaskedDiffusionModel(nn.Module):
                             bar.update(weights[name].nbytes)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"checkpoint {str(folder)!r} could not be loaded: {one_line(error)}") from error
-        missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-        checkpoint.check_names(folder, missing, unexpected, [])
+        model.load_state_dict(weights, assign=True)  # the folder's names and shapes have been checked
         return model
 
     @classmethod
