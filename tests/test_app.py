@@ -183,7 +183,7 @@ def seek(page, position, side="left"):
 
 def finished(page, side="left"):
     page.wait_for_selector(f'#{side} .trace[data-done="1"]')
-    page.wait_for_selector("#stop:disabled")
+    page.wait_for_selector("#ask:enabled")
 
 
 def said(page):
@@ -515,6 +515,21 @@ def test_stop_is_for_what_runs(visit, slow):
     at = page.locator("#left .trace").get_attribute("data-forwards")
     page.wait_for_timeout(800)
     assert page.locator("#left .trace").get_attribute("data-forwards") == at and int(at) < 512
+
+
+def test_a_question_asked_at_once_is_answered(visit):
+    """However soon after an answer the buttons let a visitor ask again, it counts: this one asks at the very moment."""
+    page = visit(PARALLEL)
+    page.evaluate("""() => {
+        window.begun = 0
+        const ask = document.querySelector('#ask')
+        const press = () => { if (window.begun < 6 && !ask.disabled) { window.begun++; ask.click() } }
+        new MutationObserver(press).observe(ask, {attributes: true})
+        press()
+    }""")
+    has(page, "window.begun == 6")
+    finished(page)
+    assert page.locator("#stop").is_disabled() and not page.inner_text("#message").strip()
 
 
 def test_the_keyboard_is_enough(visit):

@@ -60,15 +60,17 @@ EXAMPLES = {  # by what their buttons say
                            "wants to ride 65 miles in all. How many more miles does she have to ride?\nAnswer:",
 }
 
-# What the browser does itself. On a narrow screen a question brings the canvas into view.
+# What the browser does itself. On a narrow screen a question brings the canvas into view. Only the browser knows when
+# an answer's event is over: its last picture comes before, and a question asked in between would be lost.
 WAITING = json.dumps(render_message("waiting for a turn …", "note waiting"))
+ABLE = "(on => ({__type__: 'update', interactive: on}))"
 BEGIN = """() => {
     if (!document.querySelector('#stop').disabled) return Array(4).fill({__type__: 'update'});
     if (matchMedia('(max-width: 700px)').matches)
         document.querySelector('#player').scrollIntoView({behavior: 'smooth'});
-    const able = on => ({__type__: 'update', interactive: on});
-    return [able(false), able(false), able(true), WAITING];
-}""".replace("WAITING", WAITING)
+    return [ABLE(false), ABLE(false), ABLE(true), WAITING];
+}""".replace("ABLE", ABLE).replace("WAITING", WAITING)
+READY = "() => [ABLE(true), ABLE(true), ABLE(false)]".replace("ABLE", ABLE)
 DRAW = f"() => {json.dumps(render_message('drawing the GIF …', 'note waiting'))}"
 FOLLOW = """(query) => {
     if (!query) return;
@@ -319,7 +321,7 @@ class Page:
         player = [self.play, self.position, self.clock, self.download, self.saves]
         buttons = [self.ask, self.compare, self.stop]
         canvases = [self.message, self.work, self.legend, self.left, self.right]
-        results = [*canvases, *player, *buttons, self.shown, self.is_idle]
+        results = [*canvases, *player, self.shown, self.is_idle]
 
         shown = [self.attention, self.layer]
         asked = [self.ask.click, self.question.submit, self.compare.click]
@@ -327,7 +329,9 @@ class Page:
         # One event for the three, so that a visitor has one answer at a time.
         answers = gr.on(asked, self.answer, [self.question, *shown, *controls], results, concurrency_id="model",
                         concurrency_limit=MAX_VISITORS, trigger_mode="once", **quiet)
-        self.stop.click(self.end, None, [self.message, *player, *buttons], cancels=[answers], queue=False, **quiet)
+        stopped = self.stop.click(self.end, None, [self.message, *player], cancels=[answers], queue=False, **quiet)
+        for ended in (answers, stopped):
+            ended.then(None, None, buttons, js=READY, **quiet)
 
         for chip, text in self.examples.items():
             chip.click(None, None, self.question, js=f"() => {json.dumps(text)}", **quiet)
@@ -497,18 +501,16 @@ class Page:
         return [vanilla, settings]
 
     def begin(self) -> dict[Any, Any]:
-        """An answer begins: there is something to stop, and nothing yet to play or save."""
+        """An answer begins: there is nothing yet to play or save."""
         return self.pause() | {
             self.message: "", self.shown: "", self.is_idle: False,
-            self.ask: gr.update(interactive=False), self.compare: gr.update(interactive=False),
-            self.stop: gr.update(interactive=True), self.play: gr.update(value="Play", interactive=False),
+            self.play: gr.update(value="Play", interactive=False),
             self.position: gr.update(interactive=False), self.saves: gr.update(visible=False),
         }
 
     def end(self) -> dict[Any, Any]:
         """An answer has ended, whether it is complete or not."""
-        return self.pause() | {self.message: "", self.ask: gr.update(interactive=True),
-                               self.compare: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+        return self.pause() | {self.message: ""}
 
     # --- Canvases and the player ---
 
