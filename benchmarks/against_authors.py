@@ -7,7 +7,8 @@
 Their files stay as they are. Their code runs in a process of its own, with as many threads, and where it needs other
 versions (transformers 4.49, einops) with another Python; docs/speed.md says how to make one. The weights are random, of
 the shape `small` of `run.py bench`, the rows those of its table. Beside the ratio of the two times stands what the
-roofline of matrix products would allow: their time over it.
+roofline of matrix products would allow: their time over it. A second number is what it would allow by the library that
+torch multiplies with on its own.
 
 The exit status is 1 where tokens differ, and 2 where their code cannot be run.
 """
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         "kind": "authors", "model": options.model,
         "command": shlex.join(["python", "benchmarks/against_authors.py", *arguments]),
         "settings": work.to_json() | {"device": str(device), "dtype": str(dtype).removeprefix("torch.")},
-        "repeats": options.repeats, "theirs": {"commit": records.commit(clone)}, "rows": [],
+        "repeats": options.repeats, "theirs": {"commit": records.commit(clone), "files": {}}, "rows": [],
         "environment": records.environment(),
     }
     families = ("llada", "dream") if options.family == "both" else (options.family,)
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
                 failed = True
                 continue
             record["rows"] += measured
-            record["theirs"] |= versions
+            record["theirs"] |= versions | {"files": record["theirs"]["files"] | versions["files"]}
             if options.output is not None:  # the other family may fail, or be interrupted
                 files.write_json(options.output, record)
     if record["rows"]:

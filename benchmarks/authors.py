@@ -29,7 +29,7 @@ from benchmarks.measurement import Subject
 from benchmarks.progress import Progress
 from benchmarks.rooflines import ObservedModel, Products, timed
 from benchmarks.workload import Workload
-from dpad.engine import cuda_graphs
+from dpad.engine import cuda_graphs, products
 from dpad.engine.checks import one_line
 from dpad.engine.configurations import Configuration
 from dpad.engine.settings import TokenIds
@@ -216,16 +216,17 @@ def measure(authors: Authors, subject: Subject, rows: Mapping[str, Configuration
         authors: loaded with the weights of `subject`.
 
     Returns:
-        A row of the record for each configuration: its settings; `theirs_s`, `ours_s` and `floor_s` (the roofline), one
-        number a repeat; `ratio` and `allowed`, the medians of their time over the other two; `equal_tokens`, how many
-        tokens of the answer are the same in every run, and `first_difference`, the place of the first other one, from 0
-        (None: there is none).
+        A row of the record for each configuration: its settings; seconds, one number a repeat: `theirs_s`, `ours_s`,
+        `floor_s` (the roofline) and `torch_floor_s` (the same, by the library that torch multiplies weights with);
+        medians of their time over each of the three: `ratio`, `allowed` and `allowed_by_torch`; `equal_tokens`, how
+        many tokens of the answer are the same in every run, and `first_difference`, the place of the first other one,
+        from 0 (None: there is none).
 
     Raises:
         AuthorsError: their code fails.
     """
     device = subject.model.device
-    products = Products(subject.model)
+    roofline = Products(subject.model)
     forwards = {}
     equal = {}
     results: dict[str, dict[str, Any]] = {}
@@ -242,7 +243,7 @@ def measure(authors: Authors, subject: Subject, rows: Mapping[str, Configuration
         results[name] = {
             "model": subject.name, "family": subject.family.package, "name": name, "dpad": configuration.dpad,
             "cache": configuration.cache, "forwards": len(observed.forwards), "theirs_s": [], "ours_s": [],
-            "floor_s": [],
+            "floor_s": [], "torch_floor_s": [],
         }
         progress.advance()
 
@@ -256,13 +257,16 @@ def measure(authors: Authors, subject: Subject, rows: Mapping[str, Configuration
             equal[name] &= equal_tokens(outputs[0], reply, work)
             results[name]["theirs_s"].append(reply["seconds"])
             results[name]["ours_s"].append(ours)
-            results[name]["floor_s"].append(products.seconds(forwards[name]))
+            results[name]["floor_s"].append(roofline.seconds(forwards[name]))
+            with products.use("off"):
+                results[name]["torch_floor_s"].append(roofline.seconds(forwards[name]))
             progress.advance()
 
     for name, result in results.items():
         different = (~equal[name]).nonzero().flatten().tolist()
         result["ratio"] = measurement.median_quotient(result["theirs_s"], result["ours_s"])
         result["allowed"] = measurement.median_quotient(result["theirs_s"], result["floor_s"])
+        result["allowed_by_torch"] = measurement.median_quotient(result["theirs_s"], result["torch_floor_s"])
         result["equal_tokens"] = int(equal[name].sum())
         result["first_difference"] = different[0] if different else None
     return list(results.values())

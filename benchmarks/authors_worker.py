@@ -12,6 +12,7 @@ anything fails, the reply is the last line of the error.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -173,7 +174,7 @@ def load(start: dict) -> tuple[dict, Callable[[dict], dict]]:
         sequences = getattr(output, "sequences", output)
         return {"tokens": sequences[0, len(request["prompt"]) :].tolist(), "seconds": seconds}
 
-    return describe(torch.get_num_threads(), start["flash_attention"]), answer
+    return describe(torch.get_num_threads(), start["flash_attention"]) | {"files": hashes(start["clone"])}, answer
 
 
 def describe(threads: int, flash_attention: bool) -> dict:
@@ -185,6 +186,15 @@ def describe(threads: int, flash_attention: bool) -> dict:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {"python": platform.python_version(), **versions, "threads": threads, "flash_attention": flash_attention}
+
+
+def hashes(clone: str) -> dict[str, str]:
+    """SHA-256 of each file of theirs that was imported: what ran, also where there is no commit."""
+    folder = Path(clone).resolve()
+    names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    paths = {Path(name).resolve() for name in names if name}
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(paths) if folder in path.parents and path.is_file()}  # torch names some that are none
 
 
 def last_line(error: Exception, clone: str) -> str:

@@ -1,4 +1,4 @@
-"""What quantized weights change: how many answers and tokens stay the same, how many are right, and their size.
+"""What the numbers that a model computes with change: answers and tokens that stay the same, right ones, size, speed.
 
     python -m benchmarks.quantization --output benchmarks/quantization-cpu.json
     python -m benchmarks.quantization --device cuda --output benchmarks/quantization-gpu.json
@@ -6,22 +6,29 @@
 
 Both embedded models answer the embedded problems with +Parallel+PrefixCache+DPad, as they are and with every scheme of
 dpad/engine/quantization.py, each in the dtype that `load` takes for it; and as they are in the coarser dtype too, so
-that what rounding alone does can be seen. The sizes of the 7B and 8B models are estimates and say so.
+that what rounding alone does can be seen. Where oneDNN multiplies in float32 (dpad/engine/products.py), that is
+measured a second time by torch's own library. Each batch of problems is answered by all of them in turn, after a first
+time that does not count; their times are compared batch by batch. The sizes of the 7B and 8B models are estimates
+and say so.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import measurement
 from benchmarks.progress import Progress
 from dataset import read_problems
-from dpad.engine import loading, memory
+from dpad.engine import loading, memory, products
 from dpad.engine.checks import check_integer
 from dpad.engine.command_line import Parser
+from dpad.engine.completion import synchronize
 from dpad.engine.configurations import CONFIGURATIONS
 from dpad.engine.quantization import SCHEMES
 from dpad.results import files, outputs, records, tables
@@ -33,15 +40,26 @@ GEN_LENGTH = 128
 BATCH = 10
 
 
-def answer(loaded: loading.LoadedModel, questions: list[str], choices: dict[str, Any]) -> Tensor:
-    """The answers' tokens [R, G], on the CPU."""
-    settings = loaded.family.settings.from_choices(choices)
-    answers = []
-    for first in range(0, len(questions), BATCH):
-        batch = loaded.encode(questions[first : first + BATCH])
-        output = loaded.generate(**batch, settings=settings)
-        answers.append(output.sequences[:, batch.input_ids.shape[1] :].cpu())
-    return torch.cat(answers)
+@dataclass
+class Variant:
+    """A model with its numbers. products: see products.use."""
+
+    loaded: loading.LoadedModel
+    products: str = "auto"
+    answers: list[Tensor] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def answer(self, questions: list[str], choices: dict[str, Any]) -> tuple[Tensor, float]:
+        """The answers' tokens [R, G], on the CPU, and the seconds of decoding them."""
+        settings = self.loaded.family.settings.from_choices(choices)
+        batch = self.loaded.encode(questions)
+        with products.use(self.products):
+            synchronize(self.loaded.model.device)
+            start = time.perf_counter()
+            output = self.loaded.generate(**batch, settings=settings)
+            synchronize(self.loaded.model.device)
+            seconds = time.perf_counter() - start
+        return output.sequences[:, batch.input_ids.shape[1] :].cpu(), seconds
 
 
 def count_right(loaded: loading.LoadedModel, answers: Tensor, targets: list[str]) -> int:
@@ -59,20 +77,39 @@ def measure(name: str, device: str, problems: list[dict[str, str]], choices: dic
     """A row for each way to keep a model's weights; the first is what the others are compared with."""
     questions = [problem["question"] for problem in problems]
     targets = [problem["answer"] for problem in problems]
-    rows: list[dict[str, Any]] = []
-    expected = None
-    for scheme, dtype in [(None, "float32"), (None, "bfloat16"), *((scheme, None) for scheme in SCHEMES)]:
-        progress.announce(f"{name}: {scheme or dtype}")
-        loaded = loading.load(name, device=device, dtype=dtype, quantize=scheme)
-        answers = answer(loaded, questions, choices)
-        expected = answers if expected is None else expected
+    batches = [questions[first : first + BATCH] for first in range(0, len(questions), BATCH)]
+    kinds = [(None, "float32"), (None, "bfloat16"), *((scheme, None) for scheme in SCHEMES)]
+    variants = [Variant(loading.load(name, device=device, dtype=dtype, quantize=scheme)) for scheme, dtype in kinds]
+    if variants[0].loaded.model.device.type == "cpu" and products.library() == "oneDNN":
+        variants.insert(1, Variant(variants[0].loaded, "off"))
+    progress.announce(f"{name}: first answers")
+    for variant in variants:
+        for batch in batches:  # each is of shapes of its own, for which oneDNN writes programs
+            variant.answer(batch, choices)
+    for number, batch in enumerate(batches, 1):
+        progress.announce(f"{name}: batch {number} of {len(batches)}")
+        for variant in variants:
+            answers, seconds = variant.answer(batch, choices)
+            variant.answers.append(answers)
+            variant.seconds.append(seconds)
+        progress.advance()
+
+    rows = []
+    expected = torch.cat(variants[0].answers)
+    for variant in variants:
+        answers = torch.cat(variant.answers)
         same = answers == expected
+        numbers = variant.loaded.describe_weights()
+        if numbers == {"dtype": "float32", "device": "cpu"}:
+            with products.use(variant.products):
+                numbers["products"] = products.library()
         rows.append({
-            "model": name, **loaded.describe_weights(), "weights": memory.size_of(loaded.model), "estimated": False,
-            "right": count_right(loaded, answers, targets), "answers": same.all(1).float().mean().item(),
+            "model": name, **numbers, "weights": memory.size_of(variant.loaded.model), "estimated": False,
+            "seconds": variant.seconds,
+            "speedup": measurement.median_quotient(variants[0].seconds, variant.seconds),
+            "right": count_right(variant.loaded, answers, targets), "answers": same.all(1).float().mean().item(),
             "tokens": same.float().mean().item(),
         })
-        progress.advance()
     return rows
 
 
@@ -102,7 +139,7 @@ def main() -> int:
 
     problems = read_problems("arithmetic-50.jsonl")[: options.limit]
     choices = CONFIGURATIONS[CONFIGURATION].choices(GEN_LENGTH)
-    with Progress(len(MODELS) * (2 + len(SCHEMES)), "model") as progress:
+    with Progress(len(MODELS) * -(-len(problems) // BATCH), "batch") as progress:
         rows = [row for name in MODELS for row in measure(name, options.device, problems, choices, progress)]
     rows += [row for name in LARGE for row in estimate(name, options.device)]
     record = {

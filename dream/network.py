@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from dpad.engine.products import Linear
 from dpad.engine.transformer import Attention, Layer, MaskedDiffusionModel, RMSNorm
 from dream.configuration import DreamConfig, ILLaDAConfig
 
@@ -21,10 +22,10 @@ class DreamAttention(nn.Module):
         width = config.hidden_size
         self.head_size = config.hidden_size // config.num_attention_heads
         kv_width = config.num_key_value_heads * self.head_size
-        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = Linear(width, width, bias=config.qkv_bias)
+        self.k_proj = Linear(width, kv_width, bias=config.qkv_bias)
+        self.v_proj = Linear(width, kv_width, bias=config.qkv_bias)
+        self.o_proj = Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, attention: Attention, index: int) -> Tensor:
         """x [R, Q, E] -> [R, Q, E]; `index` is the layer's."""
@@ -39,9 +40,9 @@ class DreamMLP(nn.Module):
 
     def __init__(self, config: DreamConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, attention: Attention) -> Tensor:
         return self.down_proj(attention.steps.gate(self.gate_proj(x), self.up_proj(x)))
@@ -85,7 +86,7 @@ class DreamNetwork(MaskedDiffusionModel):
         super().__init__(config)
         self.model = DreamBaseModel(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def layers(self) -> nn.ModuleList:

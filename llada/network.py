@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from dpad.engine.products import Linear
 from dpad.engine.transformer import Attention, Layer, MaskedDiffusionModel, RMSNorm
 from llada.configuration import LLaDAConfig
 
@@ -26,14 +27,14 @@ class LLaDABlock(Layer):
         self.heads = config.n_heads
         self.kv_heads = config.n_kv_heads
         self.attn_norm = RMSNorm(width, config.rms_norm_eps)
-        self.q_proj = nn.Linear(width, width, bias=qkv_bias)
-        self.k_proj = nn.Linear(width, self.kv_heads * head_size, bias=qkv_bias)
-        self.v_proj = nn.Linear(width, self.kv_heads * head_size, bias=qkv_bias)
-        self.attn_out = nn.Linear(width, width, bias=bias)
+        self.q_proj = Linear(width, width, bias=qkv_bias)
+        self.k_proj = Linear(width, self.kv_heads * head_size, bias=qkv_bias)
+        self.v_proj = Linear(width, self.kv_heads * head_size, bias=qkv_bias)
+        self.attn_out = Linear(width, width, bias=bias)
         self.ff_norm = RMSNorm(width, config.rms_norm_eps)
-        self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=bias)
-        self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=bias)
-        self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=bias)
+        self.ff_proj = Linear(width, config.mlp_hidden_size, bias=bias)
+        self.up_proj = Linear(width, config.mlp_hidden_size, bias=bias)
+        self.ff_out = Linear(config.mlp_hidden_size, width, bias=bias)
 
     def compute(self, x: Tensor, attention: Attention, index: int) -> Tensor:
         steps = attention.steps
@@ -57,7 +58,7 @@ class LLaDAModel(nn.Module):
             "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
         }
         if not config.weight_tying:
-            modules["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=config.include_bias)
+            modules["ff_out"] = Linear(config.d_model, config.embedding_size, bias=config.include_bias)
         self.transformer = nn.ModuleDict(modules)
 
 

@@ -29,6 +29,7 @@ from demo import app, demo
 from dpad.engine import adapters, loading
 from dpad.engine.checkpoint import read_headers
 from dpad.engine.pretrained import PretrainedDiffusionModel
+from dpad.engine.products import Linear
 from dpad.engine.transformer import MaskedDiffusionModel
 from dpad.evaluation import runs
 from dpad.evaluation.lm_eval_cli import CommandLineLM
@@ -321,7 +322,7 @@ def test_the_head_of_llada_is_no_projection(random_llada):
     model = copy.deepcopy(random_llada)
     add_lora(model, 2, targets=["ff_out"])
     assert sum(hasattr(module, "lora_A") for module in model.modules()) == model.layer_count
-    assert type(model.get_output_embeddings()) is nn.Linear
+    assert type(model.get_output_embeddings()) is Linear
 
 
 @pytest.mark.parametrize("arguments, words", [

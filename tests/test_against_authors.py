@@ -6,6 +6,7 @@ A stand-in for their clone (tests/data/authors_clone) decodes in a textbook way 
 """
 
 import ast
+import hashlib
 import os
 import re
 import shutil
@@ -85,9 +86,12 @@ def test_equal_tokens_end_well(clone, tmp_path, capsys, monkeypatch):
         (family, name) for family in ("llada", "dream") for name in ROWS["caches"]]
     for row in record["rows"]:
         assert row["equal_tokens"] == 64 and row["first_difference"] is None
-        assert len(row["theirs_s"]) == len(row["ours_s"]) == len(row["floor_s"]) == 2
+        assert len(row["theirs_s"]) == len(row["ours_s"]) == len(row["floor_s"]) == len(row["torch_floor_s"]) == 2
     theirs = record["theirs"]
     assert theirs["commit"] == "unknown" and theirs["torch"] == torch.__version__
+    assert "files by their hashes in the record" in tables.markdown_table([record])
+    imported = {name for names in authors.FILES.values() for name in names} | {"sampler.py", "textbook.py"}
+    assert theirs["files"] == {name: hashlib.sha256((clone / name).read_bytes()).hexdigest() for name in imported}
     assert theirs["threads"] == record["environment"]["hardware"]["threads"] == torch.get_num_threads()
     assert record["settings"]["seed"] == 1234 and record["command"].startswith("python benchmarks/against_authors.py ")
 
@@ -318,7 +322,8 @@ def test_both_take_turns_and_ratios_are_of_what_was_timed(subject, work, monkeyp
     vanilla, dpad = authors.measure(canned, subject, rows, work, 2, Progress(6, "run"))
     assert [name for name, _ in canned.calls] == ["Vanilla", "+DPad"] * 3
     assert vanilla["theirs_s"] == [30.0, 50.0] and dpad["theirs_s"] == [40.0, 60.0]
-    assert vanilla["ratio"] == (30 / 4 + 50 / 4) / 2 and vanilla["allowed"] == 2 * vanilla["ratio"]
+    assert vanilla["ratio"] == (30 / 4 + 50 / 4) / 2
+    assert vanilla["allowed"] == vanilla["allowed_by_torch"] == 2 * vanilla["ratio"]
 
     request = canned.calls[1][1]
     assert request["sampler"] == {"sigma": 3.0, "scale": 1.6, "window": 64} and request["dpad"]
@@ -379,8 +384,8 @@ def test_the_worker_imports_nothing_of_this_project():
 
 def record_of(**row):
     base = {"model": "small", "family": "llada", "name": "Vanilla", "dpad": False, "cache": "none", "forwards": 32,
-            "theirs_s": [8.0, 9.0], "ours_s": [2.0, 2.0], "floor_s": [1.8, 1.8], "ratio": 4.25, "allowed": 4.6,
-            "equal_tokens": 256, "first_difference": None}
+            "theirs_s": [8.0, 9.0], "ours_s": [2.0, 2.0], "floor_s": [1.8, 1.8], "torch_floor_s": [2.5, 2.5],
+            "ratio": 4.25, "allowed": 4.6, "allowed_by_torch": 4.7, "equal_tokens": 256, "first_difference": None}
     return {
         "kind": "authors", "model": "small", "repeats": 2, "rows": [base | row],
         "settings": Workload().to_json() | {"device": "cpu", "dtype": "float32"},
@@ -393,10 +398,11 @@ def test_a_record_says_what_is_reached(tmp_path):
     reached, missed = record_of(), record_of(name="+DPad", ratio=4.0, equal_tokens=255, first_difference=3)
     files.write_json(tmp_path / "record.json", reached | {"rows": reached["rows"] + missed["rows"]})
     text = tables.markdown_table(records.load([tmp_path / "record.json"]))
-    assert "| Vanilla | 8.50 | 2.00 | 4.25× | ±6% | 4.60× | 92 | 256 of 256 |" in text
-    assert "| +DPad | 8.50 | 2.00 | 4.00× | ±6% | 4.60× | 87 | 255 of 256 |" in text
+    assert "| Vanilla | 8.50 | 2.00 | 4.25× | ±6% | 4.70× | 4.60× | 92 | 256 of 256 |" in text
+    assert "| +DPad | 8.50 | 2.00 | 4.00× | ±6% | 4.70× | 4.60× | 87 | 255 of 256 |" in text
     assert "commit abc+, python 3.10.1, torch 2.6.0, transformers 4.49.0, 2 threads" in text
-    assert "The tokens differ in 1 rows; 90 % of what the roofline allows is reached in 1 of 2 rows." in text
+    assert "The tokens differ in 1 rows; 90 % of what the roofline allows is reached in 1 of 2 rows" in text
+    assert "reached in 1 of 2 rows, with torch's own products in 1." in text
     outputs.check("--output", tmp_path / "record.json", outputs.AUTHORS)
     files.write_json(tmp_path / "record.json", record_of(ours_s=[]))
     with pytest.raises(ValueError, match="ours_s is .*; it must be a list of at least one entry"):

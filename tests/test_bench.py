@@ -94,12 +94,21 @@ def test_observed_forwards_are_all_the_work(subject, cache):
     assert any(forward.keys > forward.slots for forward in forwards) == (cache != "none")
 
 
-def test_roofline_is_every_weight_product_once(subject, monkeypatch):
-    """Guards `Products`: each linear layer once a forward with the forward's slots, the head with its logits alone."""
+def test_roofline_is_every_matrix_product_once(subject, monkeypatch):
+    """Guards `Products`: each linear layer once a forward with the forward's slots, the head with its logits alone;
+    each layer's attention once, of the queries and keys that each row has."""
     model = subject.model
-    calls = []
-    monkeypatch.setattr(rooflines.F, "linear", lambda x, weight: calls.append((len(x), weight)))
+    calls, attended = [], []
+    monkeypatch.setattr(rooflines, "multiply", lambda x, weight: calls.append((len(x), weight)))
+    monkeypatch.setattr(rooflines.F, "scaled_dot_product_attention", lambda *shapes: attended.append(shapes))
     products = rooflines.Products(model)
+    products.compute([rooflines.Forward(slots=10, keys=18, logits=0, rows=2)])
+    assert len(attended) == model.layer_count
+    queries, keys, values = ([*x.shape] for x in attended[0])
+    groups = model.config.num_attention_heads // model.kv_head_count
+    assert queries == [2, model.kv_head_count, 5 * groups, model.head_size]
+    assert keys == values == [2, model.kv_head_count, 9, model.head_size]
+    calls.clear()
     products.compute([rooflines.Forward(slots=5, keys=9, logits=3)])
     linears = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
     assert len(calls) == len(linears) and {id(w) for _, w in calls} == {id(w) for w in linears}

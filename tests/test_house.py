@@ -20,7 +20,7 @@ LAYERS = [  # from the bottom to the top; a package stands for all its modules t
     {"sampler"},
     {"dpad.engine.settings", "dpad.engine.unmasking", "dpad.engine.decoding", "dpad.engine.transformer",
      "dpad.engine.attention", "dpad.engine.soft", "dpad.engine.cuda_graphs", "dpad.engine.checkpoint",
-     "dpad.engine.fused", "dpad.engine.adapters", "dpad.engine.selection", "dpad.engine.rules",
+     "dpad.engine.fused", "dpad.engine.products", "dpad.engine.adapters", "dpad.engine.selection", "dpad.engine.rules",
      "dpad.engine.pretrained", "dpad.engine.generation", "dpad.engine.quantization"},
     {"llada", "dream"},
     {"dpad.engine.loading", "dpad.engine.auto_classes", "dpad.engine.template_trial", "dpad.engine.configurations",

@@ -304,10 +304,16 @@ def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
     assert benchmark.main() == 0
     [record] = load([tmp_path / "record.json"])
     rows = {(row["model"], row["dtype"], row.get("quantize")): row for row in record["rows"]}
+    first, second = [row for row in record["rows"] if row["model"] == "tiny"][:2]
+    assert first["speedup"] == first["tokens"] == 1
+    has_both = first["products"] == "oneDNN"
+    assert second.get("products") == ("torch's own" if has_both else None) and (second["tokens"] == 1 or not has_both)
+    assert all(len(row["seconds"]) == 1 and row["speedup"] > 0 for row in record["rows"] if not row["estimated"])
     assert rows["tiny", "float32", None]["answers"] == rows["dream-tiny", "float32", None]["tokens"] == 1
     sizes = [rows["tiny", dtype, scheme]["weights"] for dtype, scheme in
              (("float32", None), ("bfloat16", None), ("float32", "int8"), ("bfloat16", "int4"))]
     assert sizes[0] == 2 * sizes[1] and sizes[3] < sizes[1]
     assert rows["instruct", "bfloat16", None]["estimated"]
     text = capsys.readouterr().out
+    assert ("float32 by torch's own products" in text) == has_both
     assert "bfloat16 with int4 weights" in text and "14.9 GB (estimated)" in text

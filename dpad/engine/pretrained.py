@@ -17,6 +17,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from dpad.engine import checkpoint
 from dpad.engine.checks import check_integer, one_line
+from dpad.engine.products import Linear
 from dpad.engine.transformer import MaskedDiffusionModel, RMSNorm, positions_of
 
 # What transformers passes to every forward and what leaves the result as it is; other arguments there are refused.
@@ -172,5 +173,5 @@ def _types_of_plain_weights(model: nn.Module) -> dict[str, str]:
     """
     return {
         f"{name}.weight": str(module.weight.dtype).removeprefix("torch.") for name, module in model.named_modules()
-        if type(module) in (nn.Linear, nn.Embedding, RMSNorm) and type(module.weight.data) is Tensor
+        if type(module) in (nn.Linear, Linear, nn.Embedding, RMSNorm) and type(module.weight.data) is Tensor
     }

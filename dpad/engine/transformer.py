@@ -27,6 +27,7 @@ from tqdm import tqdm
 from dpad.engine import checkpoint
 from dpad.engine.checks import one_line, short
 from dpad.engine.fused import PLAIN, Steps, rms_norm
+from dpad.engine.products import multiply
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -222,9 +223,11 @@ class Attention:
         else:
             # Heads that share keys become more queries of one head: every query attends to the same slots, so any
             # kernel serves grouped-query attention, and none repeats keys.
-            grouped = queries.unflatten(1, (-1, groups)).flatten(2, 3)  # [R, K, H / K * Q, D]
-            mixed = nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=key_mask)
-            mixed = mixed.unflatten(2, (groups, queries.shape[2])).flatten(1, 2)
+            if groups > 1:
+                queries = queries.unflatten(1, (-1, groups)).flatten(2, 3)  # [R, K, H / K * Q, D]
+            mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=key_mask)
+            if groups > 1:
+                mixed = mixed.unflatten(2, (groups, -1)).flatten(1, 2)
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -315,7 +318,7 @@ class MaskedDiffusionModel(nn.Module):
         if not self.config.tie_word_embeddings:
             return output(hidden).to(hidden.device)
         with _weight_of(output) as weight:
-            return nn.functional.linear(hidden.to(weight.device), weight).to(hidden.device)
+            return multiply(hidden.to(weight.device), weight).to(hidden.device)
 
     @property
     def layers(self) -> nn.ModuleList:

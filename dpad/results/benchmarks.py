@@ -241,19 +241,33 @@ def agreement_caption(records: Sequence[dict]) -> str:
 
 
 def quantization_table(records: Sequence[dict]) -> Table:
-    """For each model and way to keep its weights: their size, right answers, and what is the same as in float32."""
+    """For each model and way to keep its weights: their size, how fast it answers and how many are right, and what is
+    the same as in float32."""
     several = len({record["device"] for record in records}) > 1
+    rows = [(record, row) for record in records for row in record["rows"]]
+    libraries = {row["products"] for _, row in rows if numbers_of(row) == "float32" and "products" in row}
     cells = [
-        [row["model"], numbers_of(row) or "", *[record["device"]] * several, _size(row["weights"]) + " (estimated)" *
-         row["estimated"], number(row.get("right"), 0), *(_percent(row.get(name)) for name in ("answers", "tokens"))]
-        for record in records for row in record["rows"]
+        [row["model"], _numbers(row, len(libraries) > 1), *[record["device"]] * several,
+         _size(row["weights"]) + " (estimated)" * row["estimated"],
+         _times_or_dash(row.get("speedup")), number(row.get("right"), 0),
+         *(_percent(row.get(name)) for name in ("answers", "tokens"))]
+        for record, row in rows
     ]
-    return Table(["model", "numbers", *["device"] * several, "weights", "right", "same answers (%)", "same tokens (%)"],
-                 cells)
+    return Table(["model", "numbers", *["device"] * several, "weights", "speed", "right", "same answers (%)",
+                  "same tokens (%)"], cells)
+
+
+def _numbers(row: dict, names_library: bool) -> str:
+    words = numbers_of(row) or ""
+    return f"{words} by {row['products']} products" if names_library and words == "float32" else words
 
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GB" if count >= 2**29 else f"{count / 2**20:.1f} MB"
+
+
+def _times_or_dash(quotient: float | None) -> str:
+    return "–" if quotient is None else times(quotient)
 
 
 def _percent(share: float | None) -> str:
@@ -264,10 +278,18 @@ def quantization_caption(records: Sequence[dict]) -> str:
     """What was decoded, where, and what was only estimated."""
     return " ".join(
         f"Right: of {record['problems']} problem{'s' * (record['problems'] != 1)}, {record['configuration']}, G = "
-        f"{record['settings']['gen_length']}. Same: as in float32. Estimated sizes are of models that were not loaded. "
-        f"{hardware_line(record)}, {record['device']}, commit {commit_of(record)}."
+        f"{record['settings']['gen_length']}. Speed, and what is the same: relative to the first row of "
+        f"a model; all were timed in turns. Estimated sizes are of models that were not loaded. "
+        f"{_gain_sentence(record)}{hardware_line(record)}, {record['device']}, commit {commit_of(record)}."
         for record in records
     )
+
+
+def _gain_sentence(record: dict) -> str:
+    gain = ((record.get("environment") or {}).get("hardware") or {}).get("onednn_gain")
+    if not gain or record["device"] != "cpu":
+        return ""
+    return f"oneDNN multiplies a float32 matrix {gain:.1f} times as fast as torch's own library. "
 
 
 # --- Start-up ---------------------------------------------------------------------------------------------------------
@@ -314,13 +336,14 @@ def authors_table(records: Sequence[dict]) -> Table:
     per_row = [_parameters(record) | {"model": row["model"]} for record, row in rows]
     varying = _differing(per_row)
     return Table(
-        ["configuration", *varying, "theirs (s)", "ours (s)", "theirs / ours", "spread", "roofline allows",
-         "of that (%)", "equal tokens"],
+        ["configuration", *varying, "theirs (s)", "ours (s)", "theirs / ours", "spread", "torch's products allow",
+         "roofline allows", "of that (%)", "equal tokens"],
         [
             [row["name"], *(values[name] for name in varying), seconds(statistics.median(row["theirs_s"])),
              seconds(statistics.median(row["ours_s"])), times(row["ratio"]),
              f"±{100 * _spread([theirs / ours for theirs, ours in zip(row['theirs_s'], row['ours_s'])]):.0f}%",
-             times(row["allowed"]), number(100 * row["ratio"] / row["allowed"], 0),
+             _times_or_dash(row.get("allowed_by_torch")), times(row["allowed"]),
+             number(100 * row["ratio"] / row["allowed"], 0),
              f"{row['equal_tokens']} of {record['settings']['gen_length']}"]
             for (record, row), values in zip(rows, per_row)
         ],
@@ -335,12 +358,16 @@ def authors_caption(records: Sequence[dict]) -> str:
 def _describe_authors(record: dict) -> str:
     theirs = record["theirs"]
     models = join_unique(row["model"] for row in record["rows"])
-    reached = sum(row["ratio"] >= GOAL * row["allowed"] for row in record["rows"])
+    rows = record["rows"]
+    reached = sum(row["ratio"] >= GOAL * row["allowed"] for row in rows)
+    own = [row["ratio"] >= GOAL * row["allowed_by_torch"] for row in rows if row.get("allowed_by_torch")]
+    by_torch = f", with torch's own products in {sum(own)}" if own else ""
     different = sum(row.get("first_difference") is not None for row in record["rows"])
     tokens = f"differ in {different} rows" if different else "are equal in every row"
+    commit = f"commit {theirs['commit']}" if theirs["commit"] != "unknown" else "files by their hashes in the record"
     versions = ", ".join(f"{name} {theirs[name]}" for name in ("python", "torch", "transformers") if theirs.get(name))
     return (
-        f"{_describe_benchmark(record | {'model': models})} Theirs: commit {theirs['commit']}, {versions}, "
-        f"{theirs['threads']} thread{'s' * (theirs['threads'] != 1)}. The tokens {tokens}; {100 * GOAL:.0f} % of what "
-        f"the roofline allows is reached in {reached} of {len(record['rows'])} rows."
+        f"{_describe_benchmark(record | {'model': models})} Theirs: {commit}, {versions}, {theirs['threads']} "
+        f"thread{'s' * (theirs['threads'] != 1)}. The tokens {tokens}; {100 * GOAL:.0f} % of what the roofline allows "
+        f"is reached in {reached} of {len(rows)} rows{by_torch}."
     )

@@ -63,7 +63,7 @@ SIZE = Leaf("an integer of at least 1, or text", lambda value: COUNT.fits(value)
 ENVIRONMENT = {
     "commit?": TEXT, "date?": TEXT,
     "hardware?": {
-        "processor?": TEXT, "cores?": COUNT, "threads?": COUNT,
+        "processor?": TEXT, "cores?": COUNT, "threads?": COUNT, "products?": TEXT, "onednn_gain?": AMOUNT,
         "gpus?": Several({"name": TEXT, "memory_gb?": AMOUNT}),
     },
 }
@@ -124,7 +124,8 @@ QUANTIZATION = {
     "configuration": TEXT, "device": TEXT, "problems": COUNT, "settings": {"gen_length": LENGTH},
     "environment?": ENVIRONMENT,
     "rows": [{"model": TEXT, "dtype": TEXT, "quantize?": TEXT, "weights": COUNT, "estimated": FLAG,
-              "right?": ZERO_OR_MORE, "answers?": AMOUNT, "tokens?": AMOUNT}],
+              "products?": TEXT, "seconds?": [SECONDS], "speedup?": AMOUNT, "right?": ZERO_OR_MORE, "answers?": AMOUNT,
+              "tokens?": AMOUNT}],
 }
 STARTUP = {
     "settings": {"repeats": COUNT}, "environment?": ENVIRONMENT,
@@ -137,8 +138,8 @@ AUTHORS = {
     "theirs": {"commit": TEXT, "python": TEXT, "torch?": TEXT, "transformers?": TEXT, "threads": COUNT},
     "rows": [{
         "model": TEXT, "family": TEXT, "name": TEXT, "dpad": FLAG, "cache": TEXT, "theirs_s": [SECONDS],
-        "ours_s": [SECONDS], "floor_s": [SECONDS], "ratio": SECONDS, "allowed": SECONDS, "equal_tokens": ZERO_OR_MORE,
-        "first_difference?": ZERO_OR_MORE,
+        "ours_s": [SECONDS], "floor_s": [SECONDS], "torch_floor_s?": [SECONDS], "ratio": SECONDS, "allowed": SECONDS,
+        "allowed_by_torch?": SECONDS, "equal_tokens": ZERO_OR_MORE, "first_difference?": ZERO_OR_MORE,
     }],
 }
 TRAINING_STEPS = {

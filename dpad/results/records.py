@@ -213,15 +213,19 @@ def hardware() -> dict:
     """The machine of this process.
 
     Returns:
-        A dict with `processor` (its name), `cores` (that this process may use), `threads` (that torch computes with,
-        None without torch), `memory_gb` (GiB, None where the system does not say) and `gpus`, a list of
+        A dict with `processor` (its name), `cores` (that this process may use), `threads` (that torch computes with),
+        `products` (the library that it multiplies weights with in float32, and `onednn_gain`, see products.py; all None
+        without torch), `memory_gb` (GiB, None where the system does not say) and `gpus`, a list of
         `{"name", "memory_gb"}` of the GPUs that torch sees.
     """
     try:
         import torch  # here, so that reading records and drawing tables does not wait seconds for torch
     except ImportError:
-        threads, gpus = None, []
+        threads, library, gain, gpus = None, None, None, []
     else:
+        from dpad.engine import products
+
+        library, gain = products.library(), round(products.gain(), 2)
         threads = torch.get_num_threads()
         gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
 
@@ -229,6 +233,8 @@ def hardware() -> dict:
         "processor": _processor(),
         "cores": cores(),
         "threads": threads,
+        "products": library,
+        "onednn_gain": gain,
         "memory_gb": _memory_gb(),
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
     }
