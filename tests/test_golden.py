@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import dream.generate
 import llada.generate
-from dpad.engine import cuda_graphs
+from dpad.engine import cuda_graphs, products
 from sampler import GaussianSampler, UniformSampler
 
 CASES = {name: json.loads((GOLDEN / name / "cases.json").read_text()) for name in ("llada-mha", "dream-gqa")}
@@ -46,13 +46,14 @@ def test_logits_at_contiguous_and_at_given_positions(models_by_name, name):
 
 
 def runs_of(name):
-    """Every recording as it is, and also over the padded steps of cuda_graphs.py."""
-    plain = [pytest.param(case, "off", id=case["id"]) for case in CASES[name]]
-    padded = [
-        pytest.param(case, "on", id=f"{case['id']}-padded", marks=[] if number % 4 == 0 else pytest.mark.slow)
+    """Every recording as it is, over the padded steps of cuda_graphs.py, and with all products by oneDNN."""
+    plain = [pytest.param(case, "off", "off", id=case["id"]) for case in CASES[name]]
+    others = [
+        pytest.param(case, *modes, id=f"{case['id']}-{words}", marks=[] if number % 4 == 0 else pytest.mark.slow)
         for number, case in enumerate(CASES[name])
+        for words, *modes in (("padded", "on", "off"), ("onednn", "off", "on"))
     ]
-    return plain + padded
+    return plain + others
 
 
 def settings_of(case):
@@ -62,10 +63,10 @@ def settings_of(case):
     return {name: case[name] for name in names} | {"suffix_sampler": sampler_of(case)}
 
 
-@pytest.mark.parametrize("case, mode", runs_of("llada-mha"))
-def test_llada_recording(random_llada, case, mode):
+@pytest.mark.parametrize("case, graphs, library", runs_of("llada-mha"))
+def test_llada_recording(random_llada, case, graphs, library):
     """Guards the whole decoding: schedules, thresholds, caches, samplers, early termination."""
-    with cuda_graphs.use(mode):
+    with cuda_graphs.use(graphs), products.use(library):
         output = llada.generate.generate(
             random_llada, torch.tensor([case["prompt"]]), factor=case["factor"], **settings_of(case)
         )
@@ -77,13 +78,13 @@ def test_llada_recording(random_llada, case, mode):
         assert output.kept_suffix == case["kept_suffix"]
 
 
-@pytest.mark.parametrize("case, mode", runs_of("dream-gqa"))
-def test_dream_recording(random_dream, case, mode):
+@pytest.mark.parametrize("case, graphs, library", runs_of("dream-gqa"))
+def test_dream_recording(random_dream, case, graphs, library):
     """Guards the same for Dream, where a step of the fixed schedule that decodes nothing takes no forward here.
 
     So forwards may be fewer than recorded; then the decisions keep their order, but not their numbers.
     """
-    with cuda_graphs.use(mode):
+    with cuda_graphs.use(graphs), products.use(library):
         output = dream.generate.generate(random_dream, torch.tensor([case["prompt"]]), **settings_of(case))
     assert output.sequences[0].tolist() == case["output"]
     if case["kept_suffix"] is not None:
