@@ -279,7 +279,7 @@ def test_a_second_request_on_a_connection_may_not_be_slow_either(quick):
 def test_slow_readers_are_not_waited_for(loaded):
     """Guards decoder and memory: a client that takes nothing of a long stream is cut off, and others are answered."""
     with running(loaded, QUICK, patience=1.0) as server:
-        body = json.dumps({"prompt": ["Hello"] * 40, "max_tokens": 256, "stream": True, "echo": True, "drafts": True,
+        body = json.dumps({"prompt": ["Hello"] * 128, "max_tokens": 256, "stream": True, "echo": True, "drafts": True,
                            "threshold": 0, "block_length": 4, "seed": 3}).encode()
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
