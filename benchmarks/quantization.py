@@ -83,9 +83,10 @@ def measure(name: str, device: str, problems: list[dict[str, str]], choices: dic
     if variants[0].loaded.model.device.type == "cpu" and products.library() == "oneDNN":
         variants.insert(1, Variant(variants[0].loaded, "off"))
     progress.announce(f"{name}: first answers")
-    for variant in variants:
-        for batch in batches:  # each is of shapes of its own, for which oneDNN writes programs
+    for batch in batches:  # each is of shapes of its own, for which oneDNN writes programs
+        for variant in variants:
             variant.answer(batch, choices)
+        progress.advance()
     for number, batch in enumerate(batches, 1):
         progress.announce(f"{name}: batch {number} of {len(batches)}")
         for variant in variants:
@@ -139,7 +140,7 @@ def main() -> int:
 
     problems = read_problems("arithmetic-50.jsonl")[: options.limit]
     choices = CONFIGURATIONS[CONFIGURATION].choices(GEN_LENGTH)
-    with Progress(len(MODELS) * -(-len(problems) // BATCH), "batch") as progress:
+    with Progress(2 * len(MODELS) * -(-len(problems) // BATCH), "batch") as progress:
         rows = [row for name in MODELS for row in measure(name, options.device, problems, choices, progress)]
     rows += [row for name in LARGE for row in estimate(name, options.device)]
     record = {

@@ -315,5 +315,5 @@ def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
     assert sizes[0] == 2 * sizes[1] and sizes[3] < sizes[1]
     assert rows["instruct", "bfloat16", None]["estimated"]
     text = capsys.readouterr().out
-    assert ("float32 by torch's own products" in text) == has_both
+    assert ("float32 (torch's own products)" in text) == has_both
     assert "bfloat16 with int4 weights" in text and "14.9 GB (estimated)" in text

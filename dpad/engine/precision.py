@@ -9,35 +9,25 @@ that gains is seen best by trying. Imported, never run.
 
 from __future__ import annotations
 
-import statistics
-import time
 from functools import cache
 
 import torch
 
-from dpad.engine.products import multiply
+from dpad.engine.products import multiply, times_as_fast
 
 ROWS, WIDTH = 96, 2048  # of a product that takes milliseconds: what a cached step computes, in a layer of middling size
-REPEATS = 7
 GAIN = 1.3  # how many times faster bfloat16 must be: it rounds, and a measurement is noisy
 
 
 @cache
 def bfloat16_gain() -> float:
     """How many times as fast as in float32 this processor multiplies matrices in bfloat16 (below 1: slower)."""
-    products = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        rows, matrix = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
-        products[dtype] = (rows, matrix)
-    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in products}
+    wide, narrow = (
+        (torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     with torch.inference_mode():
-        for _ in range(REPEATS + 1):  # in turns: what else the machine does slows both
-            for dtype, (rows, matrix) in products.items():
-                start = time.perf_counter()
-                multiply(rows, matrix)
-                seconds[dtype].append(time.perf_counter() - start)
-    wide, narrow = (statistics.median(times[1:]) for times in seconds.values())  # the first of each warms up
-    return wide / narrow
+        return times_as_fast(lambda: multiply(*wide), lambda: multiply(*narrow))
 
 
 def faster_dtype() -> torch.dtype:

@@ -259,7 +259,7 @@ def quantization_table(records: Sequence[dict]) -> Table:
 
 def _numbers(row: dict, names_library: bool) -> str:
     words = numbers_of(row) or ""
-    return f"{words} by {row['products']} products" if names_library and words == "float32" else words
+    return f"{words} ({row['products']} products)" if names_library and words == "float32" else words
 
 
 def _size(count: int) -> str:
