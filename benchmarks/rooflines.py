@@ -97,7 +97,7 @@ class Products:
             total += timed(self.body[0].device, self.compute, [forward] * repeats) * count / repeats
         return total
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def compute(self, forwards: Sequence[Forward]) -> None:
         """Multiply random inputs by every weight once for each forward, and attend once for each layer."""
         for forward in forwards:

@@ -65,9 +65,11 @@ class DreamRule(UnmaskingRule):
         settings = self.settings
         mask_id = self.tokens.mask
         filters = settings.top_p is not None or settings.top_k is not None
-        if noise is None and not filters and settings.order == "maskgit_plus":
+        if noise is None and not filters:
             tokens = best_but_mask(logits, mask_id)
-            return tokens, log_probability(logits, tokens).exp()
+            if settings.order == "maskgit_plus":
+                return tokens, log_probability(logits, tokens).exp()
+            return tokens, self.order(logits.log_softmax(-1, dtype=torch.float64), tokens, columns)
 
         logits = logits.double() if noise is None else logits.double() / settings.temperature
         log_p = keep_top(logits, settings.top_p, settings.top_k).log_softmax(-1)  # [M, V]

@@ -70,7 +70,7 @@ class LLaDARule(UnmaskingRule):
                 confidence = self.by_turns(confidence, columns)
         else:
             confidence = torch.cat([
-                self.order(logits[piece].double().log_softmax(-1), tokens[piece], columns[piece])
+                self.order(logits[piece].log_softmax(-1, dtype=torch.float64), tokens[piece], columns[piece])
                 for piece in in_pieces(logits)
             ])
 

@@ -139,6 +139,16 @@ def test_buffers_outlive_inference_mode(random_llada, mode):
     assert torch.equal(first.sequences, second.sequences)
 
 
+def test_the_output_is_not_bound_to_inference_mode(random_llada):
+    """Guards callers who write to an answer, or train on it: decoding runs in inference mode, its output does not."""
+    output = llada.generate.generate(random_llada, prompts_of([9])[0][None], gen_length=16, block_length=16, steps=2)
+    assert not any(value.is_inference() for value in output.values() if isinstance(value, torch.Tensor))
+    output.sequences[:, 0] += 1
+    logits = random_llada(output.sequences).logits
+    logits.sum().backward()
+    random_llada.zero_grad()
+
+
 def test_many_short_rows_and_a_long_one_share_no_buffer(random_llada):
     """Guards memory: a call of 32 rows and one of 2048 slots must not leave room for 32 rows of 2048 slots."""
     cuda_graphs.forget()

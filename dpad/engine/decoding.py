@@ -68,7 +68,7 @@ class DecodingOutput(ModelOutput):
     tokens_processed: int = None  # type: ignore[assignment]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def decode(
     model: MaskedDiffusionModel, rule: UnmaskingRule, input_ids: Tensor, attention_mask: Tensor | None = None,
     streamer: Any = None, on_forward: Callable[[int, bool], None] | None = None,
@@ -128,9 +128,11 @@ def decode(
 
     if streamer is not None:
         streamer.end()
-    sequences = torch.cat((prompts, canvas.tokens[copies, canvas.prompt :]), dim=1)
-    return DecodingOutput(sequences, canvas.forwards[copies], canvas.decided_at[copies], canvas.kept_suffix,
-                          canvas.kept[copies], canvas.blocks[copies], canvas.processed)
+    with torch.inference_mode(False):  # the caller may write to what it gets
+        answers = canvas.tokens[copies, canvas.prompt :]
+        return DecodingOutput(torch.cat((input_ids.to(answers.device), answers), dim=1), canvas.forwards[copies],
+                              canvas.decided_at[copies], canvas.kept_suffix, canvas.kept[copies],
+                              canvas.blocks[copies], canvas.processed)
 
 
 def find_copies(input_ids: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,10 +86,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply RoPE to x [R, H, Q, D] in float32 and return x's dtype; dimension i is paired with i + D/2."""
+    """Apply RoPE to x [R, H, Q, D] in float32 and return x's dtype; dimension i is paired with i + D/2.
+
+    cos, sin: [R, 1, Q, D] of `transformer.rope_tables`, where the first half of the sines has its sign changed.
+    """
     x32 = x.float()
-    first, second = x32.chunk(2, dim=-1)
-    return (x32 * cos).add_(torch.cat((-second, first), dim=-1).mul_(sin)).to(x.dtype)
+    return (x32 * cos).addcmul_(x32.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def _add_and_normalise(x: Tensor, addition: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from dpad.engine import checkpoint
+from dpad.engine.allocation import keep_freed_memory
 from dpad.engine.checks import check_integer, one_line
 from dpad.engine.products import Linear
 from dpad.engine.transformer import MaskedDiffusionModel, RMSNorm, positions_of
@@ -42,6 +43,7 @@ class PretrainedDiffusionModel(MaskedDiffusionModel, PreTrainedModel):
 
     def __init__(self, config: PretrainedConfig):
         PreTrainedModel.__init__(self, config)
+        keep_freed_memory()
 
     def _set_gradient_checkpointing(self, enable: bool = True, *arguments: Any, every_n_layers: int = 1,
                                     **options: Any) -> None:

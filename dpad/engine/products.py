@@ -94,6 +94,7 @@ def _call_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+@cache
 def round_up(rows: int) -> int:
     """The rows to multiply for so many: a multiple of 16, above 64 one of four numbers up to the next power of two."""
     step = max(16, 2 ** max(rows - 1, 0).bit_length() // 8)

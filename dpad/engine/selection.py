@@ -50,8 +50,9 @@ def in_pieces(logits: Tensor) -> list[slice]:
 
 def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
     """log softmax(logits)[tokens] in float64 over the whole vocabulary: logits [M, V], tokens [M] -> [M]."""
-    totals = [logits[piece].double().logsumexp(-1) for piece in in_pieces(logits)]
-    return logits.gather(-1, tokens[:, None]).squeeze(-1).double() - torch.cat(totals)
+    return torch.cat([
+        logits[piece].log_softmax(-1, dtype=torch.float64).gather(-1, tokens[piece, None]) for piece in in_pieces(logits)
+    ]).squeeze(-1)
 
 
 def best_but_mask(logits: Tensor, mask_id: int) -> Tensor:

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from dpad.engine import checkpoint
+from dpad.engine.allocation import keep_freed_memory
 from dpad.engine.checks import one_line, short
 from dpad.engine.fused import PLAIN, Steps, rms_norm
 from dpad.engine.products import multiply
@@ -53,8 +54,8 @@ def rope_tables(position_ids: Tensor, head_size: int, theta: float) -> tuple[Ten
     """
     halves = torch.arange(0, head_size, 2, device=position_ids.device, dtype=torch.float32)
     angles = position_ids[:, None, :, None].float() * theta ** (-halves / head_size)  # [R, 1, Q, D/2]
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 class SlotCache:
@@ -65,11 +66,13 @@ class SlotCache:
     a block keeps its slots behind those that stay, for a next block that does not recompute all of them.
 
     order: whose slots each row of the buffers has, by the numbers that `begin` was given. rows, length: of the block.
+    stored: for each layer that has been written to, the keys and values of all of these, [R, K, length, D].
     """
 
     order: list[int]
     rows: int
     length: int
+    stored: dict[int, tuple[Tensor, Tensor]]
     is_lasting = False
 
     def __init__(self, model: MaskedDiffusionModel, rows: int, capacity: int):
@@ -103,14 +106,18 @@ class SlotCache:
         self.keep(rows)
         self.is_lasting = is_lasting
         self.length = length
+        self.stored = {}
 
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [R, K, Q, D] at slots [start, start + Q) of a layer; return all its slots, [R, K, length, D]."""
         assert isinstance(start, int)
-        stored = self.of_layer(layer)[:, : self.rows]
-        stored[0, :, :, start : start + keys.shape[2]] = keys
-        stored[1, :, :, start : start + keys.shape[2]] = values
-        return stored[0, :, :, : self.length], stored[1, :, :, : self.length]
+        if layer not in self.stored:
+            slots = self.of_layer(layer)[:, : self.rows, :, : self.length]
+            self.stored[layer] = slots[0], slots[1]
+        all_keys, all_values = self.stored[layer]
+        all_keys.narrow(2, start, keys.shape[2]).copy_(keys)
+        all_values.narrow(2, start, keys.shape[2]).copy_(values)
+        return all_keys, all_values
 
     def forward(self, model: MaskedDiffusionModel, inputs: Tensor, positions: Tensor, key_mask: Tensor | None,
                 start: int, watch: Watch | None = None) -> Tensor:
@@ -135,6 +142,7 @@ class SlotCache:
                 if moved is not None:
                     taken.copy_(moved)
         self.rows = len(rows)
+        self.stored = {}
 
     def keep_slots(self, slots: Tensor) -> None:
         """Drop every slot but these (int64 [kept], ascending), which become the slots 0, 1, ..."""
@@ -142,6 +150,7 @@ class SlotCache:
             kept = buffer[..., : self.rows, :, :, :].index_select(-2, slots.to(buffer.device))
             buffer[..., : self.rows, :, : len(slots), :] = kept
         self.length = len(slots)
+        self.stored = {}
 
 
 class SpreadCache(SlotCache):
@@ -302,6 +311,7 @@ class MaskedDiffusionModel(nn.Module):
         super().__init__()
         self.config = config
         config._attn_implementation = config._attn_implementation or "sdpa"
+        keep_freed_memory()
 
     def embed(self, input_ids: Tensor) -> Tensor:
         raise NotImplementedError
