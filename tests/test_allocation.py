@@ -1,6 +1,7 @@
-"""Guards that a forward's memory stays with the process: `pytest tests/test_allocation.py`."""
+"""Memory that a layer frees stays with the process, for the next layer.
 
-from __future__ import annotations
+    bash tests/run.sh tests/test_allocation.py
+"""
 
 import os
 import platform
@@ -39,7 +40,7 @@ def pages_of_a_forward(**variables: str) -> float:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other rules")
 def test_a_forward_takes_its_memory_from_the_one_before():
-    """Guards the time of small models, a quarter of which went into pages that each layer gave back and got again.
+    """Guards the time of small models, a large part of which went into pages that each layer gave back and got again.
 
     The control arm has glibc's own limits, which the environment fixes.
     """
