@@ -46,6 +46,7 @@ def compare(name: str, device: str, prompts: list[str], progress: Progress) -> l
 
     Expected are the answers of the plain path (float32 on the CPU); of bfloat16 with graphs, those of bfloat16 without.
     """
+    fused.forget()
     plain = loading.load(name, device="cpu", dtype="float32")
     exact = loading.load(name, device=device, dtype="float32")
     rounded = loading.load(name, device=device, dtype="bfloat16")

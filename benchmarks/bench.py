@@ -40,6 +40,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--only", metavar="ROW,...", help="only the rows of these names")
     group.add_argument("--graphs", choices=("auto", "on", "off"), default="auto", help="replay cached steps as CUDA "
                        "graphs; auto: on a GPU (default: %(default)s)")
+    group.add_argument("--fused", choices=("auto", "on", "off"), default="auto", help="in recorded forwards, compile "
+                       "the steps between the weight products; auto: of a large model on a GPU, as decoding does after "
+                       "a while (default: %(default)s)")
     group.add_argument("--repeats", type=int, metavar="N", help=f"timed runs of every row (default: {REPEATS})")
     group.add_argument("--gen_lengths", metavar="G,...", help="instead: the cost of the first --blocks blocks "
                        f"({GROWTH_BLOCKS}) of {' and '.join(GROWTH_ROWS)} at these answer lengths")
@@ -135,10 +138,16 @@ def run(args: argparse.Namespace, command: str) -> None:
         outputs.check("--plot", args.plot, outputs.PICTURE)
 
     from benchmarks import measurement
-    from dpad.engine import cuda_graphs
+    from dpad.engine import cuda_graphs, fused
 
     subject = measurement.make_subject(args.model, args.device, args.dtype, args.adapter)
-    with cuda_graphs.use(args.graphs):
+    compiled = args.fused
+    if compiled == "auto":  # not in the middle of a timed run
+        compiled = "on" if fused.pays(subject.model) else "off"
+    with cuda_graphs.use(args.graphs), fused.use(compiled):
+        if args.fused == "on" and not cuda_graphs.is_on(subject.model.device):
+            raise ValueError("--fused is 'on', but without a GPU nothing is recorded; add --graphs on, or leave it out"
+                             if args.graphs == "auto" else "--fused is 'on', but --graphs is 'off'; leave one out")
         if args.profile:
             print(measurement.profile(subject, args.profile, rows[args.profile], workloads[0]))
             return

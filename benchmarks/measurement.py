@@ -277,8 +277,8 @@ def measure(subject: Subject, rows: Mapping[str, Configuration], workloads: Sequ
         row's settings and `batch_size`; `latency_s` and `floor_s` (the roofline), one number a repeat, of the whole
         batch; `ratio`, the median of their quotients; `speedup` over vanilla decoding with the first work, for each
         answer of a batch (None where it is not among the rows); `same_tokens`, whether the batch's first answer is the
-        one that the row gave with the first work; `replayed`, for rows with a cache, the share of tokens that are the
-        same when cached steps run warm, on a GPU as graphs;
+        one that the row gave with the first work; `replayed`, for rows with a cache and on a GPU, the share of tokens
+        that are the same when steps run warm, on a GPU as graphs;
         `forwards`, `tokens_processed`, `kept_suffix` (mean a block); `full_ms` and `cached_ms`, see `run_clocked`;
         `peak_memory` in bytes, of a run without graphs; `read_s`, the roofline of memory, on a GPU.
 
@@ -292,8 +292,8 @@ def measure(subject: Subject, rows: Mapping[str, Configuration], workloads: Sequ
     bandwidth = copy_bandwidth(device) if on_gpu else None
     warm_ups = 2 if on_gpu else 1  # buffers are allocated; graphs are recorded, then replayed
     cells = [Cell(name, configuration, work) for work in workloads for name, configuration in rows.items()]
-    cached_cells = [cell for cell in cells if cell.configuration.cache != "none"]
-    with Progress(len(cells) * (1 + repeats) + len(cached_cells) * warm_ups, "run") as progress:
+    warmed = [cell for cell in cells if on_gpu or cell.configuration.cache != "none"]
+    with Progress(len(cells) * (1 + repeats) + len(warmed) * warm_ups, "run") as progress:
         for cell, reference in zip(cells, itertools.cycle(cells[: len(rows)])):
             progress.announce(f"{cell.name}, batch size {cell.work.batch_size}: first run")
             run_first(subject, cell)
@@ -307,8 +307,8 @@ def measure(subject: Subject, rows: Mapping[str, Configuration], workloads: Sequ
             progress.advance()
 
         # The largest batch first: when buffers grow, their graphs are lost.
-        for cell in sorted(cached_cells, key=lambda cell: -cell.work.batch_size):
-            progress.announce(f"{cell.name}, batch size {cell.work.batch_size}: warm-up of the cache")
+        for cell in sorted(warmed, key=lambda cell: -cell.work.batch_size):
+            progress.announce(f"{cell.name}, batch size {cell.work.batch_size}: warm-up")
             for _ in range(warm_ups):
                 output, times = run_clocked(subject, cell.configuration, cell.work)
                 same = output.sequences == cell.sequences

@@ -46,7 +46,7 @@ class DreamRule(UnmaskingRule):
         if self.opens(step):
             return 1
         if self.turns is not None:
-            return int((self.turns == step).sum())
+            return self.turn_sizes[step]
         return int(left * self.share(step))
 
     def candidates(self, logits: Tensor, columns: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from dpad.engine.selection import (
     gumbel_noise,
     in_pieces,
     log_probability,
+    send,
     without_mask,
 )
 from dpad.engine.settings import TokenIds
@@ -45,7 +46,7 @@ class LLaDARule(UnmaskingRule):
         if self.settings.parallel:
             return None
         if self.turns is not None:
-            return int((self.turns == step).sum())
+            return self.turn_sizes[step]
         share, rest = divmod(self.settings.block_length, self.settings.steps_per_block)
         return share + (step < rest)
 
@@ -75,9 +76,9 @@ class LLaDARule(UnmaskingRule):
             ])
 
         if settings.remasking == "random":
-            noise = torch.rand(settings.block_length, dtype=torch.float64, generator=generator).to(columns.device)
+            noise = torch.rand(settings.block_length, dtype=torch.float64, generator=generator)
             # The sum keeps a NaN of the model visible.
-            confidence = noise[columns] + 0 * confidence
+            confidence = send(noise, columns.device)[columns] + 0 * confidence
         if settings.suppress_eos == "last":
             # Below every other confidence, in their own order; the most confident is decoded under any rule.
             behind = 2 if settings.order in ("maskgit_plus", "topk_margin") else 1e6  # entropies and turns are larger

@@ -267,7 +267,7 @@ def test_progress_is_plain_lines_in_a_log(random_subject, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "[0/7] Vanilla, batch size 1: first run", "[1/7] +PrefixCache, batch size 1: first run",
-        "[2/7] +PrefixCache, batch size 1: warm-up of the cache", "[3/7] timing every row, 1 of 2",
+        "[2/7] +PrefixCache, batch size 1: warm-up", "[3/7] timing every row, 1 of 2",
         "[5/7] timing every row, 2 of 2",
     ]
 

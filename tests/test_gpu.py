@@ -27,7 +27,7 @@ from llada.generate import LLaDARule, LLaDASettings
 from sampler import GaussianSampler
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-PROMPT = "Tom has 3 bags with 4 apples each. How many apples does Tom have?"
+PROMPTS = [f"Tom has {bags} bags with 4 apples each. How many apples does Tom have?" for bags in range(2, 6)]
 OPTIONS = {"gen_length": 64, "block_length": 16, "suffix_sampler": GaussianSampler(48, 3, 1.6)}
 
 
@@ -74,7 +74,7 @@ def reported_waits() -> Iterator[Callable[[], int]]:
 def test_a_cached_step_waits_at_most_once(name, cache, rows):
     """Guards the speed on a GPU: the step asks once which masks are left, and for nothing else."""
     loaded = load(name, device="cuda")
-    batch = loaded.encode([PROMPT] * rows)
+    batch = loaded.encode(PROMPTS[:rows])
     options = OPTIONS | {"cache": cache, "threshold": 1.0}  # which decodes about one token a step
     for _ in range(2):  # a shape runs as it is at first, and is recorded when it is met again
         loaded.generate(**batch, **options)

@@ -5,7 +5,9 @@ On the CPU the padded steps run without a recording; what a GPU adds is the repl
     bash tests/run.sh tests/test_graphs.py
 """
 
+import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -147,6 +149,51 @@ def test_the_output_is_not_bound_to_inference_mode(random_llada):
     logits = random_llada(output.sequences).logits
     logits.sum().backward()
     random_llada.zero_grad()
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
+def test_what_a_recording_depends_on(random_llada):
+    """Guards recordings that would go on with an adapter that was turned off, changed or merged, or without dropout."""
+    from peft import LoraConfig, get_peft_model
+
+    model = copy.deepcopy(random_llada)
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model, config)
+    adapted.add_adapter("other", config)
+    cache = cuda_graphs.GraphedCache()
+    seen = [cache._identity(model)]
+    assert cache._identity(model) == seen[0]
+    with adapted.disable_adapter():
+        seen.append(cache._identity(model))
+    adapted.set_adapter("other")
+    seen.append(cache._identity(model))
+    adapted.merge_adapter()
+    seen.append(cache._identity(model))
+    adapted.unmerge_adapter()
+    seen.append(cache._identity(model.train()))
+    model.eval().set_attn_implementation("eager")
+    seen.append(cache._identity(model))
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("kind", [cuda_graphs.ReusedCache, cuda_graphs.GraphedCache])
+def test_old_buffers_are_freed_before_new_ones_are_made(random_llada, kind, monkeypatch):
+    """Guards memory: otherwise a larger call would need room for both at once."""
+    cache = kind()
+    cache.fit(random_llada, 1, 64)
+    cache.begin([0], 32)
+    keys = torch.zeros(1, random_llada.kv_head_count, 32, random_llada.head_size)
+    cache.write(0, 0, keys, keys)
+    old = weakref.ref(cache.buffer.untyped_storage())
+    allocate = kind.allocate
+
+    def check(*arguments):
+        assert old() is None
+        return allocate(*arguments)
+
+    monkeypatch.setattr(cache, "allocate", check)
+    cache.fit(random_llada, 4, 2048)
+    assert cache.buffer.shape[4] >= 2048
 
 
 def test_many_short_rows_and_a_long_one_share_no_buffer(random_llada):

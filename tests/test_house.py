@@ -20,7 +20,7 @@ LAYERS = [  # from the bottom to the top; a package stands for all its modules t
     {"sampler"},
     {"dpad.engine.settings", "dpad.engine.unmasking", "dpad.engine.decoding", "dpad.engine.transformer",
      "dpad.engine.attention", "dpad.engine.soft", "dpad.engine.cuda_graphs", "dpad.engine.checkpoint",
-     "dpad.engine.fused", "dpad.engine.products", "dpad.engine.allocation", "dpad.engine.adapters",
+     "dpad.engine.fused", "dpad.engine.products", "dpad.engine.process", "dpad.engine.adapters",
      "dpad.engine.selection", "dpad.engine.rules",
      "dpad.engine.pretrained", "dpad.engine.generation", "dpad.engine.quantization"},
     {"llada", "dream"},

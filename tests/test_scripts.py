@@ -288,6 +288,15 @@ def test_a_script_runs_whole_and_then_skips(random_models, tmp_path):
     assert again.returncode == 0 and again.stdout.count("complete: ") == 3
 
 
+def test_the_gpu_script_refuses_a_part_that_there_is_not():
+    """Guards a misspelt name, of which the script would do nothing and call it a success; and the list of the names."""
+    script = ROOT / "benchmarks" / "gpu.sh"
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=os.environ | {"ONLY": "8b-step"})
+    assert done.returncode == 2 and done.stdout == "" and "ONLY has 8b-step; it must be some of agreement" in done.stderr
+    parts = [line.split()[1] for line in script.read_text().splitlines() if line.startswith(("check ", "bench "))]
+    assert f'PARTS="{" ".join(parts)}"' in script.read_text()
+
+
 @pytest.mark.parametrize("python, message", [
     (sys.executable, "gpu.sh: torch sees no GPU here, and everything that this script measures needs one"),
     ("python-without-torch", "has no package torch; name another interpreter: PYTHON="),

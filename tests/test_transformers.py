@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
     TextIteratorStreamer,
     TextStreamer,
     pipeline,
@@ -503,6 +504,18 @@ def test_gradient_checkpointing(model):
     assert model.is_gradient_checkpointing
     for before, after in zip(plain, gradients(), strict=True):
         torch.testing.assert_close(before, after)
+
+
+def test_recomputed_layers_by_either_name(random_llada, monkeypatch):
+    """Guards training under an older transformers, which has the method under its older name alone."""
+    model = copy.deepcopy(random_llada)
+    model.recompute_layers()
+    assert all(layer.gradient_checkpointing for layer in model.layers)
+    asked = []
+    monkeypatch.delattr(PreTrainedModel, "activation_checkpointing_enable")
+    monkeypatch.setattr(PreTrainedModel, "gradient_checkpointing_enable", lambda self, **options: asked.append(options))
+    model.recompute_layers()
+    assert asked == [{"gradient_checkpointing_kwargs": {"use_reentrant": False}}]
 
 
 def test_peft_of_a_causal_model(either, tmp_path):

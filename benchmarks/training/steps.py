@@ -108,7 +108,7 @@ def main() -> int:
             outputs.check("--output", options.output, outputs.TRAINING_STEPS)
         subject = make_subject(options.model, options.device, "bfloat16")
         if not options.no_checkpointing:
-            subject.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            subject.model.recompute_layers()
         model = add_lora(subject.model, options.lora).train()
         rows = [{"name": name} | measure(subject, model, suffix, options) for name, suffix in SUFFIXES.items()]
     except ValueError as error:

@@ -13,11 +13,13 @@ themselves. Imported by decoding.py, never run. By default it is on for CUDA and
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -53,7 +55,7 @@ def slot_cache(
     if model.is_dispatched:
         yield SpreadCache(model, rows, capacity) if stores else None
         return
-    graphed = _switch.mode == "on" or (_switch.mode == "auto" and model.device.type == "cuda")
+    graphed = is_on(model.device)
     if not stores and not graphed:
         yield None
         return
@@ -104,8 +106,13 @@ class ReusedCache(SlotCache):
         """Make room for a call."""
         if (self.buffer.dtype, self.buffer.device) == (model.dtype, model.device) and self._holds(rows, capacity):
             return
-        self.buffer = _no_buffer()  # frees the old buffer before the new one is allocated
+        self._free()
         self.buffer = self.allocate(model, rows, capacity)
+
+    def _free(self) -> None:
+        """Let go of the buffer before a new one is allocated."""
+        self.stored = {}
+        self.buffer = _no_buffer()
 
     def _holds(self, rows: int, capacity: int) -> bool:
         return rows <= self.buffer.shape[2] and capacity <= self.buffer.shape[4]
@@ -120,7 +127,6 @@ class GraphedCache(ReusedCache):
     def __init__(self) -> None:
         super().__init__()
         self.weights: tuple | None = None  # the dtype and addresses that the recordings were made with
-        self.stream: torch.cuda.Stream | None = None  # of recordings
         self.steps: OrderedDict[tuple[int, int, int, bool], Step] = OrderedDict()
         self.version = 0
         self.window: tuple[int, int] | None = None  # rows and slots of the step that is running, both bucketed
@@ -130,8 +136,7 @@ class GraphedCache(ReusedCache):
 
     def fit(self, model: MaskedDiffusionModel, rows: int, capacity: int) -> None:
         """Make room for a call; graphs and buffers are kept if it fits and the weights are where they were."""
-        rows = power_of_two(rows)
-        capacity = round_up(capacity + 1, CAPACITY_BUCKET)
+        rows, capacity = bucketed(rows, capacity)
         weights = self._identity(model)
         if weights == self.weights and self._holds(rows, capacity):
             return
@@ -147,15 +152,16 @@ class GraphedCache(ReusedCache):
         self.steps.clear()
         self.weights = None
         self.pool = None
-        self.buffer = _no_buffer()  # frees the old buffers before the new ones are allocated
+        self._free()
         self.buffer = self.allocate(model, rows, capacity).zero_()  # slots behind the mask must not hold NaN
         self.weights = weights  # set last: if memory runs out above, the buffers count as missing
 
     def _identity(self, model: MaskedDiffusionModel) -> tuple:
-        """What recordings depend on: the steps of the layers, chosen here, and the type and addresses of the weights.
-        """
+        """What recordings depend on: the steps of the layers, chosen here, the kind of attention, whether the model is
+        in training mode, the type and addresses of the weights, and which adapters count how much."""
         self.layer_steps = steps_of(model, self.recorded)
-        return model.dtype, id(self.layer_steps), *(weight.data_ptr() for weight in model.parameters())
+        return (model.dtype, id(self.layer_steps), model.config._attn_implementation, model.training,
+                *(weight.data_ptr() for weight in model.parameters()), *_adapters(model))
 
     def begin(self, rows: Sequence[int], length: int, is_stale: bool = True, is_lasting: bool = False) -> None:
         super().begin(rows, length, is_stale, is_lasting)
@@ -265,11 +271,9 @@ class GraphedCache(ReusedCache):
     def _record(self, model: MaskedDiffusionModel, step: Step) -> None:
         graph = torch.cuda.CUDAGraph()
         device = step.inputs.device
-        if self.stream is None:
-            self.stream = torch.cuda.Stream(device)
         # thread_local: what other threads do on the GPU meanwhile does not spoil this recording.
         with _recording, torch.cuda.device(device), torch.cuda.graph(
-                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                graph, pool=self.pool, stream=_stream(device), capture_error_mode="thread_local"):
             self._run(model, step)
         self.pool = graph.pool()
         step.replay = graph.replay
@@ -321,6 +325,36 @@ def _no_buffer() -> Tensor:
 
 # By model and kind; no cache refers to its model.
 _caches: WeakKeyDictionary[MaskedDiffusionModel, dict[type, ReusedCache]] = WeakKeyDictionary()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where all graphs of a device are recorded: libraries keep memory of their own for every stream."""
+    return torch.cuda.Stream(device)
+
+
+def _adapters(model: MaskedDiffusionModel) -> Iterator[tuple]:
+    """What peft's layers in a model compute beside its weights, which changes without another address."""
+    peft = sys.modules.get("peft.tuners.tuners_utils")  # without it there are none
+    for module in model.modules() if peft is not None else ():
+        if isinstance(module, peft.BaseTunerLayer):
+            scaling = getattr(module, "scaling", {})
+            yield module.disable_adapters, *module.active_adapters, *module.merged_adapters, *scaling.items()
+
+
+def buffer_size(device: torch.device, rows: int, capacity: int) -> tuple[int, int]:
+    """The rows and slots that the buffers of a call get, in a process that has made no other."""
+    return bucketed(rows, capacity) if is_on(device) else (rows, capacity)
+
+
+def bucketed(rows: int, capacity: int) -> tuple[int, int]:
+    """The rows and slots of buffers for recordings, with a slot more for queries that only pad a bucket."""
+    return power_of_two(rows), round_up(capacity + 1, CAPACITY_BUCKET)
+
+
+def is_on(device: torch.device) -> bool:
+    """Whether calls with a model on this device run the padded steps that a GPU records."""
+    return _switch.mode == "on" or (_switch.mode == "auto" and device.type == "cuda")
 
 
 def round_up(value: int, bucket: int) -> int:

@@ -38,7 +38,7 @@ from transformers.utils import ModelOutput
 
 from dpad.engine.attention import MeanAttention
 from dpad.engine.cuda_graphs import slot_cache
-from dpad.engine.selection import deciding_device
+from dpad.engine.selection import deciding_device, send
 from dpad.engine.settings import DecodingSettings, TokenIds
 from dpad.engine.soft import SoftStates
 from dpad.engine.transformer import MaskedDiffusionModel, SlotCache, Watch
@@ -474,7 +474,7 @@ class _Slots:
 
     def keep(self, places: list[int]) -> None:
         """Keep only the rows at these places, in this order."""
-        index = torch.tensor(places, device=self.rows.device)  # once: a list would be copied to the device each time
+        index = send(torch.tensor(places), self.rows.device)  # once: a list would be copied to the device each time
         self.rows = self.rows[index]
         self.host_rows = [self.host_rows[place] for place in places]
         self.positions = self.positions[index]

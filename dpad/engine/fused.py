@@ -91,7 +91,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin: [R, 1, Q, D] of `transformer.rope_tables`, where the first half of the sines has its sign changed.
     """
     x32 = x.float()
-    return (x32 * cos).addcmul_(x32.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    return (x32 * cos).addcmul_(torch.cat(x32.chunk(2, dim=-1)[::-1], dim=-1), sin).to(x.dtype)
 
 
 def _add_and_normalise(x: Tensor, addition: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -115,14 +115,21 @@ def steps_of(model: Any, recorded: int = 0) -> Steps:
     if _switch.mode == "off" or torch.is_grad_enabled() or model.is_dispatched:
         return PLAIN  # weights that are elsewhere come when their module is called
     parameter = next(model.parameters())
-    if _switch.mode == "auto" and not (parameter.is_cuda and recorded >= PATIENCE and _is_large(model)):
+    if _switch.mode == "auto" and not (recorded >= PATIENCE and pays(model)):
         return PLAIN
     return _compiled_steps(parameter.device) or PLAIN
 
 
-def _is_large(model: Any) -> bool:
+def pays(model: Any) -> bool:
+    """Whether a model that decodes for long is worth compiling for: a large one on CUDA."""
     embedding: Any = model.get_input_embeddings()
-    return getattr(model, "layer_count", 0) * 12 * embedding.weight.shape[1] ** 2 >= LARGE
+    return embedding.weight.is_cuda and getattr(model, "layer_count", 0) * 12 * embedding.weight.shape[1] ** 2 >= LARGE
+
+
+def forget() -> None:
+    """Start anew: torch compiles a function for a few kinds of inputs only, then runs it as it is."""
+    _compiled_steps.cache_clear()
+    torch._dynamo.reset()
 
 
 @functools.cache

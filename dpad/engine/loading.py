@@ -405,9 +405,6 @@ def placement(
     import torch
 
     device = _device(device)
-    if device.type == "cuda":
-        # cuDNN's attention plans anew for every shape, and the suffix has another length in every block.
-        torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype == AUTO:
         from dpad.engine.precision import faster_dtype
 

@@ -83,7 +83,12 @@ class Plan:
         slots = rows * (prompt + (gen_length or settings.gen_length))  # the first step of the last block computes all
         head_size = config.hidden_size // config.num_attention_heads
         kv_width = config.num_key_value_heads * head_size
-        cache = 2 * config.num_hidden_layers * slots * kv_width * item if settings.cache != "none" else 0
+        cache = 0
+        if settings.cache != "none":
+            from dpad.engine.cuda_graphs import buffer_size
+
+            stored = math.prod(buffer_size(self.device, rows, slots // rows))
+            cache = 2 * config.num_hidden_layers * stored * kv_width * item
         # In a layer: its input and its norm, queries, keys and values before and after RoPE, the result, and what RoPE
         # computes in float32; or, besides the first of these, the SwiGLU.
         attention = item * (6 * config.hidden_size + 4 * kv_width) + 4 * 4 * config.hidden_size

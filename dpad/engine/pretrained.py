@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
-from dpad.engine import checkpoint
-from dpad.engine.allocation import keep_freed_memory
+from dpad.engine import checkpoint, process
 from dpad.engine.checks import check_integer, one_line
 from dpad.engine.products import Linear
 from dpad.engine.transformer import MaskedDiffusionModel, RMSNorm, positions_of
@@ -43,7 +42,15 @@ class PretrainedDiffusionModel(MaskedDiffusionModel, PreTrainedModel):
 
     def __init__(self, config: PretrainedConfig):
         PreTrainedModel.__init__(self, config)
-        keep_freed_memory()
+        process.prepare()
+
+    def recompute_layers(self) -> None:
+        """In training, keep each layer's input alone, and compute the layer again for its gradients."""
+        options = {"use_reentrant": False}
+        if hasattr(self, "activation_checkpointing_enable"):
+            self.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:  # its name in older versions of transformers
+            self.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *arguments: Any, every_n_layers: int = 1,
                                     **options: Any) -> None:

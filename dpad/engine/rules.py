@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpad.engine.fields import check_settings, setting
 from dpad.engine.lazy import lazy_module
-from dpad.engine.selection import best_but_mask, choose_most_confident, in_pieces, log_probability
+from dpad.engine.selection import best_but_mask, choose_most_confident, in_pieces, log_probability, send
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ class RuleState(ABC):
 
     def keep(self, places: list[int]) -> None:
         """Keep only the rows at these places, in this order."""
-        self.kept = self.kept[torch.tensor(places, device=self.kept.device)]
+        self.kept = self.kept[send(torch.tensor(places), self.kept.device)]
 
 
 class _Memoryless(RuleState):
@@ -118,7 +118,7 @@ class _Remembering(RuleState):
 
     def keep(self, places: list[int]) -> None:
         super().keep(places)
-        self.homes = self.homes[torch.tensor(places, device=self.homes.device)]
+        self.homes = self.homes[send(torch.tensor(places), self.homes.device)]
 
 
 def _threshold() -> Any:

@@ -35,6 +35,13 @@ def deciding_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on another device. The processor goes on without a wait for a GPU."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 # --- Candidates -------------------------------------------------------------------------------------------------------
 
 
@@ -73,8 +80,8 @@ def without_mask(logits: Tensor, mask_id: int) -> Tensor:
 
 def gumbel_noise(*shape: int, generator: Generator, device: torch.device) -> Tensor:
     """Standard Gumbel noise in float64: argmax(log p + noise) draws from p (Maddison et al. 2014)."""
-    uniform = torch.rand(*shape, dtype=torch.float64, generator=generator).to(device)  # the same on every device
-    return -torch.log(-torch.log(uniform))
+    uniform = torch.rand(*shape, dtype=torch.float64, generator=generator)  # the same on every device
+    return -torch.log(-torch.log(send(uniform, device)))
 
 
 # --- Choices ----------------------------------------------------------------------------------------------------------

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from dpad.engine import checkpoint
-from dpad.engine.allocation import keep_freed_memory
+from dpad.engine import checkpoint, process
 from dpad.engine.checks import one_line, short
 from dpad.engine.fused import PLAIN, Steps, rms_norm
 from dpad.engine.products import multiply
@@ -311,7 +310,7 @@ class MaskedDiffusionModel(nn.Module):
         super().__init__()
         self.config = config
         config._attn_implementation = config._attn_implementation or "sdpa"
-        keep_freed_memory()
+        process.prepare()
 
     def embed(self, input_ids: Tensor) -> Tensor:
         raise NotImplementedError

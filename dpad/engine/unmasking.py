@@ -36,6 +36,7 @@ class UnmaskingRule(ABC):
         self.times = torch.linspace(FIRST_TIME, LAST_TIME, settings.steps_per_block + 1)
         self.state: RuleState | None = None  # of the block, with a rule of rules.py
         self.turns: Tensor | None = None  # of the block, with `alg` origin: int64 [L], the step that decodes each place
+        self.turn_sizes: list[int] = []  # how many places each of these steps decodes
 
     # --- A block: begin_block, then at each step quota, adjust, candidates, entropy and choose ---
 
@@ -48,7 +49,9 @@ class UnmaskingRule(ABC):
             assert kept is not None
             self.state = self.settings.rule.begin(kept, self.settings.block_length, self.tokens.mask)
         if self.settings.order == "origin":
-            self.turns = self._draw_turns(block)
+            turns = self._draw_turns(block)
+            self.turn_sizes = turns.bincount().tolist()
+            self.turns = turns if kept is None else turns.to(kept.device)
 
     def change_suffix(self, kept: Tensor) -> None:
         """Called when the block's rows go on with fewer suffix positions: int64 [R]."""
@@ -136,7 +139,7 @@ class UnmaskingRule(ABC):
     def by_turns(self, confidence: Tensor, columns: Tensor) -> Tensor:
         """With `alg` origin: the order that was drawn for the block; a NaN of the model stays visible."""
         assert self.turns is not None
-        return 0 * confidence - self.turns.to(columns.device)[columns]
+        return 0 * confidence - self.turns[columns]
 
     def share(self, step: int) -> Tensor | float:
         """The part of the masks left that Dream's fixed schedule decodes at a step (as in Dream's code).

@@ -34,7 +34,7 @@ def prepare(loaded: LoadedModel, settings: TrainingSettings, folder: Path,
     """
     model = loaded.pretrained
     if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.recompute_layers()
     if settings.lora is not None:
         adapted = add_lora(model, settings.lora, settings.lora_alpha, settings.lora_dropout)
         return adapted.train(), lambda weights: save_adapter(adapted, folder, loaded, weights, chat_template)

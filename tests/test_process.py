@@ -1,6 +1,6 @@
 """Memory that a layer frees stays with the process, for the next layer.
 
-    bash tests/run.sh tests/test_allocation.py
+    bash tests/run.sh tests/test_process.py
 """
 
 import os
