@@ -32,10 +32,11 @@ class MacTensor(Tensor):
     def __new__(cls, data: Tensor) -> MacTensor:
         if data.dtype == torch.float64:
             raise TypeError("Cannot convert a Mac's tensor to float64, which its framework doesn't support")
-        made = torch.Tensor._make_wrapper_subclass(
-            cls, data.shape, strides=data.stride(), storage_offset=data.storage_offset(), dtype=data.dtype,
-            device=DEVICE, requires_grad=data.requires_grad,
-        )
+        with torch.inference_mode(data.is_inference()):  # in that mode, a view of an ordinary tensor is an ordinary one
+            made = torch.Tensor._make_wrapper_subclass(
+                cls, data.shape, strides=data.stride(), storage_offset=data.storage_offset(), dtype=data.dtype,
+                device=DEVICE, requires_grad=data.requires_grad,
+            )
         made.data_on_cpu = data
         return made
 
