@@ -207,6 +207,8 @@ def test_profile_names_the_operators(random_subject):
     (["-m", "9b"], "model is '9b'; it must be 8b, 7b, small, small-dream (random weights), tiny, "),
     (["-k", "-1"], "k_sigma is -1.0; it must be a finite number above 0"),
     (["--threshold", "2"], "threshold is 2.0; it must be a finite number above 0 and at most 1"),
+    (["--fused", "on"], "--fused is 'on', but without a GPU nothing is recorded; add --graphs on, or leave it out"),
+    (["--fused", "on", "--graphs", "off"], "--fused is 'on', but --graphs is 'off'; leave one out"),
 ])
 def test_bad_flags_end_in_one_line(capsys, monkeypatch, random_subject, flags, message):
     """A mistake in the flags ends in one line that names it, with status 2."""

@@ -9,8 +9,7 @@ import subprocess
 import sys
 
 import pytest
-
-from tests.helpers import ROOT
+from helpers import ROOT
 
 COUNT = """
 import resource, torch

@@ -129,10 +129,9 @@ def decode(
     if streamer is not None:
         streamer.end()
     with torch.inference_mode(False):  # the caller may write to what it gets
-        answers = canvas.tokens[copies, canvas.prompt :]
-        return DecodingOutput(torch.cat((input_ids.to(answers.device), answers), dim=1), canvas.forwards[copies],
-                              canvas.decided_at[copies], canvas.kept_suffix, canvas.kept[copies],
-                              canvas.blocks[copies], canvas.processed)
+        sequences = torch.cat((prompts, canvas.tokens[copies, canvas.prompt :]), dim=1)
+        return DecodingOutput(sequences, canvas.forwards[copies], canvas.decided_at[copies], canvas.kept_suffix,
+                              canvas.kept[copies], canvas.blocks[copies], canvas.processed)
 
 
 def find_copies(input_ids: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:

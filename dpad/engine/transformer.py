@@ -105,7 +105,6 @@ class SlotCache:
         self.keep(rows)
         self.is_lasting = is_lasting
         self.length = length
-        self.stored = {}
 
     def write(self, layer: int, start: int | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [R, K, Q, D] at slots [start, start + Q) of a layer; return all its slots, [R, K, length, D]."""
