@@ -335,8 +335,10 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 def _adapters(model: MaskedDiffusionModel) -> Iterator[tuple]:
     """What peft's layers in a model compute beside its weights, which changes without another address."""
-    peft = sys.modules.get("peft.tuners.tuners_utils")  # without it there are none
-    for module in model.modules() if peft is not None else ():
+    peft: Any = sys.modules.get("peft.tuners.tuners_utils")
+    if peft is None:  # then there are none
+        return
+    for module in model.modules():
         if isinstance(module, peft.BaseTunerLayer):
             scaling = getattr(module, "scaling", {})
             yield module.disable_adapters, *module.active_adapters, *module.merged_adapters, *scaling.items()

@@ -58,7 +58,8 @@ def in_pieces(logits: Tensor) -> list[slice]:
 def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
     """log softmax(logits)[tokens] in float64 over the whole vocabulary: logits [M, V], tokens [M] -> [M]."""
     return torch.cat([
-        logits[piece].log_softmax(-1, dtype=torch.float64).gather(-1, tokens[piece, None]) for piece in in_pieces(logits)
+        logits[piece].log_softmax(-1, dtype=torch.float64).gather(-1, tokens[piece, None])
+        for piece in in_pieces(logits)
     ]).squeeze(-1)
 
 
